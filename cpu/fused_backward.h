@@ -1,0 +1,270 @@
+// SPDX-License-Identifier: Apache-2.0
+// Fused backward in one pass over query tiles, five matrix products, no atomics.
+//
+//   S, P = exp(S - lse)  again from q, k;   dP = dout v^T;   dS = P (dP - delta)
+//   dq = scale dS k;   dk += scale dS^T q;   dv += P^T dout;   drpb += dS
+//
+// dk and dv are sums over query tiles that overlap in keys: slabs.h says in which order.
+#pragma once
+
+#include "scores.h"
+#include "slabs.h"
+
+namespace jax_na {
+inline namespace JAX_NA_ISA {
+
+struct BackwardScratch {
+  float *query, *dout, *dquery;            // tiles, [dim][kLanes]
+  float *query_tokens, *dout_tokens;       // [kLanes][dim]
+  float *keys, *values, *dkeys, *dvalues;  // panels
+  float *scores, *dscores;                 // [kChunk][kLanes]
+  float *lse, *delta, *maximum;            // per lane
+  Lanes* lanes;
+  Chunk* chunk;
+  Rows<const float>*key_rows, *value_rows;
+  Rows<float>* sums;
+};
+
+inline int64_t backward_capacity(int head_dim, int value_dim) { return kPanelFloats / (2 * (head_dim + value_dim)); }
+
+inline BackwardScratch make_backward_scratch(Arena& arena, int head_dim, int value_dim) {
+  const int64_t d = int64_t{padded(head_dim)} * kLanes, e = int64_t{padded(value_dim)} * kLanes;
+  const int64_t capacity = backward_capacity(head_dim, value_dim);
+  return {arena.take<float>(d),
+          arena.take<float>(e),
+          arena.take<float>(d),
+          arena.take<float>(d),
+          arena.take<float>(e),
+          arena.take<float>(panel_floats(head_dim, capacity)),
+          arena.take<float>(panel_floats(value_dim, capacity)),
+          arena.take<float>(capacity * head_dim),
+          arena.take<float>(capacity * value_dim),
+          arena.take<float>(kChunk * kLanes),
+          arena.take<float>(kChunk * kLanes),
+          arena.take<float>(kLanes),
+          arena.take<float>(kLanes),
+          arena.take<float>(kLanes),
+          arena.take<Lanes>(1),
+          arena.take<Chunk>(1),
+          arena.take<Rows<const float>>(1),
+          arena.take<Rows<const float>>(1),
+          arena.take<Rows<float>>(1)};
+}
+
+inline int64_t backward_scratch(int head_dim, int value_dim) {
+  Arena arena{nullptr};
+  make_backward_scratch(arena, head_dim, value_dim);
+  return reinterpret_cast<int64_t>(arena.next) + 64;
+}
+
+// scores -> P, dscores -> dS. Lanes that do not exist have lse = -kLowest, so their P is exactly 0.
+inline void softmax_gradient(int keys, const BackwardScratch& s) {
+  for (int v = 0; v < kVecs; ++v) {
+    const Vec lse = load(s.lse + v * kWidth), delta = load(s.delta + v * kWidth);
+    for (int j = 0; j < keys; ++j) {
+      float *score = s.scores + j * kLanes + v * kWidth, *gradient = s.dscores + j * kLanes + v * kWidth;
+      const Vec p = exp2(load(score) - lse);
+      store(score, p);
+      store(gradient, p * (load(gradient) - delta));
+    }
+  }
+}
+
+// The chunk's rows of dk or dv, to be added to: in the panel of sums, or in memory when the panel is streamed.
+inline void sum_rows(const Panel& panel, const View<float>& view, float* base, const Chunk& chunk, const Problem& p,
+                     const Tile& tile, Rows<float>& rows) {
+  rows.runs = chunk.segments;
+  rows.dim = view.dim;
+  rows.stride = panel.resident ? view.dim : p.axis[2].dilation * view.stride;
+  for (int i = 0; i < chunk.segments; ++i) {
+    const int (&position)[kAxes] = chunk.segment[i].position;
+    rows.base[i] = panel.resident ? panel_row(panel, base, view.dim, position)
+                                  : view.base + key_token(p, tile, position) * view.stride;
+    rows.count[i] = chunk.segment[i].count;
+  }
+}
+
+// Adds a resident panel of sums to memory.
+inline void flush_panel(const Panel& panel, const View<float>& view, const Problem& p, const Tile& tile, float* base) {
+  if (!panel.resident) return;
+  const auto token_of = [&](const int (&i)[kAxes]) { return key_token(p, tile, i); };
+  for_each_row(panel.box, token_of, [&](int64_t token, const int (&position)[kAxes]) {
+    const float* from = panel_row(panel, base, view.dim, position);
+    float* to = view.base + token * view.stride;
+    for (int j = 0; j < extent(panel.box[2]); ++j, from += view.dim, to += p.axis[2].dilation * view.stride)
+      for (int d = 0; d < view.dim; ++d) to[d] += from[d];
+  });
+}
+
+// The operands of one query head and the kv head it reads.
+template <class T>
+struct BackwardViews {
+  View<const T> query, dout, key, value;
+  View<T> dquery;
+  View<float> dkey, dvalue;
+  View<const float> lse, delta;
+};
+
+template <class T>
+inline BackwardViews<T> make_backward_views(const BackwardArgs& args, int64_t batch, int head) {
+  const Problem& p = args.problem;
+  const int kv_head = head / query_heads_per_kv_head(p);
+  const int64_t queries = query_tokens(p), keys = key_tokens(p);
+  return {make_view(static_cast<const T*>(args.query), batch, queries, p.heads, head, p.head_dim),
+          make_view(static_cast<const T*>(args.dout), batch, queries, p.heads, head, p.value_dim),
+          make_view(static_cast<const T*>(args.key), batch, keys, p.kv_heads, kv_head, p.head_dim),
+          make_view(static_cast<const T*>(args.value), batch, keys, p.kv_heads, kv_head, p.value_dim),
+          make_view(static_cast<T*>(args.dquery), batch, queries, p.heads, head, p.head_dim),
+          make_view(args.dkey, batch, keys, p.kv_heads, kv_head, p.head_dim),
+          make_view(args.dvalue, batch, keys, p.kv_heads, kv_head, p.value_dim),
+          make_view(args.lse, batch, queries, p.heads, head, 1),
+          make_view(args.delta, batch, queries, p.heads, head, 1)};
+}
+
+// Packs the queries and their cotangents, both as rows and transposed, and the statistics of their softmax.
+template <class T>
+void load_queries(const Problem& p, const BackwardViews<T>& views, const BackwardScratch& s) {
+  const Lanes& lanes = *s.lanes;
+  pack_tokens(views.query, lanes, static_cast<float>(p.scale), s.query_tokens);
+  pack_tokens(views.dout, lanes, 1.0f, s.dout_tokens);
+  transpose_tokens(s.query_tokens, p.head_dim, kLog2E, s.query);
+  transpose_tokens(s.dout_tokens, p.value_dim, 1.0f, s.dout);
+  memset(s.dquery, 0, padded(p.head_dim) * kLanes * sizeof(float));
+  for (int lane = 0; lane < kLanes; ++lane) {
+    s.lse[lane] = lanes.valid[lane] ? views.lse.base[lanes.token[lane] * views.lse.stride] * kLog2E : -kLowest;
+    s.delta[lane] = views.delta.base[lanes.token[lane] * views.delta.stride];
+  }
+}
+
+// drpb: gradient table of the tile's head, or null.
+template <class T>
+void backward_tile(const BackwardArgs& args, const Tile& tile, const Panel& panel, float* drpb,
+                   const BackwardScratch& s) {
+  const Problem& p = args.problem;
+  const BackwardViews<T> views = make_backward_views<T>(args, tile.batch, tile.head);
+  const BiasTable bias = make_bias_table(p, args.rpb, tile.head);
+  const auto token_of = [&](const int (&i)[kAxes]) { return key_token(p, tile, i); };
+  const int step = p.axis[2].dilation;
+
+  load_queries(p, views, s);
+  for_each_chunk(*s.lanes, *s.chunk, [&] {
+    visit_rows(panel, views.key, *s.chunk, step, token_of, s.keys, *s.key_rows);
+    dot(s.query, *s.key_rows, s.scores);
+    if (bias.entries != nullptr) add_bias(bias, *s.lanes, *s.chunk, s.scores);
+    mask_scores(*s.lanes, *s.chunk, s.scores, s.maximum);
+    visit_rows(panel, views.value, *s.chunk, step, token_of, s.values, *s.value_rows);
+    dot(s.dout, *s.value_rows, s.dscores);
+    softmax_gradient(s.chunk->keys, s);
+    if (drpb != nullptr) add_bias_gradient(bias, *s.lanes, *s.chunk, s.dscores, drpb);
+    accumulate(s.dscores, *s.key_rows, s.dquery);
+    sum_rows(panel, views.dkey, s.dkeys, *s.chunk, p, tile, *s.sums);
+    outer(s.dscores, s.query_tokens, padded(p.head_dim), *s.sums);
+    sum_rows(panel, views.dvalue, s.dvalues, *s.chunk, p, tile, *s.sums);
+    outer(s.scores, s.dout_tokens, padded(p.value_dim), *s.sums);
+  });
+  float scale[kLanes];
+  for (float& factor : scale) factor = static_cast<float>(p.scale);
+  transpose_tile(s.dquery, p.head_dim, s.query_tokens);
+  unpack_tokens(s.query_tokens, scale, *s.lanes, views.dquery);
+}
+
+// A run of query tiles that ends before `stop`, for every query head that shares the kv head.
+template <class T>
+void backward_run(const BackwardArgs& args, Tile& tile, int stop, int kv_head, float* drpb, const BackwardScratch& s) {
+  const Problem& p = args.problem;
+  const int repeats = query_heads_per_kv_head(p);
+  const Panel panel = make_panel(p, tile, Side::kQueries, stop, 2 * (p.head_dim + p.value_dim));
+  const auto token_of = [&](const int (&i)[kAxes]) { return key_token(p, tile, i); };
+  const BackwardViews<T> views = make_backward_views<T>(args, tile.batch, kv_head * repeats);
+  fill_panel(panel, views.key, p.axis[2].dilation, token_of, s.keys);
+  fill_panel(panel, views.value, p.axis[2].dilation, token_of, s.values);
+  if (panel.resident) {
+    memset(s.dkeys, 0, volume(panel.box) * p.head_dim * sizeof(float));
+    memset(s.dvalues, 0, volume(panel.box) * p.value_dim * sizeof(float));
+  }
+  for (; tile.first[2] < stop; tile.first[2] += p.tile[2]) {
+    make_lanes(p, tile, Side::kQueries, *s.lanes);
+    for (tile.head = kv_head * repeats; tile.head < (kv_head + 1) * repeats; ++tile.head)
+      backward_tile<T>(args, tile, panel, drpb == nullptr ? nullptr : drpb + int64_t{tile.head} * bias_entries(p), s);
+  }
+  flush_panel(panel, views.dkey, p, tile, s.dkeys);
+  flush_panel(panel, views.dvalue, p, tile, s.dvalues);
+}
+
+// All query tiles of one slab of one (batch entry, kv head, dilation group), run by run.
+template <class T>
+void backward_slab(const BackwardArgs& args, const TileGrid& grid, const Slabs& slabs, int slab, Tile& tile,
+                   float* drpb, const BackwardScratch& scratch) {
+  const Problem& p = args.problem;
+  const int kv_head = tile.head;
+  int from[kAxes] = {0, 0, 0}, to[kAxes] = {grid.tiles[0], grid.tiles[1], grid.tiles[2]}, t[kAxes];
+  from[slabs.axis] = slab_start(grid.tiles[slabs.axis], slabs, slab);
+  to[slabs.axis] = slab_start(grid.tiles[slabs.axis], slabs, slab + 1);
+  for (t[0] = from[0]; t[0] < to[0]; ++t[0])
+    for (t[1] = from[1]; t[1] < to[1]; ++t[1])
+      for (t[2] = from[2]; t[2] < to[2]; t[2] += grid.run) {
+        bool exists = true;
+        for (int a = 0; a < kAxes; ++a) {
+          tile.first[a] = tile.group[a].queries.start + t[a] * p.tile[a];
+          exists &= tile.first[a] < tile.group[a].queries.stop;
+        }
+        const int tiles = min(grid.run, to[2] - t[2]);
+        const int stop = min(tile.first[2] + tiles * p.tile[2], tile.group[2].queries.stop);
+        if (exists) backward_run<T>(args, tile, stop, kv_head, drpb, scratch);
+      }
+}
+
+// The slabs of all batch entries and groups are numbered; part c of `parts` is a contiguous range of them, done in
+// order by one worker. With a bias there are few parts, because each one owns a table of gradients.
+template <class T>
+void backward_part(const BackwardArgs& args, const TileGrid& grid, const Slabs& slabs, int colour, int64_t unit,
+                   int64_t parts, char* memory) {
+  const Problem& p = args.problem;
+  Arena arena{memory};
+  const BackwardScratch scratch = make_backward_scratch(arena, p.head_dim, p.value_dim);
+  const int64_t groups = group_count(p), all = p.batch * groups * slabs.count, part = unit % parts;
+  float* drpb = args.drpb == nullptr ? nullptr : args.drpb + part * p.heads * bias_entries(p);
+  for (int64_t i = all * part / parts; i < all * (part + 1) / parts; ++i) {
+    const int slab = static_cast<int>(i % slabs.count);
+    if (slab % slabs.colours != colour) continue;
+    Tile tile;
+    tile.head = static_cast<int>(unit / parts);
+    tile.batch = i / slabs.count / groups;
+    int64_t index = i / slabs.count % groups;
+    for (int a = kAxes - 1; a >= 0; --a) {
+      tile.group[a] = group_of(p, a, static_cast<int>(index % p.axis[a].dilation));
+      index /= p.axis[a].dilation;
+    }
+    backward_slab<T>(args, grid, slabs, slab, tile, drpb, scratch);
+  }
+}
+
+inline void clear(const Parallel& parallel, float* data, int64_t count) {
+  constexpr int64_t kPiece = 1 << 16;
+  auto body = [&](int64_t unit, char*) {
+    const int64_t first = unit * kPiece, rest = count - first;
+    memset(data + first, 0, (rest < kPiece ? rest : kPiece) * sizeof(float));
+  };
+  parallel_for(parallel, (count + kPiece - 1) / kPiece, body);
+}
+
+inline void fused_backward(const BackwardArgs& args, const Parallel& parallel) {
+  const Problem& p = args.problem;
+  const TileGrid grid = make_tile_grid(p, Side::kQueries, backward_capacity(p.head_dim, p.value_dim), 0);
+  const Slabs slabs = choose_slabs(p, grid);
+  clear(parallel, args.dkey, p.batch * key_tokens(p) * p.kv_heads * p.head_dim);
+  clear(parallel, args.dvalue, p.batch * key_tokens(p) * p.kv_heads * p.value_dim);
+  if (args.drpb != nullptr) clear(parallel, args.drpb, int64_t{args.drpb_parts} * p.heads * bias_entries(p));
+  const int64_t parts = args.drpb != nullptr ? args.drpb_parts : p.batch * group_count(p) * slabs.count;
+  with_half_or_single(args.dtype, [&](auto element) {
+    for (int colour = 0; colour < slabs.colours; ++colour) {
+      auto body = [&](int64_t unit, char* memory) {
+        backward_part<decltype(element)>(args, grid, slabs, colour, unit, parts, memory);
+      };
+      parallel_for(parallel, parts * p.kv_heads, body);
+    }
+  });
+}
+
+}  // namespace JAX_NA_ISA
+}  // namespace jax_na

@@ -1,0 +1,260 @@
+// SPDX-License-Identifier: Apache-2.0
+// XLA FFI handlers: decode the buffers into a Problem, check it, call the kernel for this machine's instruction set.
+// Python has checked everything already; what is checked here is the second line (a run-time offset, a foreign caller).
+#include "handlers.h"
+
+#include <string>
+
+#include "instruction_set.h"
+#include "kernels.h"
+#include "thread_pool.h"
+
+namespace ffi = xla::ffi;
+
+namespace jax_na {
+namespace {
+
+using Integers = ffi::Span<const int64_t>;
+
+// The attributes of every target (the unfused operations ignore scale).
+struct Attributes {
+  Integers kernel_size, stride, dilation, is_causal, length, tile;
+  double scale;
+};
+
+}  // namespace
+}  // namespace jax_na
+
+XLA_FFI_REGISTER_STRUCT_ATTR_DECODING(jax_na::Attributes, ffi::StructMember<jax_na::Integers>("kernel_size"),
+                                      ffi::StructMember<jax_na::Integers>("stride"),
+                                      ffi::StructMember<jax_na::Integers>("dilation"),
+                                      ffi::StructMember<jax_na::Integers>("is_causal"),
+                                      ffi::StructMember<jax_na::Integers>("length"),
+                                      ffi::StructMember<jax_na::Integers>("tile"), ffi::StructMember<double>("scale"));
+
+namespace jax_na {
+namespace {
+
+ffi::Error invalid(const std::string& message) { return ffi::Error::InvalidArgument("jax_na: " + message); }
+
+// [batch..., *spatial, heads, features]: the parts of one operand's shape.
+struct Shape {
+  int64_t batch = 1;
+  int spatial[kAxes] = {1, 1, 1};
+  int heads = 0, features = 0;
+};
+
+bool parse_shape(ffi::Span<const int64_t> dims, size_t rank, Shape& shape) {
+  if (dims.size() < rank + 2) return false;
+  const size_t leading = dims.size() - rank - 2;
+  for (size_t i = 0; i < leading; ++i) shape.batch *= dims[i];
+  for (size_t i = 0; i < rank; ++i) shape.spatial[kAxes - rank + i] = static_cast<int>(dims[leading + i]);
+  shape.heads = static_cast<int>(dims[leading + rank]);
+  shape.features = static_cast<int>(dims[leading + rank + 1]);
+  return true;
+}
+
+// The geometry of the call; `queries` and `keys` are shapes of any operand that has those tokens.
+ffi::Error make_problem(const Attributes& g, const Shape& queries, const Shape& keys, const int32_t* offsets,
+                        Problem& p) {
+  const size_t rank = g.kernel_size.size();
+  p = Problem{};
+  p.batch = queries.batch;
+  p.heads = queries.heads;
+  p.kv_heads = keys.heads;
+  if (queries.batch != keys.batch) return invalid("queries and keys differ in their batch axes");
+  if (p.kv_heads < 1 || p.heads % p.kv_heads != 0) return invalid("heads must be a multiple of kv_heads");
+  for (int a = 0; a < kAxes; ++a) {
+    const int i = a - (kAxes - static_cast<int>(rank));
+    p.axis[a] = i < 0 ? Axis{1, 1, 1, 1, false}
+                      : Axis{static_cast<int>(g.length[i]), static_cast<int>(g.kernel_size[i]),
+                             static_cast<int>(g.stride[i]), static_cast<int>(g.dilation[i]), g.is_causal[i] != 0};
+    p.tile[a] = i < 0 ? 1 : static_cast<int>(g.tile[i]);
+    p.q0[a] = i < 0 ? 0 : offsets[2 * i];
+    p.k0[a] = i < 0 ? 0 : offsets[2 * i + 1];
+    p.nq[a] = queries.spatial[a];
+    p.nk[a] = keys.spatial[a];
+    const Axis& axis = p.axis[a];
+    if (axis.kernel_size < 1 || axis.stride < 1 || axis.dilation < 1 || axis.stride > axis.kernel_size ||
+        int64_t{axis.kernel_size} * axis.dilation > axis.length)
+      return invalid("illegal window on axis " + std::to_string(i));
+    if (!windows_present(p, a))
+      return invalid("on axis " + std::to_string(i) + " the windows of the queries [" + std::to_string(p.q0[a]) + ", " +
+                     std::to_string(p.q0[a] + p.nq[a]) + ") reach beyond the keys [" + std::to_string(p.k0[a]) + ", " +
+                     std::to_string(p.k0[a] + p.nk[a]) + ") of an axis of length " + std::to_string(axis.length));
+  }
+  return ffi::Error::Success();
+}
+
+bool tile_is_valid(const Problem& p) {
+  return p.tile[0] >= 1 && p.tile[1] >= 1 && p.tile[2] >= 1 && p.tile[0] * p.tile[1] * p.tile[2] == kLanes;
+}
+
+bool decode_dtype(ffi::DataType type, DType& dtype) {
+  if (type == ffi::F32) return dtype = DType::kFloat32, true;
+  if (type == ffi::BF16) return dtype = DType::kBFloat16, true;
+  if (type == ffi::F16) return dtype = DType::kFloat16, true;
+  if (type == ffi::F64) return dtype = DType::kFloat64, true;
+  return false;
+}
+
+double pairs(const Problem& p) { return static_cast<double>(p.batch) * p.heads * query_tokens(p) * slots(p); }
+
+enum class Family { kNaive, kGemm };
+enum class Operation { kQk, kAv, kInverse };
+
+UnfusedKernel kernel_for(Family family, Operation operation) {
+  const Kernels& kernels = best_kernels();
+  if (operation == Operation::kQk) return family == Family::kNaive ? naive_qk : kernels.gemm_qk;
+  if (operation == Operation::kAv) return family == Family::kNaive ? naive_av : kernels.gemm_av;
+  return family == Family::kNaive ? naive_inverse : kernels.gemm_inverse;
+}
+
+ffi::Error run_unfused(Family family, Operation operation, ffi::ThreadPool& pool, UnfusedArgs& args,
+                       ffi::Result<ffi::AnyBuffer> scratch) {
+  const Problem& p = args.problem;
+  if (p.pitch < slots(p)) return invalid("rows of weights are shorter than the window");
+  int64_t per_worker = 0;
+  if (family == Family::kGemm) {
+    if (args.dtype == DType::kFloat64) return invalid("the gemm kernels have no float64");
+    if (!tile_is_valid(p)) return invalid("the product of tile must be 16");
+    per_worker = best_kernels().gemm_scratch(p.value_dim);
+  }
+  const Parallel parallel = make_parallel(pool, 2 * pairs(p) * p.value_dim, scratch->untyped_data(),
+                                          static_cast<int64_t>(scratch->element_count()), per_worker);
+  if (parallel.workers < 1) return invalid("the scratch buffer is too small");
+  kernel_for(family, operation)(args, parallel);
+  return ffi::Error::Success();
+}
+
+// Operand order: qk (x, y, offsets) -> weights; av (weights, y, offsets) -> x; inverse (weights, x, offsets) -> y.
+template <Family family, Operation operation>
+ffi::Error unfused(ffi::ThreadPool pool, ffi::AnyBuffer first, ffi::AnyBuffer second, ffi::Buffer<ffi::S32> offsets,
+                   ffi::Result<ffi::AnyBuffer> result, ffi::Result<ffi::AnyBuffer> scratch,
+                   const Attributes& attributes) {
+  const size_t rank = attributes.kernel_size.size();
+  Shape one, two, three;
+  if (!parse_shape(first.dimensions(), rank, one) || !parse_shape(second.dimensions(), rank, two) ||
+      !parse_shape(result->dimensions(), rank, three))
+    return invalid("operands need at least rank + 2 axes");
+  constexpr bool kMakesWeights = operation == Operation::kQk, kMakesX = operation == Operation::kAv;
+  const Shape& x = kMakesWeights ? one : kMakesX ? three : two;
+  const Shape& y = kMakesWeights || kMakesX ? two : three;
+  UnfusedArgs args{};
+  if (ffi::Error error = make_problem(attributes, x, y, offsets.typed_data(), args.problem); error.failure())
+    return error;
+  args.problem.value_dim = x.features;
+  args.problem.pitch = (kMakesWeights ? three : one).features;
+  if (!decode_dtype(second.element_type(), args.dtype)) return invalid("unsupported element type");
+  void* data[3] = {first.untyped_data(), second.untyped_data(), result->untyped_data()};
+  args.weights = data[kMakesWeights ? 2 : 0];
+  args.x = data[kMakesWeights ? 0 : kMakesX ? 2 : 1];
+  args.y = data[kMakesWeights || kMakesX ? 1 : 2];
+  return run_unfused(family, operation, pool, args, scratch);
+}
+
+auto unfused_binding() {
+  return ffi::Ffi::Bind()
+      .Ctx<ffi::ThreadPool>()
+      .Arg<ffi::AnyBuffer>()
+      .Arg<ffi::AnyBuffer>()
+      .Arg<ffi::Buffer<ffi::S32>>()
+      .Ret<ffi::AnyBuffer>()
+      .Ret<ffi::AnyBuffer>()
+      .Attrs<Attributes>();
+}
+
+// Operands q, k, v, offsets: what forward and backward share.
+ffi::Error decode_attention(const Attributes& attributes, const ffi::RemainingArgs& args, Problem& p, DType& dtype) {
+  const size_t rank = attributes.kernel_size.size();
+  Shape q, k, v;
+  const auto query = args.get<ffi::AnyBuffer>(0), key = args.get<ffi::AnyBuffer>(1),
+             value = args.get<ffi::AnyBuffer>(2);
+  const auto offsets = args.get<ffi::Buffer<ffi::S32>>(3);
+  if (!query || !key || !value || !offsets) return invalid("expected operands query, key, value, offsets");
+  if (!parse_shape(query->dimensions(), rank, q) || !parse_shape(key->dimensions(), rank, k) ||
+      !parse_shape(value->dimensions(), rank, v))
+    return invalid("operands need at least rank + 2 axes");
+  if (ffi::Error error = make_problem(attributes, q, k, offsets->typed_data(), p); error.failure()) return error;
+  p.head_dim = q.features;
+  p.value_dim = v.features;
+  p.scale = attributes.scale;
+  if (!decode_dtype(query->element_type(), dtype) || dtype == DType::kFloat64)
+    return invalid("the fused kernels take float32, bfloat16 and float16");
+  if (!tile_is_valid(p)) return invalid("the product of tile must be 16");
+  return ffi::Error::Success();
+}
+
+ffi::Error fused_forward(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::RemainingRets rets,
+                         const Attributes& attributes) {
+  ForwardArgs a{};
+  if (ffi::Error error = decode_attention(attributes, args, a.problem, a.dtype); error.failure()) return error;
+  if (args.size() > 5 || rets.size() != 3) return invalid("na_fused_forward: wrong number of operands or results");
+  auto operand = [&](size_t i) { return args.get<ffi::AnyBuffer>(i)->untyped_data(); };
+  auto result = [&](size_t i) { return *rets.get<ffi::AnyBuffer>(i); };
+  a.query = operand(0), a.key = operand(1), a.value = operand(2);
+  a.rpb = args.size() == 5 ? static_cast<const float*>(operand(4)) : nullptr;
+  a.out = result(0)->untyped_data();
+  a.lse = static_cast<float*>(result(1)->untyped_data());
+  const Kernels& kernels = best_kernels();
+  const Problem& p = a.problem;
+  const Parallel parallel =
+      make_parallel(pool, 2 * pairs(p) * (p.head_dim + p.value_dim), result(2)->untyped_data(),
+                    static_cast<int64_t>(result(2)->element_count()), kernels.forward_scratch(p.head_dim, p.value_dim));
+  if (parallel.workers < 1) return invalid("the scratch buffer is too small");
+  kernels.fused_forward(a, parallel);
+  return ffi::Error::Success();
+}
+
+ffi::Error fused_backward(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::RemainingRets rets,
+                          const Attributes& attributes) {
+  BackwardArgs a{};
+  if (ffi::Error error = decode_attention(attributes, args, a.problem, a.dtype); error.failure()) return error;
+  const bool has_bias = args.size() == 8;
+  if (args.size() != (has_bias ? 8u : 7u) || rets.size() != (has_bias ? 5u : 4u))
+    return invalid("na_fused_backward: wrong number of operands or results");
+  auto operand = [&](size_t i) { return args.get<ffi::AnyBuffer>(i)->untyped_data(); };
+  auto result = [&](size_t i) { return *rets.get<ffi::AnyBuffer>(i); };
+  a.query = operand(0), a.key = operand(1), a.value = operand(2);
+  a.lse = static_cast<const float*>(operand(4)), a.delta = static_cast<const float*>(operand(5)), a.dout = operand(6);
+  a.rpb = has_bias ? static_cast<const float*>(operand(7)) : nullptr;
+  a.dquery = result(0)->untyped_data();
+  a.dkey = static_cast<float*>(result(1)->untyped_data());
+  a.dvalue = static_cast<float*>(result(2)->untyped_data());
+  a.drpb = has_bias ? static_cast<float*>(result(3)->untyped_data()) : nullptr;
+  a.drpb_parts = has_bias ? static_cast<int>(result(3)->dimensions()[0]) : 0;
+  const ffi::Result<ffi::AnyBuffer> scratch = result(has_bias ? 4 : 3);
+  const Kernels& kernels = best_kernels();
+  const Problem& p = a.problem;
+  const Parallel parallel =
+      make_parallel(pool, 5 * pairs(p) * (p.head_dim + p.value_dim), scratch->untyped_data(),
+                    static_cast<int64_t>(scratch->element_count()), kernels.backward_scratch(p.head_dim, p.value_dim));
+  if (parallel.workers < 1) return invalid("the scratch buffer is too small");
+  kernels.fused_backward(a, parallel);
+  return ffi::Error::Success();
+}
+
+auto fused_binding() {
+  return ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().RemainingArgs().RemainingRets().Attrs<Attributes>();
+}
+
+}  // namespace
+}  // namespace jax_na
+
+namespace {
+using jax_na::Family;
+using jax_na::Operation;
+}  // namespace
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(JaxNaNaiveQk, (jax_na::unfused<Family::kNaive, Operation::kQk>),
+                              jax_na::unfused_binding());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(JaxNaNaiveAv, (jax_na::unfused<Family::kNaive, Operation::kAv>),
+                              jax_na::unfused_binding());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(JaxNaNaiveInverse, (jax_na::unfused<Family::kNaive, Operation::kInverse>),
+                              jax_na::unfused_binding());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(JaxNaGemmQk, (jax_na::unfused<Family::kGemm, Operation::kQk>), jax_na::unfused_binding());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(JaxNaGemmAv, (jax_na::unfused<Family::kGemm, Operation::kAv>), jax_na::unfused_binding());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(JaxNaGemmInverse, (jax_na::unfused<Family::kGemm, Operation::kInverse>),
+                              jax_na::unfused_binding());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(JaxNaFusedForward, jax_na::fused_forward, jax_na::fused_binding());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(JaxNaFusedBackward, jax_na::fused_backward, jax_na::fused_binding());

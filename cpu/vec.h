@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: Apache-2.0
+// Portable SIMD through the compiler's vector extensions. A tile has kLanes queries, one per lane: kVecs registers.
+#pragma once
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__F16C__)
+#include <immintrin.h>
+#endif
+
+#include "kernels.h"
+
+namespace jax_na {
+inline namespace JAX_NA_ISA {
+
+#if defined(__AVX512F__) || defined(JAX_NA_EMULATE_AVX512)
+constexpr int kWidth = 16;  // floats in a register
+constexpr int kRegisters = 32;
+#elif defined(__AVX2__)
+constexpr int kWidth = 8;
+constexpr int kRegisters = 16;
+#elif defined(__aarch64__)
+constexpr int kWidth = 4;
+constexpr int kRegisters = 32;
+#else
+constexpr int kWidth = 4;
+constexpr int kRegisters = 16;
+#endif
+constexpr int kVecs = kLanes / kWidth;
+
+typedef float Vec __attribute__((vector_size(kWidth * 4), may_alias));
+typedef float UnalignedVec __attribute__((vector_size(kWidth * 4), aligned(4), may_alias));
+typedef int32_t IntVec __attribute__((vector_size(kWidth * 4), may_alias));
+
+inline constexpr int padded(int dim) { return ceil_div(dim, kWidth) * kWidth; }
+
+inline Vec load(const float* p) { return *reinterpret_cast<const UnalignedVec*>(p); }
+inline void store(float* p, Vec v) { *reinterpret_cast<UnalignedVec*>(p) = v; }
+inline Vec splat(float x) { return x - Vec{}; }  // x - 0 keeps the sign of zero
+inline IntVec splat(int x) { return x - IntVec{}; }
+inline IntVec load(const int32_t* p) {
+  IntVec v;
+  memcpy(&v, p, sizeof v);
+  return v;
+}
+inline Vec select(IntVec mask, Vec yes, Vec no) { return mask ? yes : no; }
+inline Vec vmax(Vec a, Vec b) { return select(a > b, a, b); }  // a NaN in b is kept
+inline IntVec vmin(IntVec a, IntVec b) { return a < b ? a : b; }
+inline IntVec vmax(IntVec a, IntVec b) { return a > b ? a : b; }
+inline IntVec bits_of(Vec v) { return reinterpret_cast<IntVec>(v); }
+inline Vec from_bits(IntVec v) { return reinterpret_cast<Vec>(v); }
+
+#if defined(__AVX512F__) || defined(JAX_NA_EMULATE_AVX512)
+constexpr IntVec kZipLow = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23};
+constexpr IntVec kZipHigh = {8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+#elif defined(__AVX2__)
+constexpr IntVec kZipLow = {0, 8, 1, 9, 2, 10, 3, 11};
+constexpr IntVec kZipHigh = {4, 12, 5, 13, 6, 14, 7, 15};
+#else
+constexpr IntVec kZipLow = {0, 4, 1, 5};
+constexpr IntVec kZipHigh = {2, 6, 3, 7};
+#endif
+
+// In-register transpose of kWidth x kWidth floats: every round interleaves the first half of the rows with the second.
+inline void transpose(Vec (&row)[kWidth]) {
+#pragma GCC unroll 4
+  for (int round = kWidth; round > 1; round /= 2) {
+    Vec next[kWidth];
+#pragma GCC unroll 8
+    for (int i = 0; i < kWidth / 2; ++i) {
+      next[2 * i] = __builtin_shuffle(row[i], row[i + kWidth / 2], kZipLow);
+      next[2 * i + 1] = __builtin_shuffle(row[i], row[i + kWidth / 2], kZipHigh);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < kWidth; ++i) row[i] = next[i];
+  }
+}
+
+// 2^t for t <= 127; exactly 0 below -125 (so also for -inf); about 2 ulp. Adding 1.5 * 2^23 rounds to an integer.
+inline Vec exp2(Vec t) {
+  const Vec magic = splat(12582912.0f);
+  const IntVec tiny = t < splat(-125.0f);
+  const Vec clamped = select(tiny, splat(-125.0f), t);
+  const Vec shifted = clamped + magic;
+  const Vec r = clamped - (shifted - magic);
+  Vec p = splat(1.33335581e-3f);
+  p = p * r + splat(9.61812911e-3f);
+  p = p * r + splat(5.55041087e-2f);
+  p = p * r + splat(2.40226507e-1f);
+  p = p * r + splat(6.93147182e-1f);
+  p = p * r + splat(1.0f);
+  const Vec power = from_bits((bits_of(shifted) << 23) + bits_of(splat(1.0f)));
+  return select(tiny, Vec{}, p * power);
+}
+
+}  // namespace JAX_NA_ISA
+}  // namespace jax_na
