@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Neighborhood attention put together from the primitives: with kernels that store the weights, with a positional
+bias, with additional tokens, on a region of the grid."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jax_na import checks, rules
+from jax_na.implementations import row
+from jax_na.neighborhood import Axis, Neighborhood, Op, Shape, windows
+from jax_na.reference import accumulator
+
+MAX_SCORES = 1 << 20  # scores with additional tokens that exist at a time
+
+
+def whole_grid(rank: int) -> Array:
+    """Offsets of queries and keys that are the whole grid."""
+    return jnp.zeros((rank, 2), jnp.int32)
+
+
+def attention(
+    op: Op, q: Array, k: Array, v: Array, offsets: Array, rpb: Array | None = None
+) -> tuple[Array, Array]:
+    """(O, LSE) with the implementation of `op`; `offsets` [rank, 2] are the first query and key on every axis."""
+    rpb = None if rpb is None else rpb.astype(accumulator(q.dtype))
+    if op.implementation is None or not row(op.implementation).composed:
+        return rules.attention(op, q, k, v, offsets, rpb)
+    s = scores(op, q, k, offsets, rpb, op.scale)
+    lse = jax.nn.logsumexp(s, axis=-1)
+    return rules.av(op, jnp.exp(s - lse[..., None]), v, offsets), lse
+
+
+def scores(
+    op: Op, q: Array, k: Array, offsets: Array, rpb: Array | None = None, scale: float | None = None
+) -> Array:
+    """scale * <q, k> + rpb for every slot, [*batch, *Sq, heads, pitch]; -inf in slots without a key and padding."""
+    s = rules.qk(op, q, k, offsets)
+    if scale is not None:
+        s = s * jnp.asarray(scale, s.dtype)
+    queries = q.shape[-op.neighborhood.rank - 2 : -2]
+    if rpb is not None:
+        s = s + bias(op, rpb, queries, offsets)
+    return jnp.where(visible(op, queries, offsets), s, -jnp.inf)
+
+
+def _slots(axis: Axis, queries: int, q0: Array) -> tuple[Array, Array, Array]:
+    """Of the queries q0 .. q0 + queries: their positions [n, 1], and the keys of their slots [n, w] with the stops."""
+    x = q0 + jnp.arange(queries, dtype=jnp.int32)
+    start, stop = jnp.asarray(windows(axis))[x].T
+    keys = start[:, None] + jnp.arange(axis.kernel_size, dtype=jnp.int32)
+    return (x // axis.dilation)[:, None], keys, stop[:, None]
+
+
+def visible(op: Op, queries: Shape, offsets: Array) -> Array:
+    """bool [*Sq, 1, pitch], or with ones for Sq where all queries agree: whether a slot holds a key."""
+    rank = op.neighborhood.rank
+    result = jnp.ones((1,) * (rank + 1) + op.neighborhood.kernel_size, bool)
+    for a, axis in enumerate(op.axes):
+        if axis.is_causal:
+            _, keys, stop = _slots(axis, queries[a], offsets[a, 0])
+            shape = [1] * (2 * rank + 1)
+            shape[a], shape[rank + 1 + a] = queries[a], axis.kernel_size
+            result = result & (keys < stop).reshape(shape)
+    return _pad_slots(op, result.reshape(*result.shape[: rank + 1], op.neighborhood.size))
+
+
+def bias(op: Op, rpb: Array, queries: Shape, offsets: Array) -> Array:
+    """rpb [heads, 2 * w - 1, ...] -> [*Sq, heads, pitch]: entry (key - query) + w - 1 per axis."""
+    rank = op.neighborhood.rank
+    for a, axis in enumerate(op.axes):
+        x, keys, _ = _slots(axis, queries[a], offsets[a, 0])
+        entry = jnp.clip(keys - x + axis.kernel_size - 1, 0, 2 * axis.kernel_size - 2)
+        rpb = jnp.take(rpb, entry, axis=1 + 2 * a)
+    order = [*range(1, 2 * rank, 2), 0, *range(2, 2 * rank + 1, 2)]
+    table = rpb.transpose(order)
+    return _pad_slots(op, table.reshape(*table.shape[: rank + 1], op.neighborhood.size))
+
+
+def _pad_slots(op: Op, x: Array) -> Array:
+    return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, op.pitch - x.shape[-1])])
+
+
+def weighted_sum(op: Op, weights: Array, value: Array, offsets: Array) -> Array:
+    """NN for weights [..., prod(kernel_size)]."""
+    return rules.av(op, _pad_slots(op, weights.astype(accumulator(value.dtype))), value, offsets)
+
+
+def attend_everywhere(scale: float, q: Array, k: Array, v: Array) -> tuple[Array, Array]:
+    """Attention of every query q [*batch, *Sq, H, D] to all tokens k [*batch, T, G, D], v [*batch, T, G, E]."""
+    batch, (tokens, groups), heads = k.ndim - 3, k.shape[-3:-1], q.shape[-2]
+    acc = accumulator(q.dtype)
+    precision = jax.lax.Precision.HIGHEST if acc == q.dtype else None
+
+    def dot(expression: str, x: Array, y: Array) -> Array:
+        return jnp.einsum(expression, x, y, precision=precision, preferred_element_type=acc)
+
+    @jax.checkpoint
+    def one(query: Array) -> tuple[Array, Array]:  # [*batch, H, D]
+        s = scale * dot(
+            "...grd,...tgd->...grt", query.reshape(*k.shape[:batch], groups, heads // groups, q.shape[-1]), k
+        )
+        lse = jax.nn.logsumexp(s, axis=-1)
+        out = dot("...grt,...tge->...gre", jnp.exp(s - lse[..., None]).astype(q.dtype), v)
+        shape = (*k.shape[:batch], heads)
+        return out.reshape(*shape, v.shape[-1]).astype(q.dtype), lse.reshape(shape)
+
+    grid = q.shape[batch:-2]
+    rows = jnp.moveaxis(q.reshape(*q.shape[:batch], math.prod(grid), *q.shape[-2:]), batch, 0)
+    size = MAX_SCORES // max(1, math.prod(k.shape[:batch]) * heads * tokens)
+    out, lse = jax.lax.map(one, rows, batch_size=min(max(1, size), len(rows)))
+    out, lse = (jnp.moveaxis(x, 0, batch) for x in (out, lse))
+    return out.reshape(*q.shape[:-1], v.shape[-1]), lse.reshape(q.shape[:-1])
+
+
+def merge_attentions(outputs: Sequence[Array], lses: Sequence[Array]) -> tuple[Array, Array]:
+    """The attention over the union of disjoint key sets, from the attentions over each of them.
+
+        LSE = log sum_i exp(LSE_i),    O = sum_i exp(LSE_i - LSE) O_i
+
+    Args:
+        outputs: arrays [..., heads, value_dim], one per key set.
+        lses: their log-sum-exps [..., heads], natural logarithm; -inf for a query whose key set is empty
+            (its output is then ignored).
+
+    Returns:
+        (out, lse): out in the dtype of the outputs, lse at least float32. All computation is at least float32.
+
+    Raises:
+        ValueError: if there are none, if their numbers differ, or if shapes do not match.
+
+    Differentiable to every order. (Source: the merge of partial softmaxes of FlashAttention's split keys.)
+
+    Example:
+        >>> out, lse = jax_na.merge_attentions([out_a, out_b], [lse_a, lse_b])
+    """
+    checks.pair_counts(outputs, lses)
+    dtype = jnp.result_type(*outputs)
+    acc = accumulator(dtype)
+    stacked = jnp.stack([x.astype(acc) for x in lses])
+    top = jax.lax.stop_gradient(stacked.max(0))
+    top = jnp.where(jnp.isfinite(top), top, 0)
+    some = stacked > -jnp.inf  # selected before and after exp and log, so that no gradient is 0 * inf
+    weights = jnp.where(some, jnp.exp(jnp.where(some, stacked - top, 0)), 0)
+    total = weights.sum(0)
+    safe = jnp.where(total > 0, total, 1)
+    parts = (
+        jnp.where(w[..., None] > 0, w[..., None] * o.astype(acc), 0)
+        for w, o in zip(weights / safe, outputs, strict=True)
+    )
+    return sum(parts).astype(dtype), jnp.where(total > 0, top + jnp.log(safe), -jnp.inf)
+
+
+def region_attention(
+    query: Array,
+    key: Array,
+    value: Array,
+    neighborhood: Neighborhood,
+    length: Shape,
+    offsets: Array,
+    *,
+    scale: float | None = None,
+    rpb: Array | None = None,
+    implementation: str | None = None,
+) -> tuple[Array, Array]:
+    """(out, lse) of the queries of a region, given the keys of a region that holds all their windows.
+
+    Args:
+        query: [batch..., *queries, heads, head_dim], coordinates offsets[:, 0] onwards of a grid `length`.
+        key, value: [batch..., *keys, kv_heads, ...], coordinates offsets[:, 1] onwards.
+        offsets: int32 [rank, 2], may be traced.
+    """
+    scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
+    op = Op(neighborhood, tuple(length), scale, implementation)
+    return attention(op, query, key, value, jnp.asarray(offsets, jnp.int32), rpb)

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The table of implementations: one row each, what it offers, and whether it can run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jax_na import target
+
+ATTENTION, UNFUSED = "attention", "unfused"
+
+
+@dataclass(frozen=True)
+class Row:
+    """An implementation. `kernels` are the targets of each operation it has kernels for (none: pure JAX)."""
+
+    name: str
+    about: str
+    dtypes: tuple[str, ...]
+    kernels: tuple[str, ...]
+    unfused: bool
+
+    @property
+    def composed(self) -> bool:
+        """Whether its attention is put together from the unfused operations."""
+        return self.unfused and bool(self.kernels)
+
+    def obstacle(self, platform: str, dtype: Any = None) -> str | None:
+        """Why it cannot run on this platform ("cpu", "cuda", ..; "" for one without kernels), None if it can."""
+        if dtype is not None and jnp.dtype(dtype).name not in self.dtypes:
+            return f"it has no kernels for {jnp.dtype(dtype).name}, only for {', '.join(self.dtypes)}"
+        if self.kernels and target.REFUSED.get(platform):
+            return target.REFUSED[platform]
+        missing = [k for k in self.kernels if k not in target.TARGETS.get(platform, ())]
+        return f"it has no kernels for the platform {platform or 'in use'}" if missing else None
+
+
+HALF_AND_SINGLE = ("float32", "bfloat16", "float16")
+ALL = (*HALF_AND_SINGLE, "float64")
+
+# Fastest first.
+ROWS = (
+    Row(
+        "fused",
+        "softmax and both products in one kernel; nothing is stored per query and key",
+        HALF_AND_SINGLE,
+        ("na_fused_forward", "na_fused_backward"),
+        unfused=False,
+    ),
+    Row(
+        "gemm",
+        "small matrix products over query tiles; weights are stored",
+        HALF_AND_SINGLE,
+        ("na_gemm_qk", "na_gemm_av", "na_gemm_inverse"),
+        unfused=True,
+    ),
+    Row(
+        "naive",
+        "the definition as loops; weights are stored",
+        ALL,
+        ("na_naive_qk", "na_naive_av", "na_naive_inverse"),
+        unfused=True,
+    ),
+    Row("xla", "pure JAX, blocked; runs on every platform", ALL, (), unfused=True),
+)
+NAMES = tuple(row.name for row in ROWS)
+DEFAULT_ORDER = {ATTENTION: ("fused", "xla"), UNFUSED: ("gemm", "naive", "xla")}
+
+
+def row(name: str) -> Row:
+    return ROWS[NAMES.index(name)]
+
+
+def choose(name: str | None, operation: str, platform: str, dtype: Any) -> str:
+    """The implementation to lower to on a platform: the one asked for, or for None the fastest that can run.
+
+    Raises:
+        ValueError: if the one asked for cannot run.
+    """
+    if name is None:
+        return next(n for n in DEFAULT_ORDER[operation] if row(n).obstacle(platform, dtype) is None)
+    obstacle = row(name).obstacle(platform, dtype)
+    if obstacle is not None:
+        raise ValueError(f"implementation {name!r} cannot run here: {obstacle}")
+    return name
+
+
+@dataclass(frozen=True)
+class Availability:
+    """Whether an implementation runs here; `reason` says why not. `unfused`: neighborhood_qk and _av have it too."""
+
+    name: str
+    available: bool
+    reason: str | None
+    unfused: bool
+    about: str
+
+    def __repr__(self) -> str:
+        return f"<{self.name}: {self.about}. {'Runs here' if self.available else f'Not here: {self.reason}'}>"
+
+
+def implementations(
+    query: Any = None,
+    kernel_size: int | tuple[int, ...] | None = None,
+    *,
+    stride: int | tuple[int, ...] = 1,
+    dilation: int | tuple[int, ...] = 1,
+    is_causal: bool | tuple[bool, ...] = False,
+    platform: str | None = None,
+) -> tuple[Availability, ...]:
+    """Which implementations exist and which can run, fastest first.
+
+    Args:
+        query: the query of a problem, [batch..., *spatial, heads, head_dim] (an array or a jax.ShapeDtypeStruct);
+            without it, the answer is about the installation.
+        kernel_size, stride, dilation, is_causal: as in `neighborhood_attention`; checked against `query`.
+        platform: "cpu", "cuda", "tpu"; by default that of JAX's default backend.
+
+    Raises:
+        TypeError, ValueError: if the problem itself is not valid.
+
+    Example:
+        >>> [row.name for row in jax_na.implementations()]
+        ['fused', 'gemm', 'naive', 'xla']
+    """
+    platform = platform or jax.default_backend()
+    platform = "cuda" if platform == "gpu" else platform
+    if query is not None and kernel_size is not None:
+        from jax_na import checks
+
+        neighborhood = checks.neighborhood(query.ndim, None, kernel_size, stride, dilation, is_causal)
+        neighborhood.axes(query.shape[-neighborhood.rank - 2 : -2])
+    dtype = None if query is None else query.dtype
+    reasons = [r.obstacle(platform, dtype) for r in ROWS]
+    return tuple(
+        Availability(r.name, why is None, why, r.unfused, r.about)
+        for r, why in zip(ROWS, reasons, strict=True)
+    )

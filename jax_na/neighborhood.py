@@ -1,0 +1,266 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which keys a query sees: the parameters of a neighborhood and the geometry that follows from them.
+
+The window rule itself lives in `common/window.h`; this file reads it through the binding, one axis at a time.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+
+from jax_na import _cpu
+
+T = TypeVar("T", int, bool)
+Shape = tuple[int, ...]
+MAX_RANK = 3
+
+
+class Axis(NamedTuple):
+    """One axis of length `length` with its parameters, in the order of the binding's arguments."""
+
+    length: int
+    kernel_size: int
+    stride: int
+    dilation: int
+    is_causal: bool
+
+
+@functools.lru_cache(maxsize=1024)
+def windows(axis: Axis) -> np.ndarray:
+    """int32 [length, 2]: start and stop of every coordinate's window, in positions of the coordinate's group."""
+    return _read_only(_cpu.windows(*axis))
+
+
+@functools.lru_cache(maxsize=1024)
+def inverse_windows(axis: Axis) -> np.ndarray:
+    """int32 [length, 2]: start and stop of the query positions that see every key coordinate."""
+    return _read_only(_cpu.inverse_windows(*axis))
+
+
+def _read_only(table: np.ndarray) -> np.ndarray:
+    table = np.asarray(table, np.int32)
+    table.flags.writeable = False
+    return table
+
+
+@dataclass(frozen=True, init=False)
+class Neighborhood:
+    """The keys that every query of a grid attends to.
+
+    Along each axis, `dilation` splits the coordinates into interleaved groups; inside its group a query sees the
+    `kernel_size` nearest keys, shifted inward at the borders. `stride` neighbouring queries share the window of the
+    one in their middle; with `is_causal` the window ends at the query. The neighborhood is the product of the
+    windows of the axes. (Hassani et al., Generalized Neighborhood Attention, 2025.)
+
+    Args:
+        kernel_size, stride, dilation: integers >= 1, one for all axes or a tuple with one per axis;
+            `stride <= kernel_size`.
+        is_causal: bool or a tuple of them.
+
+    The rank is the length of whichever argument is a tuple, and 1 if none is. All attributes are tuples.
+
+    Raises:
+        TypeError, ValueError: for an argument that is not of these, with the nearest legal value.
+
+    Example:
+        >>> Neighborhood((3, 3), dilation=(1, 2)).indices((4, 6))[0, 0].tolist()
+        [0, 2, 4, 6, 8, 10, 12, 14, 16]
+    """
+
+    kernel_size: tuple[int, ...]
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
+    is_causal: tuple[bool, ...]
+
+    def __init__(
+        self,
+        kernel_size: int | Sequence[int],
+        stride: int | Sequence[int] = 1,
+        dilation: int | Sequence[int] = 1,
+        is_causal: bool | Sequence[bool] = False,
+    ) -> None:
+        rank = given_rank(kernel_size=kernel_size, stride=stride, dilation=dilation, is_causal=is_causal) or 1
+        values = {
+            "kernel_size": _per_axis("kernel_size", kernel_size, rank, _positive),
+            "stride": _per_axis("stride", stride, rank, _positive),
+            "dilation": _per_axis("dilation", dilation, rank, _positive),
+            "is_causal": _per_axis("is_causal", is_causal, rank, _flag),
+        }
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+        for axis, (s, w) in enumerate(zip(self.stride, self.kernel_size, strict=True)):
+            if s > w:
+                raise ValueError(
+                    f"stride {s} exceeds kernel_size {w} on axis {axis}; the largest legal stride there is {w}"
+                )
+
+    @property
+    def rank(self) -> int:
+        """Number of spatial axes."""
+        return len(self.kernel_size)
+
+    @property
+    def size(self) -> int:
+        """Number of slots of a window: the product of `kernel_size`."""
+        return math.prod(self.kernel_size)
+
+    def axes(self, shape: Sequence[int]) -> tuple[Axis, ...]:
+        """The axes of a grid of this shape.
+
+        Raises:
+            ValueError: if the rank differs or a window does not fit; names the axis and the largest legal values.
+        """
+        if len(shape) != self.rank:
+            raise ValueError(f"shape {tuple(shape)} has {len(shape)} axes, the neighborhood has {self.rank}")
+        for a, (n, w, d) in enumerate(zip(shape, self.kernel_size, self.dilation, strict=True)):
+            if w * d > n:
+                raise ValueError(_too_long(a, n, w, d))
+        return tuple(map(Axis, shape, self.kernel_size, self.stride, self.dilation, self.is_causal))
+
+    def bounds(self, shape: Sequence[int]) -> tuple[np.ndarray, ...]:
+        """Per axis an int32 array [length, 2]: along it, x sees the keys `range(start, stop, dilation)`.
+
+        Example:
+            >>> Neighborhood(3).bounds((5,))[0].tolist()
+            [[0, 3], [0, 3], [1, 4], [2, 5], [2, 5]]
+        """
+
+        def coordinates(axis: Axis) -> np.ndarray:
+            d = axis.dilation
+            group = np.arange(axis.length, dtype=np.int32) % d
+            start, stop = windows(axis).T
+            return np.stack([start * d + group, (stop - 1) * d + group + 1], axis=1)
+
+        return tuple(map(coordinates, self.axes(shape)))
+
+    def mask(self, shape: Sequence[int]) -> np.ndarray:
+        """bool [*shape, *shape]: whether a query (leading axes) sees a key (trailing axes)."""
+
+        def visible(bounds: np.ndarray, d: int) -> np.ndarray:
+            key, (start, stop) = np.arange(len(bounds)), bounds.T[..., None]
+            return (start <= key) & (key < stop) & ((key - start) % d == 0)
+
+        lines = map(visible, self.bounds(shape), self.dilation)
+        return functools.reduce(operator.and_, (_place(line, a, self.rank) for a, line in enumerate(lines)))
+
+    def indices(self, shape: Sequence[int]) -> np.ndarray:
+        """int32 [*shape, prod(kernel_size)]: the row-major flat index of the key in every slot.
+
+        Slots are row-major over the axes; causal slots past the query hold -1.
+        """
+        flat = np.zeros((1,) * (2 * self.rank), np.int32)
+        seen = np.ones((1,) * (2 * self.rank), bool)
+        for a, (bounds, w, d) in enumerate(
+            zip(self.bounds(shape), self.kernel_size, self.dilation, strict=True)
+        ):
+            key = bounds[:, :1] + d * np.arange(w, dtype=np.int32)
+            flat = flat * np.int32(shape[a]) + _place(key, a, self.rank)
+            seen = seen & _place(key < bounds[:, 1:], a, self.rank)
+        return np.where(seen, flat, np.int32(-1)).reshape(*shape, self.size)
+
+    def flops(
+        self,
+        shape: Sequence[int],
+        heads: int,
+        head_dim: int,
+        value_dim: int | None = None,
+        batch: int = 1,
+        backward: bool = False,
+    ) -> int:
+        """Useful FLOPs of one forward pass, or of one backward pass (2.5 times as many).
+
+        2 * batch * heads * (head_dim + value_dim) * sum over the queries of the number of keys they see.
+        """
+        pairs = math.prod(int(np.diff(windows(axis)).sum()) for axis in self.axes(shape))
+        products = batch * heads * pairs * (head_dim + (head_dim if value_dim is None else value_dim))
+        return products * (5 if backward else 2)
+
+    def plot(self, shape: Sequence[int], query: Sequence[int]) -> Any:
+        """A picture of what `query` sees on a grid of this shape; needs matplotlib."""
+        from jax_na.plot import plot_window
+
+        return plot_window(self, shape, query)
+
+
+def _place(line: np.ndarray, axis: int, rank: int) -> np.ndarray:
+    """[n, m] to 2 * rank axes: n becomes axis `axis`, m becomes axis `rank + axis`."""
+    shape = [1] * (2 * rank)
+    shape[axis], shape[rank + axis] = line.shape
+    return line.reshape(shape)
+
+
+def given_rank(**parameters: object) -> int | None:
+    """The length of whichever parameter is a tuple, None if none is."""
+    ranks = {name: len(p) for name, p in parameters.items() if isinstance(p, (tuple, list))}
+    if len(set(ranks.values())) > 1:
+        raise ValueError(f"tuples must have one value per axis, but their lengths differ: {ranks}")
+    for name, rank in ranks.items():
+        if not 1 <= rank <= MAX_RANK:
+            raise ValueError(
+                f"{name} {parameters[name]} has {rank} values; 1 to {MAX_RANK} axes are supported"
+            )
+    return next(iter(ranks.values()), None)
+
+
+def _per_axis(name: str, value: object, rank: int, check: Callable[[str, object], T]) -> tuple[T, ...]:
+    """One value, or a sequence with one per axis, as a checked tuple."""
+    values = tuple(value) if isinstance(value, (tuple, list)) else (value,) * rank
+    return tuple(check(name, v) for v in values)
+
+
+def _positive(name: str, value: object) -> int:
+    if isinstance(value, (bool, np.bool_)) or not hasattr(value, "__index__"):
+        nearest = f"; the nearest legal value is {max(1, round(value))}" if _finite(value) else ""
+        raise TypeError(f"{name} must be an integer >= 1, got {value!r}{nearest}")
+    number = operator.index(value)
+    if number < 1:
+        raise ValueError(f"{name} must be >= 1, got {number}; the nearest legal value is 1")
+    return number
+
+
+def _flag(name: str, value: object) -> bool:
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} must be True or False (or a tuple of them), got {value!r}")
+    return bool(value)
+
+
+def _finite(value: object) -> bool:
+    return isinstance(value, (float, np.floating)) and math.isfinite(value)
+
+
+def _too_long(axis: int, length: int, kernel_size: int, dilation: int) -> str:
+    legal = []
+    if length // dilation:
+        legal.append(f"the largest legal kernel_size with dilation {dilation} is {length // dilation}")
+    if length // kernel_size:
+        legal.append(f"the largest legal dilation with kernel_size {kernel_size} is {length // kernel_size}")
+    return (
+        f"kernel_size {kernel_size} * dilation {dilation} = {kernel_size * dilation} exceeds the length {length} "
+        f"of spatial axis {axis}; " + ("; ".join(legal) or f"both must be at most {length}")
+    )
+
+
+@dataclass(frozen=True)
+class Op:
+    """Everything about one call that is known before it runs: the single static argument of all primitives."""
+
+    neighborhood: Neighborhood
+    length: Shape  # of the whole grid, per axis
+    scale: float = 1.0
+    implementation: str | None = None
+
+    @property
+    def axes(self) -> tuple[Axis, ...]:
+        return self.neighborhood.axes(self.length)
+
+    @property
+    def pitch(self) -> int:
+        """Slots of a row of weights, padded so that rows start on a multiple of 8 values."""
+        return -(-self.neighborhood.size // 8) * 8

@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pictures of a window: which keys one query sees, drawn with matplotlib or as text."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from jax_na.neighborhood import Neighborhood
+
+# What a cell is to the query. It sees all from KEY on; it could never see cells of other dilation groups.
+OUTSIDE, GROUP, KEY, SHARER, QUERY = range(5)
+LABELS = ("other key", "same dilation group", "key the query sees", "query with the same window", "query")
+COLORS = ("#eef1f5", "#d3dce8", "#4a86cf", "#f6c690", "#f08a24")
+UNICODE = "·∘■▣◆"
+ASCII = ".o#+Q"
+
+
+def window_cells(neighborhood: Neighborhood, shape: Sequence[int], query: Sequence[int]) -> np.ndarray:
+    """int8 [*shape]: what every cell of the grid is to the query, OUTSIDE to QUERY.
+
+    Raises:
+        ValueError: if the window does not fit the grid or the query is not on it.
+    """
+    bounds = neighborhood.bounds(shape)
+    if len(query) != len(shape) or not all(0 <= x < n for x, n in zip(query, shape, strict=True)):
+        raise ValueError(
+            f"query {tuple(query)} is not on the grid; the last one is {tuple(n - 1 for n in shape)}"
+        )
+    lines = []
+    for x, line, axis in zip(query, bounds, neighborhood.axes(shape), strict=True):
+        cell, (start, stop) = np.arange(axis.length), line[x]
+        group = cell % axis.dilation == x % axis.dilation
+        seen = group & (start <= cell) & (cell < stop)
+        sharer = seen & (line == line[x]).all(1) & ((cell == x) | (axis.stride > 1))
+        lines.append((group, seen, sharer))
+    group, seen, sharer = (
+        functools.reduce(np.logical_and.outer, parts) for parts in zip(*lines, strict=True)
+    )
+    cells = np.full(group.shape, OUTSIDE, np.int8)
+    if max(neighborhood.dilation) > 1:
+        cells[group] = GROUP
+    cells[seen] = KEY
+    cells[sharer] = SHARER
+    cells[tuple(query)] = QUERY
+    return cells
+
+
+def text_window(
+    neighborhood: Neighborhood, shape: Sequence[int], query: Sequence[int], *, symbols: str = UNICODE
+) -> str:
+    """The window of one query as text: one row per line; a 3-D grid as one block per index of the first axis.
+
+    Example:
+        >>> print(text_window(Neighborhood((3, 3)), (4, 6), (0, 2), symbols=ASCII))
+        . # Q # . .
+        . # # # . .
+        . # # # . .
+        . . . . . .
+    """
+    cells = window_cells(neighborhood, shape, query)
+    rows = cells.reshape(-1, cells.shape[-1])
+    lines = [" ".join(symbols[c] for c in row) for row in rows]
+    if cells.ndim < 3:
+        return "\n".join(lines)
+    n = cells.shape[1]
+    return "\n\n".join("\n".join([f"[{i}]", *lines[i * n : (i + 1) * n]]) for i in range(len(cells)))
+
+
+def plot_window(
+    neighborhood: Neighborhood, shape: Sequence[int], query: Sequence[int], *, ax: Axes | None = None
+) -> Axes:
+    """Draws which keys one query sees.
+
+    Args:
+        neighborhood: the window's parameters.
+        shape: size of the grid, 1 to 3 axes; a 3-D grid is drawn as slices along its first axis.
+        query: coordinates of the query.
+        ax: matplotlib axes to draw on; a new figure if None.
+
+    Returns:
+        The axes. `ax.figure.savefig("window.png")` writes the picture.
+
+    Raises:
+        ImportError: without matplotlib.
+        ValueError: if the window does not fit the grid or the query is not on it.
+
+    Example:
+        >>> ax = plot_window(Neighborhood((7, 7), dilation=2), (16, 16), (0, 0))
+    """
+    cells = window_cells(neighborhood, shape, query)
+    slices = cells.reshape(-1, *cells.shape[-2:]) if cells.ndim > 1 else cells[None, None]
+    columns = math.ceil(math.sqrt(len(slices)))
+    ax = _new_axes(slices.shape, columns) if ax is None else ax
+    for i, picture in enumerate(slices):
+        corner = (i // columns) * (picture.shape[0] + 1.6), (i % columns) * (picture.shape[1] + 1)
+        _draw_slice(ax, picture, corner)
+        if len(slices) > 1:
+            ax.text(corner[1] - 0.5, corner[0] - 0.6, f"{i}", va="bottom", fontsize=8, color="#56606e")
+    _decorate(ax, neighborhood, shape, query, np.unique(cells))
+    return ax
+
+
+def _new_axes(shape: tuple[int, ...], columns: int) -> Axes:
+    try:
+        import matplotlib.pyplot as plt
+    except ImportError as error:
+        raise ImportError('pictures need matplotlib: pip install "jax-na[cli]"') from error
+    slices, rows, width = shape
+    aspect = rows * math.ceil(slices / columns) / (width * columns)
+    ax: Axes
+    _, ax = plt.subplots(figsize=(6.0, min(6.0 * aspect + 1.2, 12.0)), layout="constrained")
+    return ax
+
+
+def _draw_slice(ax: Axes, cells: np.ndarray, corner: tuple[float, float]) -> None:
+    from matplotlib.colors import ListedColormap
+
+    y, x = (np.arange(n + 1) + start - 0.5 for n, start in zip(cells.shape, corner, strict=True))
+    lines = 1.0 if max(cells.shape) <= 64 else 0.0
+    edges = "white" if lines else "none"
+    colors = ListedColormap(COLORS)
+    ax.pcolormesh(x, y, cells, cmap=colors, vmin=OUTSIDE, vmax=QUERY, edgecolors=edges, linewidth=lines)
+
+
+def _decorate(
+    ax: Axes, neighborhood: Neighborhood, shape: Sequence[int], query: Sequence[int], present: np.ndarray
+) -> None:
+    from matplotlib.patches import Patch
+
+    ax.set_aspect("equal")
+    ax.invert_yaxis()
+    ax.set_axis_off()
+    ax.set_title(
+        f"{describe(neighborhood)}\nquery {by(query, ', ')} of {by(shape)}",
+        fontsize=10,
+        pad=6 if len(shape) < 3 else 18,
+    )
+    handles = [Patch(facecolor=COLORS[c], edgecolor="#b8c2cf", label=LABELS[c]) for c in present[::-1]]
+    ax.legend(
+        handles=handles,
+        loc="upper center",
+        bbox_to_anchor=(0.5, 0.0),
+        ncols=min(len(handles), 4),
+        frameon=False,
+        fontsize=9,
+        handlelength=1.0,
+        columnspacing=1.2,
+    )
+
+
+def describe(neighborhood: Neighborhood) -> str:
+    """One line: the kernel size, and whatever differs from its default."""
+    parts = [f"kernel {by(neighborhood.kernel_size)}"]
+    if set(neighborhood.stride) != {1}:
+        parts.append(f"stride {by(neighborhood.stride)}")
+    if set(neighborhood.dilation) != {1}:
+        parts.append(f"dilation {by(neighborhood.dilation)}")
+    if any(neighborhood.is_causal):
+        axes = [str(a) for a, causal in enumerate(neighborhood.is_causal) if causal]
+        parts.append("causal" if all(neighborhood.is_causal) else f"causal in axis {', '.join(axes)}")
+    return ", ".join(parts)
+
+
+def by(values: Sequence[int], separator: str = "x") -> str:
+    """Sizes as text: 7x7."""
+    return separator.join(map(str, values))

@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The only file that knows JAX's machinery: kernels registered with XLA, primitives, lowering, batching.
+
+A primitive here takes operands in one order: those that carry the batch axes, then `offsets`, then whatever the
+whole batch shares (the positional bias). Its parameters are `op` and, for some, static sizes of its results.
+"""
+
+from __future__ import annotations
+
+import functools
+import pathlib
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+from jax_na import _cpu
+from jax_na.neighborhood import Op, Shape
+
+instantiate = ad.instantiate_zeros  # keeps what shard_map knows about a tangent; jnp.zeros does not
+is_linear = ad.is_undefined_primal  # the operands that a transposition asks about
+
+
+def is_zero(tangent: Any) -> bool:
+    return type(tangent) is ad.Zero
+
+
+# Registration. XLA accepts handlers built for its own FFI version or an older one. It must be asked beforehand:
+# a refused handler makes every later JAX call on its platform fail.
+
+
+def _runtime_ffi_version() -> tuple[int, int]:
+    header = pathlib.Path(jax.ffi.include_dir(), "xla/ffi/api/c_api.h").read_text()
+    found = (re.search(rf"#define XLA_FFI_API_{part} (\d+)", header) for part in ("MAJOR", "MINOR"))
+    major, minor = (int(match[1]) if match else -1 for match in found)
+    return major, minor
+
+
+def _refusal(built: tuple[int, int], runtime: tuple[int, int]) -> str | None:
+    if built[0] == runtime[0] and built[1] <= runtime[1]:
+        return None
+    (a, b), (c, d) = built, runtime
+    return f"the kernels were built for XLA FFI {a}.{b}, the installed jaxlib has {c}.{d}: update jaxlib"
+
+
+def _register(platform: str, module: Any) -> str | None:
+    """Registers all handlers of a module of kernels; the reason if it cannot be done."""
+    reason = _refusal(tuple(module.ffi_api_version()), _runtime_ffi_version())
+    if reason is None:
+        for name, handler in module.handlers().items():
+            jax.ffi.register_ffi_target(name, handler, platform=platform)
+        TARGETS[platform] = frozenset(module.handlers())
+    return reason
+
+
+TARGETS: dict[str, frozenset[str]] = {}  # platform -> names of its registered kernels
+REFUSED: dict[str, str | None] = {"cpu": _register("cpu", _cpu)}  # platform -> why it has none
+
+
+def call(
+    name: str,
+    results: Sequence[tuple[Shape, Any]],
+    operands: Sequence[Array],
+    op: Op,
+    tile: Shape,
+    scratch: int,
+) -> list[Array]:
+    """Calls a kernel. `results` are shapes and dtypes, `scratch` is in bytes."""
+    n = op.neighborhood
+    axes = {
+        "kernel_size": n.kernel_size,
+        "stride": n.stride,
+        "dilation": n.dilation,
+        "is_causal": n.is_causal,
+        "length": op.length,
+        "tile": tile,
+    }
+    shapes = [jax.ShapeDtypeStruct(*r) for r in (*results, ((scratch,), jnp.uint8))]
+    kernel = jax.ffi.ffi_call(name, shapes)
+    attributes = {key: np.array(values, np.int64) for key, values in axes.items()}
+    *outputs, _ = kernel(*operands, **attributes, scale=np.float64(op.scale))
+    return outputs
+
+
+# Primitives.
+
+Lower = Callable[..., Sequence[Array]]
+
+
+def primitive(
+    name: str, abstract: Callable[..., list], lower: Lower, batched: int, sums: bool = False
+) -> Primitive:
+    """A primitive whose operands are `batched` arrays with batch axes, then shared ones.
+
+    `abstract(*avals, **params)` gives the results' types (see `like`), `lower(platform, *operands, **params)` their
+    values in JAX; platform is "cpu", or "" where there are no kernels. `sums` says that some results are sums over
+    the batch when there are shared operands besides `offsets`.
+    """
+    p = Primitive(name)
+    p.multiple_results = True
+    p.def_abstract_eval(abstract)
+
+    @functools.cache
+    def compiled(params: tuple[tuple[str, Any], ...]) -> Callable[..., list[Array]]:
+        return jax.jit(functools.partial(p.bind, **dict(params)))
+
+    p.def_impl(lambda *args, **params: compiled(tuple(sorted(params.items())))(*args))
+    for platform in ("", *TARGETS):
+        rule = mlir.lower_fun(functools.partial(lower, platform), multiple_results=True)
+        mlir.register_lowering(p, rule, platform=platform or None)
+    batching.primitive_batchers[p] = functools.partial(_batch, p, batched, sums)
+    return p
+
+
+def like(aval: Any, shape: Shape | None = None, dtype: Any = None) -> Any:
+    """The type of a result: that of the operand `aval`, with another shape or dtype."""
+    shape = aval.shape if shape is None else shape
+    changes: dict[str, Any] = {"shape": shape, "dtype": jnp.dtype(dtype or aval.dtype)}
+    if len(shape) != aval.ndim:
+        spec = (*aval.sharding.spec, *(None,) * aval.ndim)[: len(shape)]
+        changes["sharding"] = aval.sharding.update(spec=jax.sharding.PartitionSpec(*spec))
+    return aval.update(**changes)
+
+
+def _batch(
+    p: Primitive, batched: int, sums: bool, args: Sequence[Array], dims: Sequence[int | None], **params: Any
+) -> tuple[list[Array], list[int]]:
+    """The mapped axis becomes a new leading batch axis; where results mix the batch, map one by one."""
+    pairs = list(zip(args, dims, strict=True))
+    size = next(x.shape[d] for x, d in pairs if d is not None)
+    mapped = [None if d is None else jnp.moveaxis(x, d, 0) for x, d in pairs]
+    shared_is_mapped = any(d is not None for d in dims[batched:])
+    if shared_is_mapped or (sums and len(args) > batched + 1):
+
+        def one(slices: list[Array | None]) -> list[Array]:
+            return p.bind(*(x if s is None else s for s, x in zip(slices, args, strict=True)), **params)
+
+        outputs = jax.lax.map(one, mapped)
+    else:
+        wide = [
+            jnp.broadcast_to(x, (size, *x.shape)) if m is None else m
+            for x, m in zip(args, mapped, strict=True)
+        ]
+        outputs = p.bind(*wide[:batched], *args[batched:], **params)
+    return outputs, [0] * len(outputs)
+
+
+def define_jvp(p: Primitive, rule: Callable[..., tuple[list, list | None]]) -> None:
+    """`rule(primals, tangents, **params)` returns outputs and their tangents, None if those are all zero."""
+
+    def jvp(primals: Sequence[Any], tangents: Sequence[Any], **params: Any) -> tuple[list, list]:
+        outputs, dots = rule(primals, tangents, **params)
+        return outputs, [ad.Zero.from_primal_value(x) for x in outputs] if dots is None else dots
+
+    ad.primitive_jvps[p] = jvp
+
+
+def define_transpose(p: Primitive, rule: Callable[..., list]) -> None:
+    """`rule(cotangents, *operands, **params)` returns one cotangent or None per operand."""
+
+    def transpose(cotangents: Sequence[Any], *operands: Any, **params: Any) -> list:
+        if all(map(is_zero, cotangents)):
+            return [None] * len(operands)
+        return rule(list(map(instantiate, cotangents)), *operands, **params)
+
+    ad.primitive_transposes[p] = transpose
