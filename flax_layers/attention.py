@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Neighborhood attention as a linen layer, after `flax.linen.MultiHeadDotProductAttention`."""
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.typing import Dtype, Initializer, PrecisionLike, PRNGKey
+
+from flax_layers import core
+
+
+class NeighborhoodAttention(nn.Module):
+    """Multi-head attention in which every position attends to its neighborhood.
+
+    Takes inputs `[batch..., *spatial, features]`. The number of spatial axes is the length of whichever of
+    `kernel_size`, `stride`, `dilation`, `is_causal` is a tuple, else `inputs.ndim - 2` (one batch axis).
+    Axes shorter than `kernel_size * dilation` are padded with zeros at the end, before the projections, and
+    cropped after, as in the published NAT and DiNAT layers: there, padded positions take part as keys.
+
+    Parameters have the names and shapes of `flax.linen.MultiHeadDotProductAttention`, so checkpoints swap:
+    `query`, `key`, `value` with `kernel [features, heads, head_dim]` and `bias [heads, head_dim]`, `out` with
+    `kernel [heads, head_dim, out_features]` and `bias [out_features]`, `query_ln` and `key_ln` with
+    `normalize_qk`; and `rpb [heads, 2 * kernel_size - 1, ...]` with `rel_pos_bias`.
+
+    Attributes:
+      num_heads: number of query heads; `qkv_features` must be a multiple.
+      kernel_size: keys per axis, one value or one per axis.
+      stride, dilation, is_causal: see `jax_na.neighborhood_attention`; one value or one per axis.
+      rel_pos_bias: learn a relative positional bias. It is stored in float32 whatever `param_dtype`
+        (float64 for float64 parameters).
+      scale: factor of the logits; `head_dim ** -0.5` if None.
+      implementation: "naive", "gemm", "fused", "xla", or None for the fastest that supports the problem.
+      num_kv_heads: heads of key and value; a divisor of `num_heads`, which is the default (grouped heads).
+      dtype: dtype of the computation; inferred from inputs and parameters if None.
+      param_dtype: dtype of the parameters.
+      qkv_features: features of all heads of the query; the input's features if None.
+      out_features: features of the output; the input's features if None.
+      dropout_rate: dropout of the output projection's result. The kernels never form the attention
+        probabilities, so there is no dropout of those, and no `broadcast_dropout`.
+      deterministic: no dropout if True; here or in the call, needed only if `dropout_rate > 0`.
+      precision: precision of the projections.
+      kernel_init, bias_init: initializers of the query, key and value projections.
+      out_kernel_init, out_bias_init: initializers of the output projection; the ones above if None.
+      rpb_init: initializer of the relative positional bias.
+      use_bias: whether the projections add a bias.
+      normalize_qk: LayerNorm over the head_dim of query and key (https://arxiv.org/abs/2302.05442).
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from flax_layers import NeighborhoodAttention
+      >>> layer = NeighborhoodAttention(num_heads=4, kernel_size=(7, 7), dilation=2, rel_pos_bias=True)
+      >>> images = jnp.ones((2, 28, 28, 32))
+      >>> variables = layer.init(jax.random.key(0), images)
+      >>> layer.apply(variables, images).shape
+      (2, 28, 28, 32)
+    """
+
+    num_heads: int
+    kernel_size: core.PerAxis
+    stride: core.PerAxis = 1
+    dilation: core.PerAxis = 1
+    is_causal: core.PerAxisFlag = False
+    rel_pos_bias: bool = False
+    scale: float | None = None
+    implementation: str | None = None
+    num_kv_heads: int | None = None
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+    qkv_features: int | None = None
+    out_features: int | None = None
+    dropout_rate: float = 0.0
+    deterministic: bool | None = None
+    precision: PrecisionLike = None
+    kernel_init: Initializer = core.kernel_init
+    out_kernel_init: Initializer | None = None
+    bias_init: Initializer = core.bias_init
+    out_bias_init: Initializer | None = None
+    rpb_init: Initializer = core.rpb_init
+    use_bias: bool = True
+    normalize_qk: bool = False
+
+    @nn.compact
+    def __call__(
+        self,
+        inputs_q: jax.Array,
+        inputs_k: jax.Array | None = None,
+        inputs_v: jax.Array | None = None,
+        *,
+        deterministic: bool | None = None,
+        dropout_rng: PRNGKey | None = None,
+    ) -> jax.Array:
+        """Attends from every position of `inputs_q` to its neighborhood in `inputs_k` and `inputs_v`.
+
+        Args:
+          inputs_q: `[batch..., *spatial, features]`.
+          inputs_k: keys on the same grid; `inputs_q` if None.
+          inputs_v: values on the same grid; `inputs_k` if None.
+          deterministic: no dropout if True; if `dropout_rate > 0`, give either this or the attribute.
+          dropout_rng: key of the dropout mask; `self.make_rng("dropout")` if None.
+
+        Returns:
+          `[batch..., *spatial, out_features]`.
+        """
+        inputs = core.self_attention(inputs_q, inputs_k, inputs_v)
+        window = core.Window.of(self.kernel_size, self.stride, self.dilation, self.is_causal)
+        neighborhood = window.neighborhood(window.rank() or inputs_q.ndim - 2)
+        heads = core.head_sizes(self.qkv_features or inputs_q.shape[-1], self.num_heads, self.num_kv_heads)
+        rpb = None
+        if self.rel_pos_bias:
+            shape = core.bias_shape(heads, neighborhood)
+            rpb = self.param("rpb", self.rpb_init, shape, core.bias_dtype(self.param_dtype))
+        project = functools.partial(self._project, heads)
+        x = core.attend(
+            neighborhood, inputs, project, rpb=rpb, scale=self.scale, implementation=self.implementation
+        )
+        out: jax.Array = self._dense(
+            features=self.out_features or inputs_q.shape[-1],
+            axis=(-2, -1),
+            kernel_init=self.out_kernel_init or self.kernel_init,
+            bias_init=self.out_bias_init or self.bias_init,
+            name="out",
+        )(x)
+        if self.dropout_rate > 0.0:
+            deterministic = nn.merge_param("deterministic", self.deterministic, deterministic)
+            out = nn.Dropout(self.dropout_rate)(out, deterministic=deterministic, rng=dropout_rng)
+        return out
+
+    def _project(
+        self, heads: core.Heads, inputs_q: jax.Array, inputs_k: jax.Array, inputs_v: jax.Array
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """[batch..., *spatial, features] to query [..., num, head_dim], key and value [..., kv, head_dim]."""
+        query = self._dense(features=(heads.num, heads.head_dim), name="query")(inputs_q)
+        key = self._dense(features=(heads.kv, heads.head_dim), name="key")(inputs_k)
+        value = self._dense(features=(heads.kv, heads.head_dim), name="value")(inputs_v)
+        if self.normalize_qk:
+            norm = functools.partial(
+                nn.LayerNorm, use_bias=False, dtype=self.dtype, param_dtype=self.param_dtype
+            )
+            query, key = norm(name="query_ln")(query), norm(name="key_ln")(key)
+        return query, key, value
+
+    def _dense(self, **options: Any) -> nn.DenseGeneral:
+        inits = {"kernel_init": self.kernel_init, "bias_init": self.bias_init}
+        return nn.DenseGeneral(
+            use_bias=self.use_bias,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            precision=self.precision,
+            **(inits | options),
+        )

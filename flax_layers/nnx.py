@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Neighborhood attention as an nnx layer, with the conventions of `flax.nnx.MultiHeadAttention`."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from flax.typing import Dtype, Initializer, PrecisionLike
+
+import jax_na
+from flax_layers import core
+
+__all__ = ["NeighborhoodAttention"]
+
+
+class NeighborhoodAttention(nnx.Module):
+    """The nnx twin of `flax_layers.NeighborhoodAttention`: same parameters, same result, same names.
+
+    Parameters exist from construction on, so `in_features` and `rngs` are given there, and `rel_pos_bias`
+    needs a tuple for at least one of `kernel_size`, `stride`, `dilation`, `is_causal`: the number of axes.
+    Everything else, the padding of small inputs included, is as in the linen layer.
+
+    Args:
+      num_heads: number of query heads; `qkv_features` must be a multiple.
+      in_features: features of the inputs.
+      kernel_size: keys per axis, one value or one per axis.
+      qkv_features: features of all heads of the query; `in_features` if None.
+      out_features: features of the output; `in_features` if None.
+      num_kv_heads: heads of key and value; a divisor of `num_heads`, which is the default (grouped heads).
+      in_kv_features: features of `inputs_k` and `inputs_v`; `in_features` if None.
+      dropout_rate: dropout of the output projection's result; the attention probabilities have none.
+      deterministic: no dropout if True; overridden by the call's, needed only if `dropout_rate > 0`.
+      keep_rngs: keep a dropout stream of `rngs`; if False every call that drops out brings its own `rngs`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from flax import nnx
+      >>> from flax_layers.nnx import NeighborhoodAttention
+      >>> layer = NeighborhoodAttention(4, 32, kernel_size=(7, 7), rel_pos_bias=True, rngs=nnx.Rngs(0))
+      >>> layer(jnp.ones((2, 28, 28, 32))).shape
+      (2, 28, 28, 32)
+    """
+
+    def __init__(
+        self,
+        num_heads: int,
+        in_features: int,
+        kernel_size: core.PerAxis,
+        qkv_features: int | None = None,
+        out_features: int | None = None,
+        num_kv_heads: int | None = None,
+        in_kv_features: int | None = None,
+        *,
+        stride: core.PerAxis = 1,
+        dilation: core.PerAxis = 1,
+        is_causal: core.PerAxisFlag = False,
+        rel_pos_bias: bool = False,
+        scale: float | None = None,
+        implementation: str | None = None,
+        dtype: Dtype | None = None,
+        param_dtype: Dtype = jnp.float32,
+        dropout_rate: float = 0.0,
+        deterministic: bool | None = None,
+        precision: PrecisionLike = None,
+        kernel_init: Initializer = core.kernel_init,
+        out_kernel_init: Initializer | None = None,
+        bias_init: Initializer = core.bias_init,
+        out_bias_init: Initializer | None = None,
+        rpb_init: Initializer = core.rpb_init,
+        use_bias: bool = True,
+        normalize_qk: bool = False,
+        rngs: nnx.Rngs,
+        keep_rngs: bool = True,
+    ) -> None:
+        self.window = core.Window.of(kernel_size, stride, dilation, is_causal)
+        self.in_features = in_features
+        self.scale = scale
+        self.implementation = implementation
+        heads = core.head_sizes(qkv_features or in_features, num_heads, num_kv_heads)
+        shared: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        dense = functools.partial(nnx.LinearGeneral, use_bias=use_bias, precision=precision, **shared)
+        project = functools.partial(dense, kernel_init=kernel_init, bias_init=bias_init)
+        in_kv_features = in_kv_features or in_features
+        self.query = project(in_features, (heads.num, heads.head_dim))
+        self.key = project(in_kv_features, (heads.kv, heads.head_dim))
+        self.value = project(in_kv_features, (heads.kv, heads.head_dim))
+        norm = functools.partial(nnx.LayerNorm, heads.head_dim, use_bias=False, **shared)
+        self.query_ln = norm() if normalize_qk else None
+        self.key_ln = norm() if normalize_qk else None
+        self.out = dense(
+            in_features=(heads.num, heads.head_dim),
+            out_features=out_features or in_features,
+            axis=(-2, -1),
+            kernel_init=out_kernel_init or kernel_init,
+            bias_init=out_bias_init or bias_init,
+        )
+        self.rpb = self._initial_bias(heads, rpb_init, param_dtype, rngs) if rel_pos_bias else None
+        dropout_rngs = rngs if keep_rngs and dropout_rate > 0.0 else None
+        self.dropout = nnx.Dropout(dropout_rate, deterministic=deterministic, rngs=dropout_rngs)
+
+    def __call__(
+        self,
+        inputs_q: jax.Array,
+        inputs_k: jax.Array | None = None,
+        inputs_v: jax.Array | None = None,
+        *,
+        deterministic: bool | None = None,
+        rngs: nnx.Rngs | nnx.RngStream | None = None,
+    ) -> jax.Array:
+        """Attends from every position of `inputs_q` to its neighborhood in `inputs_k` and `inputs_v`.
+
+        Args:
+          inputs_q: `[batch..., *spatial, in_features]`.
+          inputs_k: keys on the same grid; `inputs_q` if None.
+          inputs_v: values on the same grid; `inputs_k` if None.
+          deterministic: no dropout if True; takes precedence over the constructor's.
+          rngs: stream of the dropout mask; takes precedence over the constructor's.
+
+        Returns:
+          `[batch..., *spatial, out_features]`.
+        """
+        inputs = core.self_attention(inputs_q, inputs_k, inputs_v)
+        if inputs_q.shape[-1] != self.in_features:
+            raise ValueError(f"inputs_q has {inputs_q.shape[-1]} features, the layer has {self.in_features}")
+        x = core.attend(
+            self._neighborhood(inputs_q.ndim - 2),
+            inputs,
+            self._project,
+            rpb=None if self.rpb is None else self.rpb[...],
+            scale=self.scale,
+            implementation=self.implementation,
+        )
+        x = self.out(x)
+        if self.dropout.rate == 0.0:
+            return x
+        return self.dropout(x, deterministic=deterministic, rngs=rngs)
+
+    def _initial_bias(
+        self, heads: core.Heads, init: Initializer, param_dtype: Dtype, rngs: nnx.Rngs
+    ) -> nnx.Param[jax.Array]:
+        shape = core.bias_shape(heads, self._neighborhood(None))
+        return nnx.Param(init(rngs.params(), shape, core.bias_dtype(param_dtype)))
+
+    def _neighborhood(self, rank: int | None) -> jax_na.Neighborhood:
+        rank = self.window.rank() or rank
+        if rank is None:
+            w = self.window.kernel_size
+            raise ValueError(
+                f"rel_pos_bias needs the number of axes: give kernel_size as a tuple, not as {w}"
+            )
+        return self.window.neighborhood(rank)
+
+    def _project(
+        self, inputs_q: jax.Array, inputs_k: jax.Array, inputs_v: jax.Array
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """[batch..., *spatial, features] to query [..., num, head_dim], key and value [..., kv, head_dim]."""
+        query, key, value = self.query(inputs_q), self.key(inputs_k), self.value(inputs_v)
+        if self.query_ln is not None and self.key_ln is not None:
+            query, key = self.query_ln(query), self.key_ln(key)
+        return query, key, value

@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Eight CPU devices, fresh random numbers, 64-bit on request. Warnings are errors (pyproject.toml)."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+import pytest
+
+jax.config.update("jax_num_cpu_devices", 8)
+
+SEED = int(os.environ.get("JAX_NA_TEST_SEED") or np.random.SeedSequence().entropy % 2**32)
+
+
+def pytest_report_header() -> str:
+    return f"random numbers: JAX_NA_TEST_SEED={SEED}"
+
+
+@pytest.fixture
+def rng(request: pytest.FixtureRequest) -> np.random.Generator:
+    """Random numbers that differ between tests and between runs; the header says how to repeat a run."""
+    return np.random.default_rng([SEED, zlib.crc32(request.node.nodeid.encode())])
+
+
+@pytest.fixture
+def x64() -> Iterator[None]:
+    """64-bit types for the length of one test."""
+    with jax.enable_x64(True):
+        yield

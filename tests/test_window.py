@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The window rule, its inverse and the tile ranges for every legal short axis; Neighborhood's geometry."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from jax_na import Neighborhood, _cpu
+
+from . import helpers, oracle
+from .cases import CASES, NAMED
+
+
+def legal_axes(length):
+    """Every legal axis of a length."""
+    for d in range(1, length + 1):
+        for w in range(1, length // d + 1):
+            for s, causal in itertools.product(range(1, w + 1), (False, True)):
+                yield oracle.Axis(length, w, s, d, causal)
+
+
+def arguments(axis):
+    return axis.length, axis.kernel_size, axis.stride, axis.dilation, axis.is_causal
+
+
+def from_ranges(ranges, axis):
+    """[length, length] mask from half-open ranges of group positions, one per row."""
+    x = np.arange(axis.length)
+    group, position = x % axis.dilation, x // axis.dilation
+    start, stop = np.asarray(ranges).T[..., None]
+    return (group[:, None] == group) & (start <= position) & (position < stop)
+
+
+@pytest.mark.parametrize("length", range(1, 29))
+def test_windows_and_inverse(length):
+    for axis in legal_axes(length):
+        mask = oracle.axis_mask(axis)
+        windows = from_ranges(_cpu.windows(*arguments(axis)), axis)
+        inverse = from_ranges(_cpu.inverse_windows(*arguments(axis)), axis)
+        assert np.array_equal(windows, mask), axis
+        assert np.array_equal(inverse, mask.T), axis
+
+
+@pytest.mark.parametrize("length", [64, 97])
+def test_windows_of_long_axes(length, rng):
+    for axis in rng.permutation(np.array(list(legal_axes(length)), object))[:100]:
+        mask = oracle.axis_mask(axis)
+        assert np.array_equal(from_ranges(_cpu.windows(*arguments(axis)), axis), mask), axis
+        assert np.array_equal(from_ranges(_cpu.inverse_windows(*arguments(axis)), axis), mask.T), axis
+
+
+def tile_ranges(mask):
+    """(union, intersection) of the rows of a mask as ranges; an empty intersection is None."""
+    union, inner = np.flatnonzero(mask.any(0)), np.flatnonzero(mask.all(0))
+    assert len(union) == union[-1] + 1 - union[0]
+    return (union[0], union[-1] + 1), (inner[0], inner[-1] + 1) if len(inner) else None
+
+
+@pytest.mark.parametrize("length", range(1, 17))
+def test_tile_range(length):
+    for axis in legal_axes(length):
+        for group in range(axis.dilation):
+            mask = oracle.axis_mask(axis)[group :: axis.dilation, group :: axis.dilation]
+            for first, last in itertools.combinations_with_replacement(range(len(mask)), 2):
+                start, stop, *inner = _cpu.tile_range(*arguments(axis), group, first, last)
+                union, intersection = tile_ranges(mask[first : last + 1])
+                assert (start, stop) == union, (axis, group, first, last)
+                found = tuple(inner) if inner[0] < inner[1] else None
+                assert found == intersection, (axis, group, first, last)
+
+
+SMALL = [case for case in CASES if case.geometry.mask.size < 50_000]
+
+
+@pytest.mark.parametrize("case", SMALL, ids=str)
+def test_mask_and_indices(case):
+    neighborhood = Neighborhood(**case.spec)
+    geometry = case.geometry
+    assert np.array_equal(neighborhood.mask(case.grid), geometry.mask.reshape(case.grid * 2))
+    indices = np.asarray(neighborhood.indices(case.grid)).reshape(-1, geometry.window)
+    keys = np.broadcast_to(np.arange(geometry.mask.shape[1]), geometry.mask.shape)
+    assert np.array_equal(indices, geometry.to_slots(keys, -1))
+
+
+@pytest.mark.parametrize("case", SMALL, ids=str)
+def test_bounds(case):
+    bounds = Neighborhood(**case.spec).bounds(case.grid)
+    assert len(bounds) == len(case.grid)
+    for axis, rows in zip(case.axes, bounds, strict=True):
+        keys = [list(range(start, stop, axis.dilation)) for start, stop in np.asarray(rows)]
+        assert keys == [[k for k in oracle.slots(axis, x) if k is not None] for x in range(axis.length)]
+
+
+@pytest.mark.parametrize("case", SMALL, ids=str)
+def test_flops(case):
+    neighborhood = Neighborhood(**case.spec)
+    products = int(case.geometry.mask.sum()) * 3 * 4 * (8 + 5)
+    arguments = {"heads": 4, "head_dim": 8, "value_dim": 5, "batch": 3}
+    assert neighborhood.flops(case.grid, **arguments) == 2 * products
+    assert neighborhood.flops(case.grid, **arguments, backward=True) == 5 * products
+
+
+def test_flops_default_value_dim():
+    neighborhood = Neighborhood((3, 3))
+    both = neighborhood.flops((5, 6), heads=2, head_dim=7, value_dim=7)
+    assert neighborhood.flops((5, 6), heads=2, head_dim=7) == both == 2 * 2 * 30 * 9 * 14
+
+
+def test_neighborhood_is_a_value():
+    a = Neighborhood((3, 3), stride=1, dilation=(2, 1), is_causal=(True, False))
+    b = Neighborhood([3, 3], (1, 1), (np.int64(2), 1), (np.True_, False))
+    assert a == b
+    assert hash(a) == hash(b)
+    assert a != Neighborhood((3, 3), dilation=(1, 2), is_causal=(True, False))
+    with pytest.raises(AttributeError):
+        a.stride = (2, 2)
+
+
+def test_neighborhood_geometry_is_not_shared():
+    """Tables are cached inside; what a user does to a result must not change the next one."""
+    neighborhood, grid = Neighborhood((3, 2), dilation=(1, 2)), (5, 7)
+    for method in (neighborhood.mask, neighborhood.indices):
+        first = method(grid).copy()
+        writable = method(grid)
+        if writable.flags.writeable:
+            writable[...] = 0
+        helpers.assert_identical(method(grid), first)
+    bounds = neighborhood.bounds(grid)
+    before = [np.array(x) for x in bounds]
+    for x in bounds:
+        if x.flags.writeable:
+            x[...] = 0
+    helpers.assert_identical(list(map(np.array, neighborhood.bounds(grid))), before)
+
+
+def test_neighborhood_broadcasts():
+    case = NAMED["mixed-2d"]
+    neighborhood = Neighborhood(**case.spec)
+    assert neighborhood == Neighborhood((4, 3), (2, 1), (2, 1), (True, False))
+    assert Neighborhood(3, dilation=(1, 2)).kernel_size == (3, 3)
+    assert Neighborhood(3).kernel_size == (3,)
