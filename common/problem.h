@@ -46,8 +46,8 @@ JAX_NA_HD constexpr Group group_of(const Problem& p, int axis, int index) {
 // Every window of the queries present must lie inside the keys present; false would be a read out of bounds.
 JAX_NA_HD constexpr bool windows_present(const Problem& p, int axis) {
   const Axis& a = p.axis[axis];
-  if (p.q0[axis] < 0 || p.k0[axis] < 0 || p.q0[axis] + p.nq[axis] > a.length || p.k0[axis] + p.nk[axis] > a.length)
-    return false;
+  const int64_t queries = int64_t{p.q0[axis]} + p.nq[axis], keys = int64_t{p.k0[axis]} + p.nk[axis];
+  if (p.q0[axis] < 0 || p.k0[axis] < 0 || queries > a.length || keys > a.length) return false;
   for (int g = 0; g < a.dilation; ++g) {
     const Group group = group_of(p, axis, g);
     if (group.queries.start >= group.queries.stop) continue;

@@ -127,8 +127,8 @@ void load_queries(const Problem& p, const BackwardViews<T>& views, const Backwar
   const Lanes& lanes = *s.lanes;
   pack_tokens(views.query, lanes, static_cast<float>(p.scale), s.query_tokens);
   pack_tokens(views.dout, lanes, 1.0f, s.dout_tokens);
-  transpose_tokens(s.query_tokens, p.head_dim, kLog2E, s.query);
-  transpose_tokens(s.dout_tokens, p.value_dim, 1.0f, s.dout);
+  pack_tile(views.query, lanes, static_cast<float>(p.scale) * kLog2E, s.query);
+  pack_tile(views.dout, lanes, 1.0f, s.dout);
   memset(s.dquery, 0, padded(p.head_dim) * kLanes * sizeof(float));
   for (int lane = 0; lane < kLanes; ++lane) {
     s.lse[lane] = lanes.valid[lane] ? views.lse.base[lanes.token[lane] * views.lse.stride] * kLog2E : -kLowest;
@@ -164,8 +164,7 @@ void backward_tile(const BackwardArgs& args, const Tile& tile, const Panel& pane
   });
   float scale[kLanes];
   for (float& factor : scale) factor = static_cast<float>(p.scale);
-  transpose_tile(s.dquery, p.head_dim, s.query_tokens);
-  unpack_tokens(s.query_tokens, scale, *s.lanes, views.dquery);
+  unpack_tile(s.dquery, scale, *s.lanes, views.dquery);
 }
 
 // A run of query tiles that ends before `stop`, for every query head that shares the kv head.

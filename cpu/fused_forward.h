@@ -14,7 +14,6 @@ inline namespace JAX_NA_ISA {
 
 struct ForwardScratch {
   float *query, *out;                             // tiles, [dim][kLanes]
-  float* tokens;                                  // [kLanes][dim]: the queries, later the output
   float *keys, *values;                           // panels
   float* scores;                                  // [kChunk][kLanes]
   float *maximum, *chunk_maximum, *sum, *factor;  // per lane
@@ -29,7 +28,6 @@ inline ForwardScratch make_forward_scratch(Arena& arena, int head_dim, int value
   const int64_t capacity = forward_capacity(head_dim, value_dim);
   return {arena.take<float>(int64_t{padded(head_dim)} * kLanes),
           arena.take<float>(int64_t{padded(value_dim)} * kLanes),
-          arena.take<float>(int64_t{padded(max(head_dim, value_dim))} * kLanes),
           arena.take<float>(panel_floats(head_dim, capacity)),
           arena.take<float>(panel_floats(value_dim, capacity)),
           arena.take<float>(kChunk * kLanes),
@@ -111,8 +109,7 @@ void forward_tile(const ForwardArgs& args, const Tile& tile, const Panel& panel,
   const auto token_of = [&](const int (&i)[kAxes]) { return key_token(p, tile, i); };
   const int step = p.axis[2].dilation;
 
-  pack_tokens(views.query, *s.lanes, static_cast<float>(p.scale) * kLog2E, s.tokens);
-  transpose_tokens(s.tokens, p.head_dim, 1.0f, s.query);
+  pack_tile(views.query, *s.lanes, static_cast<float>(p.scale) * kLog2E, s.query);
   memset(s.out, 0, padded(p.value_dim) * kLanes * sizeof(float));
   for (int lane = 0; lane < kLanes; ++lane) s.maximum[lane] = kLowest, s.sum[lane] = 0.0f;
 
@@ -134,8 +131,7 @@ void forward_tile(const ForwardArgs& args, const Tile& tile, const Panel& panel,
     if (s.lanes->valid[lane])
       views.lse.base[s.lanes->token[lane] * views.lse.stride] = s.maximum[lane] * kLn2 + logf(s.sum[lane]);
   }
-  transpose_tile(s.out, p.value_dim, s.tokens);
-  unpack_tokens(s.tokens, s.factor, *s.lanes, views.out);
+  unpack_tile(s.out, s.factor, *s.lanes, views.out);
 }
 
 // One unit: a run of query tiles, for every query head that shares a kv head; keys and values are packed once.

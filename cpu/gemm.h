@@ -10,7 +10,7 @@ namespace jax_na {
 inline namespace JAX_NA_ISA {
 
 struct GemmScratch {
-  float *tile, *tokens, *scores, *panel;
+  float *tile, *scores, *panel;
   Lanes* lanes;
   Chunk* chunk;
   Rows<const float>* rows;
@@ -18,7 +18,6 @@ struct GemmScratch {
 
 inline GemmScratch make_gemm_scratch(Arena& arena, int dim) {
   return {arena.take<float>(int64_t{padded(dim)} * kLanes),
-          arena.take<float>(int64_t{padded(dim)} * kLanes),
           arena.take<float>(kChunk * kLanes),
           arena.take<float>(panel_floats(dim, kPanelFloats / dim)),
           arena.take<Lanes>(1),
@@ -133,8 +132,7 @@ template <class T>
 void gemm_qk_tile(const GemmTile& t, const View<const T>& keys) {
   const Problem& p = t.args.problem;
   clear_rows(t.args, t.tile, *t.s.lanes);
-  pack_tokens(x_view<const T>(t.args, t.tile.batch, t.tile.head), *t.s.lanes, 1.0f, t.s.tokens);
-  transpose_tokens(t.s.tokens, p.value_dim, 1.0f, t.s.tile);
+  pack_tile(x_view<const T>(t.args, t.tile.batch, t.tile.head), *t.s.lanes, 1.0f, t.s.tile);
   const auto token_of = [&](const int (&i)[kAxes]) { return key_token(p, t.tile, i); };
   for_each_chunk(*t.s.lanes, *t.s.chunk, [&] {
     visit_rows(t.panel, keys, *t.s.chunk, p.axis[2].dilation, token_of, t.s.panel, *t.s.rows);
@@ -153,8 +151,7 @@ void gemm_av_tile(const GemmTile& t, const View<const T>& values) {
     gather_weights(t.args, t.tile, *t.s.lanes, *t.s.chunk, t.s.scores);
     accumulate(t.s.scores, *t.s.rows, t.s.tile);
   });
-  transpose_tile(t.s.tile, p.value_dim, t.s.tokens);
-  unpack_tokens(t.s.tokens, kOnes, *t.s.lanes, x_view<T>(t.args, t.tile.batch, t.tile.head));
+  unpack_tile(t.s.tile, kOnes, *t.s.lanes, x_view<T>(t.args, t.tile.batch, t.tile.head));
 }
 
 // The lanes are keys of one kv head; the query heads that share it are added up.
@@ -174,8 +171,7 @@ void gemm_inverse_tile(const GemmTile& t) {
       accumulate(t.s.scores, *t.s.rows, t.s.tile);
     });
   }
-  transpose_tile(t.s.tile, p.value_dim, t.s.tokens);
-  unpack_tokens(t.s.tokens, kOnes, *t.s.lanes, y_view<T>(t.args, t.tile.batch, t.tile.head));
+  unpack_tile(t.s.tile, kOnes, *t.s.lanes, y_view<T>(t.args, t.tile.batch, t.tile.head));
 }
 
 // Runs every tile of one side; fill(tile, panel, scratch) packs the visited tokens, body(GemmTile) does one tile.

@@ -21,40 +21,65 @@ inline View<T> make_view(T* data, int64_t batch, int64_t tokens, int heads, int 
   return {data + batch * tokens * stride + int64_t{head} * dim, stride, dim};
 }
 
-inline void widen(const float* from, float* to, int dim) {
-  int c = 0;
-  for (; c + kWidth <= dim; c += kWidth) store(to + c, load(from + c));
-  for (; c < dim; ++c) to[c] = from[c];
-}
-inline void widen(const BFloat16* from, float* to, int dim) {
+// kWidth elements, widened to float32 or rounded from it.
+inline Vec load_wide(const float* p) { return load(p); }
+inline Vec load_wide(const BFloat16* p) {
   typedef uint16_t Half __attribute__((vector_size(kWidth * 2), aligned(2), may_alias));
-  typedef uint32_t Word __attribute__((vector_size(kWidth * 4), aligned(4), may_alias));
-  int c = 0;
-  for (; c + kWidth <= dim; c += kWidth)
-    *reinterpret_cast<Word*>(to + c) = __builtin_convertvector(*reinterpret_cast<const Half*>(from + c), Word) << 16;
-  for (; c < dim; ++c) to[c] = to_accumulator(from[c]);
+  return from_bits(__builtin_convertvector(*reinterpret_cast<const Half*>(p), IntVec) << 16);
 }
-inline void widen(const Float16* from, float* to, int dim) {
-  int c = 0;
+inline Vec load_wide(const Float16* p) {
+  alignas(64) float wide[kWidth];
 #if defined(__F16C__)
-  for (; c + 8 <= dim; c += 8)
-    _mm256_storeu_ps(to + c, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from + c))));
+  for (int c = 0; c < kWidth; c += 8)
+    _mm256_store_ps(wide + c, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + c))));
+#else
+  for (int c = 0; c < kWidth; ++c) wide[c] = to_accumulator(p[c]);
 #endif
-  for (; c < dim; ++c) to[c] = to_accumulator(from[c]);
+  return load(wide);
 }
 
-inline void narrow(const float* from, float* to, int dim) { memcpy(to, from, dim * sizeof(float)); }
-inline void narrow(const float* from, BFloat16* to, int dim) {
-  for (int c = 0; c < dim; ++c) assign(to[c], from[c]);
+inline void store_narrow(float* p, Vec v) { store(p, v); }
+inline void store_narrow(BFloat16* p, Vec v) {  // as `assign`: to nearest, ties to even, NaN stays NaN
+  typedef uint16_t Half __attribute__((vector_size(kWidth * 2), aligned(2), may_alias));
+  typedef uint32_t Word __attribute__((vector_size(kWidth * 4)));
+  const Word bits = reinterpret_cast<Word>(v);
+  const Word rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
+  const Word nan = reinterpret_cast<Word>(v != v);
+  *reinterpret_cast<Half*>(p) = __builtin_convertvector((nan & 0x7fc0u) | (~nan & rounded), Half);
 }
-inline void narrow(const float* from, Float16* to, int dim) {
-  int c = 0;
+inline void store_narrow(Float16* p, Vec v) {
+  alignas(64) float wide[kWidth];
+  store(wide, v);
 #if defined(__F16C__)
-  for (; c + 8 <= dim; c += 8)
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(to + c),
-                     _mm256_cvtps_ph(_mm256_loadu_ps(from + c), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+  for (int c = 0; c < kWidth; c += 8)
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p + c),
+                     _mm256_cvtps_ph(_mm256_load_ps(wide + c), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+#else
+  for (int c = 0; c < kWidth; ++c) assign(p[c], wide[c]);
 #endif
-  for (; c < dim; ++c) assign(to[c], from[c]);
+}
+
+// The same where only `width` elements exist: the others read as zero and are not written.
+template <class T>
+inline Vec load_wide(const T* p, int width) {
+  if (width >= kWidth) return load_wide(p);
+  T buffer[kWidth] = {};
+  memcpy(buffer, p, width * sizeof(T));
+  return load_wide(buffer);
+}
+template <class T>
+inline void store_narrow(T* p, Vec v, int width) {
+  if (width >= kWidth) return store_narrow(p, v);
+  T buffer[kWidth];
+  store_narrow(buffer, v);
+  memcpy(p, buffer, width * sizeof(T));
+}
+
+template <class T>
+inline void widen(const T* from, float* to, int dim) {
+  int c = 0;
+  for (; c + kWidth <= dim; c += kWidth) store(to + c, load_wide(from + c));
+  for (; c < dim; ++c) to[c] = to_accumulator(from[c]);
 }
 
 constexpr int64_t kPanelFloats = 64 << 10;  // 256 KB: half of a common L2, the other half is for the tiles
@@ -74,7 +99,8 @@ inline Panel make_panel(const Problem& p, const Tile& tile, Side side, int stop,
   Panel panel{};
   for (int a = 0; a < kAxes; ++a) {
     const int end = a == kAxes - 1 ? stop : min(tile.first[a] + p.tile[a], present(tile.group[a], side).stop);
-    panel.box[a] = visited(p, tile, side, a, tile.first[a], end);
+    panel.box[a] = side == Side::kQueries ? tile_keys(p.axis[a], tile.group[a].length, tile.first[a], end - 1)
+                                          : visited_by_keys(p, tile, a, tile.first[a], end);
   }
   panel.resident = volume(panel.box) * floats <= kPanelFloats;
   return panel;
@@ -137,59 +163,45 @@ inline void visit_rows(const Panel& panel, const View<const T>& view, const Chun
   }
 }
 
-// tokens[lane][d] = factor * token_lane[d], rows padded with zeros to whole registers; zero for lanes that do not
-// exist.
+// tile[d][lane] = factor * token_lane[d]. A tile has padded(dim) rows.
 template <class T>
-inline void pack_tokens(const View<const T>& view, const Lanes& lanes, float factor, float* tokens) {
-  const int pitch = padded(view.dim);
-  for (int lane = 0; lane < kLanes; ++lane, tokens += pitch) {
-    if (!lanes.valid[lane]) {
-      memset(tokens, 0, pitch * sizeof(float));
-      continue;
-    }
-    const T* row = view.base + lanes.token[lane] * view.stride;
-    widen(row, tokens, view.dim);
-    for (int d = view.dim; d < pitch; ++d) tokens[d] = 0.0f;
-    for (int d = 0; d < pitch; d += kWidth) store(tokens + d, load(tokens + d) * splat(factor));
-  }
-}
-
-// tile[d][lane] = factor * tokens[lane][d]; the tile has padded(dim) rows.
-inline void transpose_tokens(const float* tokens, int dim, float factor, float* tile) {
-  const int pitch = padded(dim);
-  for (int d = 0; d < dim; d += kWidth)
-    for (int lane = 0; lane < kLanes; lane += kWidth) {
+inline void pack_tile(const View<const T>& view, const Lanes& lanes, float factor, float* tile) {
+  for (int lane = 0; lane < kLanes; lane += kWidth) {
+    const T* token[kWidth];
+    for (int i = 0; i < kWidth; ++i) token[i] = view.base + lanes.token[lane + i] * view.stride;
+    for (int d = 0; d < view.dim; d += kWidth) {
       Vec row[kWidth];
 #pragma GCC unroll 16
-      for (int i = 0; i < kWidth; ++i) row[i] = load(tokens + (lane + i) * pitch + d);
+      for (int i = 0; i < kWidth; ++i) row[i] = load_wide(token[i] + d, view.dim - d);
       transpose(row);
 #pragma GCC unroll 16
       for (int i = 0; i < kWidth; ++i) store(tile + (d + i) * kLanes + lane, row[i] * splat(factor));
     }
+  }
 }
 
-// tokens[lane][d] = tile[d][lane].
-inline void transpose_tile(const float* tile, int dim, float* tokens) {
-  const int pitch = padded(dim);
-  for (int d = 0; d < dim; d += kWidth)
-    for (int lane = 0; lane < kLanes; lane += kWidth) {
+// token_lane[d] = factor[lane] * tile[d][lane], for the lanes that exist.
+template <class T>
+inline void unpack_tile(const float* tile, const float* factor, const Lanes& lanes, const View<T>& view) {
+  for (int lane = 0; lane < kLanes; lane += kWidth)
+    for (int d = 0; d < view.dim; d += kWidth) {
       Vec row[kWidth];
 #pragma GCC unroll 16
-      for (int i = 0; i < kWidth; ++i) row[i] = load(tile + (d + i) * kLanes + lane);
+      for (int i = 0; i < kWidth; ++i) row[i] = load(tile + (d + i) * kLanes + lane) * load(factor + lane);
       transpose(row);
-#pragma GCC unroll 16
-      for (int i = 0; i < kWidth; ++i) store(tokens + (lane + i) * pitch + d, row[i]);
+      for (int i = 0; i < kWidth; ++i)
+        if (lanes.valid[lane + i])
+          store_narrow(view.base + lanes.token[lane + i] * view.stride + d, row[i], view.dim - d);
     }
 }
 
-// token_lane[d] = factor[lane] * tokens[lane][d], for the lanes that exist; `tokens` is overwritten.
+// tokens[lane][d] = factor * token_lane[d], rows padded with zeros to whole registers.
 template <class T>
-inline void unpack_tokens(float* tokens, const float* factor, const Lanes& lanes, const View<T>& view) {
+inline void pack_tokens(const View<const T>& view, const Lanes& lanes, float factor, float* tokens) {
   const int pitch = padded(view.dim);
   for (int lane = 0; lane < kLanes; ++lane, tokens += pitch) {
-    if (!lanes.valid[lane]) continue;
-    for (int d = 0; d < pitch; d += kWidth) store(tokens + d, load(tokens + d) * splat(factor[lane]));
-    narrow(tokens, view.base + lanes.token[lane] * view.stride, view.dim);
+    const T* token = view.base + lanes.token[lane] * view.stride;
+    for (int d = 0; d < pitch; d += kWidth) store(tokens + d, load_wide(token + d, view.dim - d) * splat(factor));
   }
 }
 

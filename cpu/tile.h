@@ -160,10 +160,10 @@ inline void make_lanes(const Problem& p, const Tile& t, Side side, Lanes& lanes)
   }
 }
 
-// Everything that the tokens first..stop-1 along an axis visit; empty when nothing.
-inline Range visited(const Problem& p, const Tile& t, Side side, int a, int first, int stop) {
+// Queries present that see any of the keys first..stop-1 along an axis; empty when there are none.
+inline Range visited_by_keys(const Problem& p, const Tile& t, int a, int first, int stop) {
   Range box = {INT32_MAX, INT32_MIN}, inner = {INT32_MIN, INT32_MAX};
-  for (int position = first; position < stop; ++position) extend(box, inner, lane_window(p, t, side, a, position));
+  for (int k = first; k < stop; ++k) extend(box, inner, lane_window(p, t, Side::kKeys, a, k));
   return box.start < box.stop ? box : Range{0, 0};
 }
 
