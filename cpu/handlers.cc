@@ -223,7 +223,7 @@ ffi::Error fused_backward(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::Re
   a.dvalue = static_cast<float*>(result(2)->untyped_data());
   a.drpb = has_bias ? static_cast<float*>(result(3)->untyped_data()) : nullptr;
   a.drpb_parts = has_bias ? static_cast<int>(result(3)->dimensions()[0]) : 0;
-  const ffi::Result<ffi::AnyBuffer> scratch = result(has_bias ? 4 : 3);
+  ffi::Result<ffi::AnyBuffer> scratch = result(has_bias ? 4 : 3);
   const Kernels& kernels = best_kernels();
   const Problem& p = a.problem;
   const Parallel parallel =
@@ -233,6 +233,9 @@ ffi::Error fused_backward(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::Re
   kernels.fused_backward(a, parallel);
   return ffi::Error::Success();
 }
+
+// Does nothing: what a custom call itself costs, for the benchmarks to subtract.
+ffi::Error empty(ffi::RemainingArgs, ffi::RemainingRets) { return ffi::Error::Success(); }
 
 auto fused_binding() {
   return ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().RemainingArgs().RemainingRets().Attrs<Attributes>();
@@ -258,3 +261,4 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(JaxNaGemmInverse, (jax_na::unfused<Family::kGemm, 
                               jax_na::unfused_binding());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(JaxNaFusedForward, jax_na::fused_forward, jax_na::fused_binding());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(JaxNaFusedBackward, jax_na::fused_backward, jax_na::fused_binding());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(JaxNaEmpty, jax_na::empty, xla::ffi::Ffi::Bind().RemainingArgs().RemainingRets());

@@ -31,6 +31,7 @@ nb::dict handlers() {
   add("na_gemm_inverse", JaxNaGemmInverse);
   add("na_fused_forward", JaxNaFusedForward);
   add("na_fused_backward", JaxNaFusedBackward);
+  add("na_empty", JaxNaEmpty);
   return result;
 }
 

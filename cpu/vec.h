@@ -52,15 +52,20 @@ inline IntVec vmax(IntVec a, IntVec b) { return a > b ? a : b; }
 inline IntVec bits_of(Vec v) { return reinterpret_cast<IntVec>(v); }
 inline Vec from_bits(IntVec v) { return reinterpret_cast<Vec>(v); }
 
+// Interleaves the lower (upper) halves of two registers.
 #if defined(__AVX512F__) || defined(JAX_NA_EMULATE_AVX512)
-constexpr IntVec kZipLow = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23};
-constexpr IntVec kZipHigh = {8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+inline Vec zip_low(Vec a, Vec b) {
+  return __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+}
+inline Vec zip_high(Vec a, Vec b) {
+  return __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+}
 #elif defined(__AVX2__)
-constexpr IntVec kZipLow = {0, 8, 1, 9, 2, 10, 3, 11};
-constexpr IntVec kZipHigh = {4, 12, 5, 13, 6, 14, 7, 15};
+inline Vec zip_low(Vec a, Vec b) { return __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10, 3, 11); }
+inline Vec zip_high(Vec a, Vec b) { return __builtin_shufflevector(a, b, 4, 12, 5, 13, 6, 14, 7, 15); }
 #else
-constexpr IntVec kZipLow = {0, 4, 1, 5};
-constexpr IntVec kZipHigh = {2, 6, 3, 7};
+inline Vec zip_low(Vec a, Vec b) { return __builtin_shufflevector(a, b, 0, 4, 1, 5); }
+inline Vec zip_high(Vec a, Vec b) { return __builtin_shufflevector(a, b, 2, 6, 3, 7); }
 #endif
 
 // In-register transpose of kWidth x kWidth floats: every round interleaves the first half of the rows with the second.
@@ -70,8 +75,8 @@ inline void transpose(Vec (&row)[kWidth]) {
     Vec next[kWidth];
 #pragma GCC unroll 8
     for (int i = 0; i < kWidth / 2; ++i) {
-      next[2 * i] = __builtin_shuffle(row[i], row[i + kWidth / 2], kZipLow);
-      next[2 * i + 1] = __builtin_shuffle(row[i], row[i + kWidth / 2], kZipHigh);
+      next[2 * i] = zip_low(row[i], row[i + kWidth / 2]);
+      next[2 * i + 1] = zip_high(row[i], row[i + kWidth / 2]);
     }
 #pragma GCC unroll 16
     for (int i = 0; i < kWidth; ++i) row[i] = next[i];
