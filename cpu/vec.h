@@ -83,11 +83,11 @@ inline void transpose(Vec (&row)[kWidth]) {
   }
 }
 
-// 2^t for t <= 127; exactly 0 below -125 (so also for -inf); about 2 ulp. Adding 1.5 * 2^23 rounds to an integer.
+// 2^t for t <= 127, about 2 ulp; exactly 0 below -126.5 (so also for -inf), where the exponent field becomes 0; NaN for
+// NaN. Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits.
 inline Vec exp2(Vec t) {
   const Vec magic = splat(12582912.0f);
-  const IntVec tiny = t < splat(-125.0f);
-  const Vec clamped = select(tiny, splat(-125.0f), t);
+  const Vec clamped = vmax(splat(-127.0f), t);
   const Vec shifted = clamped + magic;
   const Vec r = clamped - (shifted - magic);
   Vec p = splat(1.33335581e-3f);
@@ -96,8 +96,7 @@ inline Vec exp2(Vec t) {
   p = p * r + splat(2.40226507e-1f);
   p = p * r + splat(6.93147182e-1f);
   p = p * r + splat(1.0f);
-  const Vec power = from_bits((bits_of(shifted) << 23) + bits_of(splat(1.0f)));
-  return select(tiny, Vec{}, p * power);
+  return p * from_bits((bits_of(shifted) << 23) + bits_of(splat(1.0f)));
 }
 
 }  // namespace JAX_NA_ISA

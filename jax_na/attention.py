@@ -1,19 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Neighborhood attention put together from the primitives: with kernels that store the weights, with a positional
-bias, with additional tokens, on a region of the grid."""
+"""Neighborhood attention put together from the primitives, and what comes on top of them."""
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jax_na import checks, rules
+from jax_na import checks, rules, trilinear
 from jax_na.implementations import row
-from jax_na.neighborhood import Axis, Neighborhood, Op, Shape, windows
+from jax_na.neighborhood import Axis, Neighborhood, Op, Shape, known_size, windows
 from jax_na.reference import accumulator
 
 MAX_SCORES = 1 << 20  # scores with additional tokens that exist at a time
@@ -27,22 +28,18 @@ def whole_grid(rank: int) -> Array:
 def attention(
     op: Op, q: Array, k: Array, v: Array, offsets: Array, rpb: Array | None = None
 ) -> tuple[Array, Array]:
-    """(O, LSE) with the implementation of `op`; `offsets` [rank, 2] are the first query and key on every axis."""
+    """(O, LSE) with the implementation of `op`; `offsets` [rank, 2]: first query and first key per axis."""
     rpb = None if rpb is None else rpb.astype(accumulator(q.dtype))
     if op.implementation is None or not row(op.implementation).composed:
         return rules.attention(op, q, k, v, offsets, rpb)
-    s = scores(op, q, k, offsets, rpb, op.scale)
+    s = scores(op, q, k, offsets, rpb)
     lse = jax.nn.logsumexp(s, axis=-1)
-    return rules.av(op, jnp.exp(s - lse[..., None]), v, offsets), lse
+    return trilinear.av(op, jnp.exp(s - lse[..., None]), v, offsets), lse
 
 
-def scores(
-    op: Op, q: Array, k: Array, offsets: Array, rpb: Array | None = None, scale: float | None = None
-) -> Array:
-    """scale * <q, k> + rpb for every slot, [*batch, *Sq, heads, pitch]; -inf in slots without a key and padding."""
-    s = rules.qk(op, q, k, offsets)
-    if scale is not None:
-        s = s * jnp.asarray(scale, s.dtype)
+def scores(op: Op, q: Array, k: Array, offsets: Array, rpb: Array | None = None) -> Array:
+    """scale * <q, k> + rpb [*batch, *Sq, heads, pitch]; -inf in slots without a key and in padding."""
+    s = op.scale * trilinear.qk(op, q, k, offsets)
     queries = q.shape[-op.neighborhood.rank - 2 : -2]
     if rpb is not None:
         s = s + bias(op, rpb, queries, offsets)
@@ -50,7 +47,7 @@ def scores(
 
 
 def _slots(axis: Axis, queries: int, q0: Array) -> tuple[Array, Array, Array]:
-    """Of the queries q0 .. q0 + queries: their positions [n, 1], and the keys of their slots [n, w] with the stops."""
+    """Of n queries from q0 on: positions [n, 1], keys of the slots [n, w], stops of the windows [n, 1]."""
     x = q0 + jnp.arange(queries, dtype=jnp.int32)
     start, stop = jnp.asarray(windows(axis))[x].T
     keys = start[:, None] + jnp.arange(axis.kernel_size, dtype=jnp.int32)
@@ -88,11 +85,11 @@ def _pad_slots(op: Op, x: Array) -> Array:
 
 def weighted_sum(op: Op, weights: Array, value: Array, offsets: Array) -> Array:
     """NN for weights [..., prod(kernel_size)]."""
-    return rules.av(op, _pad_slots(op, weights.astype(accumulator(value.dtype))), value, offsets)
+    return trilinear.av(op, _pad_slots(op, weights.astype(accumulator(value.dtype))), value, offsets)
 
 
 def attend_everywhere(scale: float, q: Array, k: Array, v: Array) -> tuple[Array, Array]:
-    """Attention of every query q [*batch, *Sq, H, D] to all tokens k [*batch, T, G, D], v [*batch, T, G, E]."""
+    """Attention of all queries [*batch, *Sq, H, D] to tokens: k [*batch, T, G, D], v [*batch, T, G, E]."""
     batch, (tokens, groups), heads = k.ndim - 3, k.shape[-3:-1], q.shape[-2]
     acc = accumulator(q.dtype)
     precision = jax.lax.Precision.HIGHEST if acc == q.dtype else None
@@ -102,9 +99,8 @@ def attend_everywhere(scale: float, q: Array, k: Array, v: Array) -> tuple[Array
 
     @jax.checkpoint
     def one(query: Array) -> tuple[Array, Array]:  # [*batch, H, D]
-        s = scale * dot(
-            "...grd,...tgd->...grt", query.reshape(*k.shape[:batch], groups, heads // groups, q.shape[-1]), k
-        )
+        query = query.reshape(*k.shape[:batch], groups, heads // groups, q.shape[-1])
+        s = scale * dot("...grd,...tgd->...grt", query, k)
         lse = jax.nn.logsumexp(s, axis=-1)
         out = dot("...grt,...tge->...gre", jnp.exp(s - lse[..., None]).astype(q.dtype), v)
         shape = (*k.shape[:batch], heads)
@@ -112,8 +108,8 @@ def attend_everywhere(scale: float, q: Array, k: Array, v: Array) -> tuple[Array
 
     grid = q.shape[batch:-2]
     rows = jnp.moveaxis(q.reshape(*q.shape[:batch], math.prod(grid), *q.shape[-2:]), batch, 0)
-    size = MAX_SCORES // max(1, math.prod(k.shape[:batch]) * heads * tokens)
-    out, lse = jax.lax.map(one, rows, batch_size=min(max(1, size), len(rows)))
+    size = max(1, MAX_SCORES // (known_size(k.shape[:batch]) * heads * tokens))
+    out, lse = jax.lax.map(one, rows, batch_size=min(size, len(rows)))
     out, lse = (jnp.moveaxis(x, 0, batch) for x in (out, lse))
     return out.reshape(*q.shape[:-1], v.shape[-1]), lse.reshape(q.shape[:-1])
 
@@ -129,7 +125,7 @@ def merge_attentions(outputs: Sequence[Array], lses: Sequence[Array]) -> tuple[A
             (its output is then ignored).
 
     Returns:
-        (out, lse): out in the dtype of the outputs, lse at least float32. All computation is at least float32.
+        (out, lse): out in the dtype of the outputs; lse, and what is computed inside, at least float32.
 
     Raises:
         ValueError: if there are none, if their numbers differ, or if shapes do not match.
@@ -139,7 +135,7 @@ def merge_attentions(outputs: Sequence[Array], lses: Sequence[Array]) -> tuple[A
     Example:
         >>> out, lse = jax_na.merge_attentions([out_a, out_b], [lse_a, lse_b])
     """
-    checks.pair_counts(outputs, lses)
+    checks.partial_attentions(outputs, lses)
     dtype = jnp.result_type(*outputs)
     acc = accumulator(dtype)
     stacked = jnp.stack([x.astype(acc) for x in lses])
@@ -153,7 +149,8 @@ def merge_attentions(outputs: Sequence[Array], lses: Sequence[Array]) -> tuple[A
         jnp.where(w[..., None] > 0, w[..., None] * o.astype(acc), 0)
         for w, o in zip(weights / safe, outputs, strict=True)
     )
-    return sum(parts).astype(dtype), jnp.where(total > 0, top + jnp.log(safe), -jnp.inf)
+    out = functools.reduce(operator.add, parts)
+    return out.astype(dtype), jnp.where(total > 0, top + jnp.log(safe), -jnp.inf)
 
 
 def region_attention(

@@ -1,118 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How "xla" cuts a problem into blocks: the layout of query tiles, the key slices they need, and the masks.
+"""The blocked layout of the implementation "xla": query tiles, the key slices they need, masks and bias.
 
-Along an axis with dilation d, local coordinate x is residue x % d, position x // d; the residues are the groups of
-the dilation, and all of them are computed together. A tile is T query positions of every residue; its keys are a
-slice of U positions, wide enough for the windows of any tile. Axis order inside a block, with D1.. the residues:
+Axis order, for R query heads of each of G kv heads, with the residues D1.. of the dilations (see lines.py):
 
-    queries  [tiles, *batch, D1.., G, R, T1 * .., head_dim]          R query heads for each of G kv heads
-    keys     [*batch, D1.., G, K1, .., head_dim]
+    queries  [tiles, *batch, D1.., G, R, T1 * .., features]
+    keys     [*batch, D1.., G, K1, .., features]
     scores   [*batch, D1.., G, R, T1 * .., U1 * ..]
 """
 
 from __future__ import annotations
 
-import functools
-import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from jax_na.neighborhood import Axis, Op, Shape, windows
-
-MAX_SCORES = 1 << 20  # scores of one step: 4 MB of float32
-STEP_COST = 1 << 14  # what starting a step costs, in scores
-
-
-class Span(NamedTuple):
-    """One tile along one axis, in positions relative to its key slice. d residues, T query positions."""
-
-    key: Array  # [] first key position of the slice
-    start: Array  # [d, T] windows
-    stop: Array  # [d, T] equal to start for the queries that only fill up the last tile
-    entry: Array  # [d, T] index into the positional bias of the slice's first key
-
-
-@dataclass(frozen=True)
-class Line:
-    """One axis with `queries` and `keys` coordinates present, cut into tiles."""
-
-    axis: Axis
-    queries: int
-    keys: int
-    tile: int
-
-    @property
-    def tiles(self) -> int:
-        return -(-self.queries // (self.tile * self.axis.dilation))
-
-    @property
-    def key_positions(self) -> int:
-        return -(-self.keys // self.axis.dilation)
-
-    @functools.cached_property
-    def extent(self) -> int:
-        """Key positions that hold the windows of any tile, wherever the region lies."""
-        length, _, _, d, _ = self.axis
-        x, step = np.arange(length), self.tile * d
-        first, stop = windows(self.axis).T
-        near = _over_residues(np.minimum, first * d + x % d, d)  # first key of the queries x .. x + d - 1
-        far = _over_residues(np.maximum, ((stop - 1) * d + x % d)[::-1], d)[
-            ::-1
-        ]  # last key of x - d + 1 .. x
-        whole = self.queries == length and self.keys == length  # then tiles start at multiples of `step`
-        begin = x[::step] if whole else x
-        low, high = near[begin], far[np.minimum(begin + step, length) - 1]
-        spare = 0 if whole or d == 1 else 1  # the slice may start at any residue
-        return min(
-            int((high // d - low // d if whole else (high - low) // d + spare).max()) + 1, self.key_positions
-        )
-
-    def span(self, tile: Array, q0: Array, k0: Array) -> Span:
-        length, kernel_size, _, d, _ = self.axis
-        residue = jnp.arange(d, dtype=jnp.int32)[:, None]
-        local = (tile * self.tile + jnp.arange(self.tile, dtype=jnp.int32)) * d + residue
-        present = local < self.queries
-        table = jnp.asarray(windows(self.axis))[jnp.clip(q0 + local, 0, length - 1)]
-        origin = (k0 + self.key_residue(residue, q0, k0)) // d  # position of local key position 0
-        start, stop = table[..., 0] - origin, table[..., 1] - origin
-        first = jnp.min(jnp.where(present, start, self.keys))
-        key = jnp.clip(first, 0, self.key_positions - self.extent)
-        entry = key + origin - (q0 + local) // d + kernel_size - 1
-        return Span(key, start - key, jnp.where(present, stop, start) - key, entry)
-
-    def key_residue(self, residue: Array, q0: Array, k0: Array) -> Array:
-        """The local residue of the keys whose group is that of the queries of local residue `residue`."""
-        return (residue + q0 - k0) % self.axis.dilation
-
-
-def _over_residues(pick: np.ufunc, x: np.ndarray, d: int) -> np.ndarray:
-    """pick(x[i], .., x[i + d - 1]) for every i, cut at the end."""
-    padded = np.concatenate([x, np.full(d - 1, x[-1])])
-    return pick.reduce(np.lib.stride_tricks.sliding_window_view(padded, d), axis=-1)
-
-
-@functools.lru_cache(maxsize=256)
-def cut(op: Op, queries: Shape, keys: Shape, blocks: int) -> tuple[Line, ...]:
-    """The cheapest tile: few steps, few scores outside the windows; `blocks` is batch times heads."""
-
-    def candidates(axis: Axis, n: int, m: int) -> list[Line]:
-        positions = -(-n // axis.dilation)
-        sizes = {min(1 << i, positions) for i in range(positions.bit_length() + 1)}
-        return [Line(axis, n, m, size) for size in sorted(sizes)]
-
-    def cost(lines: tuple[Line, ...]) -> tuple[bool, int]:
-        scores = blocks * math.prod(line.axis.dilation * line.tile * line.extent for line in lines)
-        total = math.prod(line.tiles for line in lines) * (scores + STEP_COST)
-        return (True, scores) if scores > MAX_SCORES else (False, total)  # too large: the smallest there is
-
-    return min(itertools.product(*map(candidates, op.axes, queries, keys)), key=cost)
+from jax_na.lines import Line, Span, cut
+from jax_na.neighborhood import Op, Shape, known_size
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,8 +39,7 @@ class Blocks:
         """`query` and `key` are shapes [*batch, *spatial, heads, features]."""
         rank = op.neighborhood.rank
         batch = len(query) - rank - 2
-        blocks = max(1, math.prod(query[:batch]) * query[-2])
-        lines = cut(op, query[batch:-2], key[batch:-2], blocks)
+        lines = cut(op, query[batch:-2], key[batch:-2], known_size(query[:batch]) * query[-2])
         return cls(lines, batch, query[-2], key[-2], offsets)
 
     @property
@@ -150,17 +58,12 @@ class Blocks:
     def extent(self) -> Shape:
         return tuple(line.extent for line in self.lines)
 
-    @property
-    def dilation(self) -> Shape:
-        return tuple(line.axis.dilation for line in self.lines)
-
     # Layout.
 
     def split_queries(self, x: Array, fill: float = 0.0) -> Array:
-        """[*batch, *Sq, H, *rest] -> [tiles, *batch, *d, G, R, prod(T), *rest]; the last tile is filled up."""
+        """[*batch, *Sq, H, *rest] -> [tiles, *batch, *d, G, R, prod(T), *rest]; `fill` completes tiles."""
         b, r = self.batch, self.rank
-        sizes = [line.tiles * line.tile * line.axis.dilation for line in self.lines]
-        x = _pad(x, b, sizes, fill)
+        x = _pad(x, b, [line.padded[0] for line in self.lines], fill)
         split = [n for line in self.lines for n in (line.tiles, line.tile, line.axis.dilation)]
         x = x.reshape(*x.shape[:b], *split, self.groups, self.heads // self.groups, *x.shape[b + r + 1 :])
         x = x.transpose(self._query_order(x.ndim))
@@ -173,8 +76,7 @@ class Blocks:
         kept, rest = x.shape[1 : 1 + b + r + 2], x.shape[1 + b + r + 3 :]
         x = x.reshape(*self.tiles, *kept, *self.tile, *rest)
         x = x.transpose(np.argsort(self._query_order(x.ndim)))
-        sizes = [line.tiles * line.tile * line.axis.dilation for line in self.lines]
-        x = x.reshape(*x.shape[:b], *sizes, self.heads, *rest)
+        x = x.reshape(*x.shape[:b], *(line.padded[0] for line in self.lines), self.heads, *rest)
         return x[(slice(None),) * b + tuple(slice(line.queries) for line in self.lines)]
 
     def _query_order(self, ndim: int) -> list[int]:
@@ -187,7 +89,7 @@ class Blocks:
     def split_keys(self, x: Array) -> Array:
         """[*batch, *Sk, G, E] -> [*batch, *d, G, *K, E], residues in the order of the queries' residues."""
         b, r = self.batch, self.rank
-        x = _pad(x, b, [line.key_positions * line.axis.dilation for line in self.lines], 0.0)
+        x = _pad(x, b, [line.padded[1] for line in self.lines])
         split = [n for line in self.lines for n in (line.key_positions, line.axis.dilation)]
         x = x.reshape(*x.shape[:b], *split, *x.shape[b + r :]).transpose(self._key_order())
         return self._turn(x, 1)
@@ -196,8 +98,7 @@ class Blocks:
         """The inverse of split_keys."""
         b = self.batch
         x = self._turn(x, -1).transpose(np.argsort(self._key_order()))
-        sizes = [line.key_positions * line.axis.dilation for line in self.lines]
-        x = x.reshape(*x.shape[:b], *sizes, *x.shape[-2:])
+        x = x.reshape(*x.shape[:b], *(line.padded[1] for line in self.lines), *x.shape[-2:])
         return x[(slice(None),) * b + tuple(slice(line.keys) for line in self.lines)]
 
     def _key_order(self) -> list[int]:
@@ -255,7 +156,9 @@ class Blocks:
             rpb = jnp.take(rpb, jnp.clip(entry, 0, 2 * line.axis.kernel_size - 2), axis=1 + 3 * a)
         order = [1 + 3 * a for a in range(r)] + [0] + [1 + 3 * a + i for i in (1, 2) for a in range(r)]
         rpb = rpb.transpose(order)
-        return self._flat(rpb.reshape(*rpb.shape[:r], self.groups, -1, *rpb.shape[r + 1 :]))
+        return self._flat(
+            rpb.reshape(*rpb.shape[:r], self.groups, self.heads // self.groups, *rpb.shape[r + 1 :])
+        )
 
     def to_slots(self, scores: Array, spans: tuple[Span, ...]) -> Array:
         """[.., prod(T), prod(U)] -> [.., prod(T), prod(w)]; invisible slots are 0."""
@@ -305,14 +208,15 @@ class Blocks:
         return x.reshape(*x.shape[: r + 2], math.prod(self.tile), math.prod(self.extent))
 
 
-def _pad(x: Array, first: int, sizes: list[int], fill: float) -> Array:
+def _pad(x: Array, first: int, sizes: Sequence[int], fill: float = 0.0) -> Array:
+    """The axes from `first` on, filled up to `sizes`."""
     pads = [(0, 0)] * x.ndim
     for a, size in enumerate(sizes):
         pads[first + a] = (0, size - x.shape[first + a])
     return jnp.pad(x, pads, constant_values=fill) if any(p for _, p in pads) else x
 
 
-def scan(body: Callable[..., tuple], carry: object, tiles: int, xs: tuple[Array, ...]) -> tuple:
+def scan(body: Callable[..., Any], carry: Any, tiles: int, xs: tuple[Array, ...]) -> Any:
     """lax.scan over the tiles whose reverse mode keeps no scores: `body` is run again there."""
     index = jnp.arange(tiles, dtype=jnp.int32)
     return lax.scan(jax.checkpoint(body, prevent_cse=False), carry, (index, *xs))

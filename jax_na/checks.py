@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a user can get wrong, checked once and before anything is traced: the value given, what is legal."""
+"""What a user can get wrong, checked once and before anything is traced.
+
+Every message has the value given, what is legal, and the nearest legal value where there is one.
+"""
 
 from __future__ import annotations
 
-import difflib
 import math
 import numbers
 from collections.abc import Sequence
@@ -14,164 +16,160 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jax_na import implementations, target
 from jax_na.neighborhood import MAX_RANK, Neighborhood, given_rank
 
-PARAMETERS = ("kernel_size", "stride", "dilation", "is_causal")
+DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
-def neighborhood(ndim: int, rank: int | None, *parameters: Any) -> Neighborhood:
-    """The Neighborhood of a query with `ndim` axes; `parameters` in the order of PARAMETERS.
-
-    The rank is `rank`, else the length of whichever parameter is a tuple, else ndim - 3.
-    """
-    named = dict(zip(PARAMETERS, parameters, strict=True))
-    given = given_rank(**named)
-    if rank is None:
-        rank = ndim - 3 if given is None else given
-        if not 1 <= rank <= MAX_RANK:
-            raise ValueError(
-                f"query has {ndim} axes: [batch, *spatial, heads, head_dim] with 1 to {MAX_RANK} spatial axes has 4 "
-                f"to {MAX_RANK + 3}; for other numbers of batch axes give kernel_size as a tuple, one value per axis"
-            )
-    elif given not in (None, rank):
-        wrong = {n: p for n, p in named.items() if isinstance(p, (tuple, list))}
-        raise ValueError(f"na{rank}d takes integers or tuples of {rank} values, got {wrong}")
+def neighborhood(ndim: int, kernel_size: Any, stride: Any, dilation: Any, is_causal: Any) -> Neighborhood:
+    """The Neighborhood of a query with `ndim` axes; the rank is that of a tuple, else ndim - 3."""
+    given = given_rank(kernel_size=kernel_size, stride=stride, dilation=dilation, is_causal=is_causal)
+    rank = ndim - 3 if given is None else given
+    if not 1 <= rank <= MAX_RANK:
+        raise ValueError(
+            f"query has {ndim} axes; [batch, *spatial, heads, head_dim] has 4 to {MAX_RANK + 3}. With none "
+            "or several batch axes make kernel_size a tuple with one value per spatial axis"
+        )
     if ndim < rank + 2:
         raise ValueError(
-            f"query must be [batch..., {rank} spatial axes, heads, head_dim]: at least {rank + 2} axes, got {ndim}"
+            f"query has {ndim} axes; [batch..., *spatial, heads, head_dim] with {rank} spatial axes has at "
+            f"least {rank + 2}"
         )
-    return Neighborhood(*(p if isinstance(p, (tuple, list)) else (p,) * rank for p in parameters))
+    return Neighborhood(*_broadcast(rank, kernel_size, stride, dilation, is_causal))
+
+
+def with_rank(rank: int, kernel_size: Any, stride: Any, dilation: Any, is_causal: Any) -> Any:
+    """kernel_size as a tuple of `rank` values; tuples of another length are an error."""
+    parameters = {"kernel_size": kernel_size, "stride": stride, "dilation": dilation, "is_causal": is_causal}
+    for name, value in parameters.items():
+        if isinstance(value, (tuple, list)) and len(value) != rank:
+            raise ValueError(
+                f"na{rank}d takes one value or {rank} for {name}, got {value} of length {len(value)}"
+            )
+    return _broadcast(rank, kernel_size)[0]
+
+
+def _broadcast(rank: int, *values: Any) -> tuple[Any, ...]:
+    return tuple(v if isinstance(v, (tuple, list)) else (v,) * rank for v in values)
 
 
 def arrays(**named: Any) -> list[Array]:
-    """The arguments as JAX arrays of one supported dtype."""
-    for name, x in named.items():
-        if not isinstance(x, (jax.Array, np.ndarray)):
-            raise TypeError(f"{name} must be an array, got {type(x).__name__}")
-    converted = {name: jnp.asarray(x) for name, x in named.items()}
+    """The arguments as JAX arrays; all must have the same, supported dtype."""
+    converted = {name: _array(name, x) for name, x in named.items()}
     dtypes = {name: x.dtype.name for name, x in converted.items()}
-    for name, dtype in dtypes.items():
-        if dtype not in implementations.ALL:
-            legal = ", ".join(implementations.ALL)
-            raise TypeError(f"{name} has dtype {dtype}; legal are {legal}")
     if len(set(dtypes.values())) > 1:
         common = jnp.result_type(*converted.values()).name
-        raise TypeError(f"dtypes differ: {_list(dtypes)}; convert them to one, for instance {common}")
+        given = ", ".join(f"{name} {dtype}" for name, dtype in dtypes.items())
+        raise TypeError(f"dtypes differ: {given}; convert to one, for instance {common}")
     return list(converted.values())
 
 
-def _list(values: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in values.items())
+def _array(name: str, x: Any) -> Array:
+    if not isinstance(x, (jax.Array, np.ndarray)):
+        raise TypeError(f"{name} must be an array, got {type(x).__name__}")
+    array = jnp.asarray(x)
+    if array.dtype.name not in DTYPES:
+        raise TypeError(f"{name} has dtype {array.dtype.name}; legal are {', '.join(DTYPES)}")
+    return array
 
 
-def same_grid(n: Neighborhood, query: Array, **others: Array) -> None:
-    """`others` must have the batch and spatial axes of the query, and windows must fit the grid."""
-    names = "[batch..., " + "XYZ"[: n.rank].replace("", " ").strip().replace(" ", ", ") + ", heads, features]"
-    for name, x in others.items():
-        if x.ndim != query.ndim:
+def same_grid(n: Neighborhood, **named: Array) -> None:
+    """All must have the batch and spatial axes of the first; windows must fit."""
+    layout = f"[batch..., {', '.join('XYZ'[: n.rank])}, heads, features]"
+    (first, query), *others = named.items()
+    for name, x in others:
+        if x.ndim != query.ndim or x.shape[:-2] != query.shape[:-2]:
+            legal = ", ".join(map(str, query.shape[:-2]))
             raise ValueError(
-                f"{name} has {x.ndim} axes, shape {x.shape}; query has {query.ndim}, shape {query.shape}: {names}"
+                f"{name} has shape {x.shape}, {first} {query.shape}; the batch and spatial axes of {layout} "
+                f"must be the same, legal is ({legal}, heads, features)"
             )
-        if x.shape[:-2] != query.shape[:-2]:
-            raise ValueError(
-                f"{name} has shape {x.shape}; its batch and spatial axes must be {query.shape[:-2]}, those of the "
-                f"query {query.shape}: {names}"
-            )
-    n.axes(query.shape[-n.rank - 2 : -2])
-    for name, x in {"query": query, **others}.items():
+    for name, x in named.items():
         if 0 in x.shape[-2:]:
-            raise ValueError(f"{name} has shape {x.shape}: it needs at least 1 head and 1 feature")
+            raise ValueError(f"{name} has shape {x.shape}; it needs at least 1 head and 1 feature")
+    n.axes(query.shape[-n.rank - 2 : -2])
 
 
-def features(query: Array, key: Array) -> None:
-    """query and key are multiplied: they must agree in head_dim."""
+def head_dims(query: Array, key: Array) -> None:
     if query.shape[-1] != key.shape[-1]:
-        raise ValueError(f"query has head_dim {query.shape[-1]}, key {key.shape[-1]}; they must be equal")
-
-
-def heads(heads: int, kv_heads: int, name: str = "key") -> None:
-    if heads % kv_heads:
-        legal = [n for n in range(1, heads + 1) if heads % n == 0]
-        nearest = min(legal, key=lambda n: abs(n - kv_heads))
-        raise ValueError(
-            f"query has {heads} heads, {name} {kv_heads}; heads must be a multiple of kv heads (nearest legal: {nearest})"
-        )
+        raise ValueError(f"key has head_dim {key.shape[-1]}, query {query.shape[-1]}; they must be equal")
 
 
 def kv_heads(key: Array, value: Array) -> None:
     if key.shape[-2] != value.shape[-2]:
-        raise ValueError(f"key has {key.shape[-2]} heads, value {value.shape[-2]}; they must be equal")
+        raise ValueError(f"value has {value.shape[-2]} heads, key {key.shape[-2]}; they must be equal")
+
+
+def heads(heads: int, kv_heads: int) -> None:
+    if heads % kv_heads:
+        legal = [n for n in range(1, heads + 1) if heads % n == 0]
+        nearest = min(legal, key=lambda n: abs(n - kv_heads))
+        raise ValueError(
+            f"there are {heads} heads and {kv_heads} kv heads; heads must be a multiple of kv heads, the "
+            f"nearest legal number of those is {nearest}"
+        )
 
 
 def scale(scale: Any, head_dim: int) -> float:
-    """The static factor of the scores, head_dim ** -0.5 by default."""
+    """The static factor of the scores."""
+    default: float = head_dim**-0.5
     if scale is None:
-        return head_dim**-0.5
+        return default
     if isinstance(scale, jax.core.Tracer):
-        raise TypeError(
-            "scale must be a Python number: it is compiled in; multiply query by a traced scale instead"
-        )
-    number = (
-        scale.item() if isinstance(scale, (jax.Array, np.ndarray, np.generic)) and scale.size == 1 else scale
-    )
+        raise TypeError("scale is traced, but it must be known when compiling: multiply the query instead")
+    is_array = isinstance(scale, (jax.Array, np.ndarray, np.generic))
+    number: Any = scale.item() if is_array and scale.size == 1 else scale
     if not isinstance(number, numbers.Real) or isinstance(number, bool):
-        raise TypeError(f"scale must be a real number or None (head_dim ** -0.5), got {scale!r}")
+        raise TypeError(f"scale must be a real number or None for head_dim ** -0.5, got {scale!r}")
     if not math.isfinite(number):
-        raise ValueError(
-            f"scale must be finite, got {scale!r}; the default is head_dim ** -0.5 = {head_dim**-0.5:g}"
-        )
+        raise ValueError(f"scale must be finite, got {scale!r}; the default here is {default:g}")
     return float(number)
 
 
 def rpb(rpb: Any, n: Neighborhood, heads: int) -> Array | None:
-    """The positional bias [heads, 2 * w - 1 per axis]."""
+    """The positional bias [heads, 2 * kernel_size - 1 per axis], of any supported dtype."""
     if rpb is None:
         return None
-    if not isinstance(rpb, (jax.Array, np.ndarray)):
-        raise TypeError(f"rpb must be an array, got {type(rpb).__name__}")
-    rpb = jnp.asarray(rpb)
-    if rpb.dtype.name not in implementations.ALL:
-        raise TypeError(f"rpb has dtype {rpb.dtype.name}; legal are {', '.join(implementations.ALL)}")
+    table = _array("rpb", rpb)
     legal = (heads, *(2 * w - 1 for w in n.kernel_size))
-    if rpb.shape != legal:
+    if table.shape != legal:
         raise ValueError(
-            f"rpb has shape {rpb.shape}; [heads, 2 * kernel_size - 1 per axis] is {legal} for {heads} heads and "
-            f"kernel_size {n.kernel_size}"
+            f"rpb has shape {table.shape}; [heads, 2 * kernel_size - 1 per axis] is {legal} for {heads} "
+            f"heads and kernel_size {n.kernel_size}"
         )
-    return rpb
+    return table
 
 
 def additional(
     keys: Any, values: Any, n: Neighborhood, query: Array, value: Array
 ) -> tuple[Array, Array] | None:
-    """The tokens that every query sees, [batch..., T, kv_heads, head_dim] and [batch..., T, kv_heads, value_dim]."""
+    """The tokens that every query sees, None if there are none."""
     if keys is None and values is None:
         return None
     if keys is None or values is None:
-        given, missing = ("additional_values", "additional_keys")[:: 1 if keys is None else -1]
-        raise ValueError(f"{given} without {missing}; give both or neither")
+        given, missing = ("values", "keys") if keys is None else ("keys", "values")
+        raise ValueError(f"additional_{given} without additional_{missing}; give both or neither")
     _, k, v = arrays(query=query, additional_keys=keys, additional_values=values)
     batch, kv = query.shape[: query.ndim - n.rank - 2], value.shape[-2]
-    tokens = k.shape[-3] if k.ndim >= 3 else "T"
-    for name, x, dim in (("additional_keys", k, query.shape[-1]), ("additional_values", v, value.shape[-1])):
-        if x.shape != (*batch, tokens, kv, dim):
-            legal = ", ".join(map(str, (*batch, tokens, kv, dim)))
+    tokens = k.shape[-3] if k.ndim > 2 else 1
+    dims = {"keys": query.shape[-1], "values": value.shape[-1]}
+    for (name, dim), x in zip(dims.items(), (k, v), strict=True):
+        legal = (*batch, tokens, kv, dim)
+        if x.shape != legal:
             raise ValueError(
-                f"{name} has shape {x.shape}; legal is [batch..., T, kv_heads, features] = ({legal})"
+                f"additional_{name} has shape {x.shape}; [batch..., tokens, kv_heads, features] is {legal} "
+                f"for {tokens} tokens"
             )
-    return (k, v) if k.shape[-3] else None
+    return None if 0 in k.shape else (k, v)  # no token, or an empty batch
 
 
 def weights(weights: Any, value: Any) -> tuple[Array, Array]:
-    """Weights may also have the accumulator's dtype."""
-    (value,) = arrays(value=value)
-    (weights,) = arrays(weights=weights)
-    legal = {value.dtype.name: None, jnp.promote_types(value.dtype, jnp.float32).name: None}
-    if weights.dtype.name not in legal:
-        raise TypeError(
-            f"weights have dtype {weights.dtype.name}, value {value.dtype.name}; legal: {', '.join(legal)}"
-        )
+    """Weights have the dtype of the value or of its accumulator."""
+    weights, value = _array("weights", weights), _array("value", value)
+    legal = (value.dtype, jnp.promote_types(value.dtype, jnp.float32))
+    if weights.dtype not in legal:
+        names = " and ".join(dict.fromkeys(dtype.name for dtype in legal))
+        raise TypeError(f"weights have dtype {weights.dtype.name}; legal for this value: {names}")
     return weights, value
 
 
@@ -182,40 +180,15 @@ def slots(weights: Array, n: Neighborhood) -> None:
         )
 
 
-def implementation(name: str | None, dtype: Any, unfused: bool = False) -> None:
-    """An implementation asked for by name must exist, offer the operation, and have kernels for some platform."""
-    names = implementations.NAMES
-    if name is None:
-        return
-    if name not in names:
-        close = difflib.get_close_matches(str(name), names, 1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise ValueError(
-            f"unknown implementation {name!r}; there are {', '.join(map(repr, names))}, None{hint}"
-        )
-    row = implementations.row(name)
-    if unfused and not row.unfused:
-        those = ", ".join(repr(r.name) for r in implementations.ROWS if r.unfused)
-        raise ValueError(
-            f"implementation {name!r} does not store weights: it has no unfused operations; {those} do"
-        )
-    reasons = [row.obstacle(platform, dtype) for platform in ("cpu", *target.TARGETS)]
-    if all(reasons):
-        runs = [n for n in names if implementations.row(n).obstacle("cpu", dtype) is None]
-        raise ValueError(
-            f"implementation {name!r} cannot run: {reasons[0]}; these can: {', '.join(map(repr, runs))}"
-        )
-
-
-def pair_counts(outputs: Sequence[Array], lses: Sequence[Array]) -> None:
+def partial_attentions(outputs: Sequence[Array], lses: Sequence[Array]) -> None:
     """The arguments of merge_attentions."""
     if not outputs or len(outputs) != len(lses):
         raise ValueError(
-            f"merge_attentions needs as many lses as outputs and at least one, got {len(outputs)} and {len(lses)}"
+            f"got {len(outputs)} outputs and {len(lses)} lses; legal is the same number of both, at least 1"
         )
     for o, s in zip(outputs, lses, strict=True):
         if o.shape != outputs[0].shape or s.shape != o.shape[:-1]:
             raise ValueError(
-                "merge_attentions needs outputs of one shape [..., heads, value_dim] and lses [..., heads]; "
-                f"got {[x.shape for x in outputs]} and {[x.shape for x in lses]}"
+                f"outputs have shapes {[x.shape for x in outputs]}, lses {[x.shape for x in lses]}; legal is "
+                "one shape [..., heads, value_dim] for all outputs and [..., heads] for all lses"
             )

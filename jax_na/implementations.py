@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jax_na import target
+from jax_na import checks, target, tuning
+from jax_na.neighborhood import Op
 
 ATTENTION, UNFUSED = "attention", "unfused"
 
@@ -30,17 +33,17 @@ class Row:
         return self.unfused and bool(self.kernels)
 
     def obstacle(self, platform: str, dtype: Any = None) -> str | None:
-        """Why it cannot run on this platform ("cpu", "cuda", ..; "" for one without kernels), None if it can."""
+        """Why it cannot run on this platform ("cpu", "cuda", ..; "" for others), None if it can."""
         if dtype is not None and jnp.dtype(dtype).name not in self.dtypes:
-            return f"it has no kernels for {jnp.dtype(dtype).name}, only for {', '.join(self.dtypes)}"
+            return f"it takes {', '.join(self.dtypes)}, not {jnp.dtype(dtype).name}"
         if self.kernels and target.REFUSED.get(platform):
             return target.REFUSED[platform]
         missing = [k for k in self.kernels if k not in target.TARGETS.get(platform, ())]
-        return f"it has no kernels for the platform {platform or 'in use'}" if missing else None
+        return f"it has no kernels for {platform or 'this platform'}" if missing else None
 
 
 HALF_AND_SINGLE = ("float32", "bfloat16", "float16")
-ALL = (*HALF_AND_SINGLE, "float64")
+ALL = checks.DTYPES
 
 # Fastest first.
 ROWS = (
@@ -75,23 +78,49 @@ def row(name: str) -> Row:
     return ROWS[NAMES.index(name)]
 
 
-def choose(name: str | None, operation: str, platform: str, dtype: Any) -> str:
-    """The implementation to lower to on a platform: the one asked for, or for None the fastest that can run.
+def choose(op: Op, operation: str, platform: str, dtype: Any) -> str:
+    """What to lower to on a platform: the implementation asked for, or for None the fastest that can run.
 
     Raises:
         ValueError: if the one asked for cannot run.
     """
+    name = op.implementation
     if name is None:
-        return next(n for n in DEFAULT_ORDER[operation] if row(n).obstacle(platform, dtype) is None)
+        order = DEFAULT_ORDER[operation]
+        tuned = tuning.lookup(op).get(operation) if platform == "cpu" else None
+        if tuned in order:
+            order = (tuned, *order)
+        return next(n for n in order if row(n).obstacle(platform, dtype) is None)
     obstacle = row(name).obstacle(platform, dtype)
     if obstacle is not None:
         raise ValueError(f"implementation {name!r} cannot run here: {obstacle}")
     return name
 
 
+def check(name: str | None, dtype: Any, unfused: bool = False) -> None:
+    """An implementation asked for by name must exist, offer the operation, and run on some platform."""
+    if name is None:
+        return
+    if name not in NAMES:
+        close = difflib.get_close_matches(str(name), NAMES, 1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise ValueError(f"there is no implementation {name!r}; legal are {_list(NAMES)} and None{hint}")
+    if unfused and not row(name).unfused:
+        those = _list(r.name for r in ROWS if r.unfused)
+        raise ValueError(f"implementation {name!r} never stores weights; {those} have the unfused operations")
+    obstacles = [row(name).obstacle(platform, dtype) for platform in {"cpu", *target.TARGETS}]
+    if all(obstacles):
+        those = _list(r.name for r in ROWS if r.obstacle("cpu", dtype) is None and r.unfused >= unfused)
+        raise ValueError(f"implementation {name!r} cannot run: {obstacles[0]}; {those} can")
+
+
+def _list(names: Iterable[str]) -> str:
+    return ", ".join(map(repr, names))
+
+
 @dataclass(frozen=True)
 class Availability:
-    """Whether an implementation runs here; `reason` says why not. `unfused`: neighborhood_qk and _av have it too."""
+    """Whether an implementation runs here, and why not; `unfused`: also for neighborhood_qk and _av."""
 
     name: str
     available: bool
@@ -115,8 +144,8 @@ def implementations(
     """Which implementations exist and which can run, fastest first.
 
     Args:
-        query: the query of a problem, [batch..., *spatial, heads, head_dim] (an array or a jax.ShapeDtypeStruct);
-            without it, the answer is about the installation.
+        query: the query of a problem, [batch..., *spatial, heads, head_dim] (an array or a
+            jax.ShapeDtypeStruct); without it, the answer is about the installation.
         kernel_size, stride, dilation, is_causal: as in `neighborhood_attention`; checked against `query`.
         platform: "cpu", "cuda", "tpu"; by default that of JAX's default backend.
 
@@ -130,9 +159,7 @@ def implementations(
     platform = platform or jax.default_backend()
     platform = "cuda" if platform == "gpu" else platform
     if query is not None and kernel_size is not None:
-        from jax_na import checks
-
-        neighborhood = checks.neighborhood(query.ndim, None, kernel_size, stride, dilation, is_causal)
+        neighborhood = checks.neighborhood(query.ndim, kernel_size, stride, dilation, is_causal)
         neighborhood.axes(query.shape[-neighborhood.rank - 2 : -2])
     dtype = None if query is None else query.dtype
     reasons = [r.obstacle(platform, dtype) for r in ROWS]

@@ -14,12 +14,19 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from jax_na import _cpu
 
 T = TypeVar("T", int, bool)
+Table = NDArray[Any]
 Shape = tuple[int, ...]
 MAX_RANK = 3
+
+
+def known_size(shape: Sequence[int]) -> int:
+    """Number of elements, at least 1; the symbolic sizes of jax.export count as 1."""
+    return max(1, math.prod(n for n in shape if isinstance(n, int)))
 
 
 class Axis(NamedTuple):
@@ -33,18 +40,18 @@ class Axis(NamedTuple):
 
 
 @functools.lru_cache(maxsize=1024)
-def windows(axis: Axis) -> np.ndarray:
-    """int32 [length, 2]: start and stop of every coordinate's window, in positions of the coordinate's group."""
+def windows(axis: Axis) -> Table:
+    """int32 [length, 2]: start and stop of every coordinate's window, in positions of its group."""
     return _read_only(_cpu.windows(*axis))
 
 
 @functools.lru_cache(maxsize=1024)
-def inverse_windows(axis: Axis) -> np.ndarray:
+def inverse_windows(axis: Axis) -> Table:
     """int32 [length, 2]: start and stop of the query positions that see every key coordinate."""
     return _read_only(_cpu.inverse_windows(*axis))
 
 
-def _read_only(table: np.ndarray) -> np.ndarray:
+def _read_only(table: Table) -> Table:
     table = np.asarray(table, np.int32)
     table.flags.writeable = False
     return table
@@ -54,10 +61,10 @@ def _read_only(table: np.ndarray) -> np.ndarray:
 class Neighborhood:
     """The keys that every query of a grid attends to.
 
-    Along each axis, `dilation` splits the coordinates into interleaved groups; inside its group a query sees the
-    `kernel_size` nearest keys, shifted inward at the borders. `stride` neighbouring queries share the window of the
-    one in their middle; with `is_causal` the window ends at the query. The neighborhood is the product of the
-    windows of the axes. (Hassani et al., Generalized Neighborhood Attention, 2025.)
+    Along each axis, `dilation` splits the coordinates into interleaved groups; inside its group a query sees
+    the `kernel_size` nearest keys, shifted inward at the borders. `stride` neighbouring queries share the
+    window of the one in their middle; with `is_causal` the window ends at the query. The neighborhood is the
+    product of the windows of the axes. (Hassani et al., Generalized Neighborhood Attention, 2025.)
 
     Args:
         kernel_size, stride, dilation: integers >= 1, one for all axes or a tuple with one per axis;
@@ -98,7 +105,7 @@ class Neighborhood:
         for axis, (s, w) in enumerate(zip(self.stride, self.kernel_size, strict=True)):
             if s > w:
                 raise ValueError(
-                    f"stride {s} exceeds kernel_size {w} on axis {axis}; the largest legal stride there is {w}"
+                    f"stride {s} exceeds kernel_size {w} on axis {axis}; the largest legal one is {w}"
                 )
 
     @property
@@ -115,7 +122,7 @@ class Neighborhood:
         """The axes of a grid of this shape.
 
         Raises:
-            ValueError: if the rank differs or a window does not fit; names the axis and the largest legal values.
+            ValueError: if the rank differs or a window does not fit; has the nearest legal values.
         """
         if len(shape) != self.rank:
             raise ValueError(f"shape {tuple(shape)} has {len(shape)} axes, the neighborhood has {self.rank}")
@@ -124,7 +131,7 @@ class Neighborhood:
                 raise ValueError(_too_long(a, n, w, d))
         return tuple(map(Axis, shape, self.kernel_size, self.stride, self.dilation, self.is_causal))
 
-    def bounds(self, shape: Sequence[int]) -> tuple[np.ndarray, ...]:
+    def bounds(self, shape: Sequence[int]) -> tuple[Table, ...]:
         """Per axis an int32 array [length, 2]: along it, x sees the keys `range(start, stop, dilation)`.
 
         Example:
@@ -132,7 +139,7 @@ class Neighborhood:
             [[0, 3], [0, 3], [1, 4], [2, 5], [2, 5]]
         """
 
-        def coordinates(axis: Axis) -> np.ndarray:
+        def coordinates(axis: Axis) -> Table:
             d = axis.dilation
             group = np.arange(axis.length, dtype=np.int32) % d
             start, stop = windows(axis).T
@@ -140,17 +147,19 @@ class Neighborhood:
 
         return tuple(map(coordinates, self.axes(shape)))
 
-    def mask(self, shape: Sequence[int]) -> np.ndarray:
+    def mask(self, shape: Sequence[int]) -> Table:
         """bool [*shape, *shape]: whether a query (leading axes) sees a key (trailing axes)."""
 
-        def visible(bounds: np.ndarray, d: int) -> np.ndarray:
+        def visible(bounds: Table, d: int) -> Any:
             key, (start, stop) = np.arange(len(bounds)), bounds.T[..., None]
             return (start <= key) & (key < stop) & ((key - start) % d == 0)
 
-        lines = map(visible, self.bounds(shape), self.dilation)
-        return functools.reduce(operator.and_, (_place(line, a, self.rank) for a, line in enumerate(lines)))
+        result: Table = np.ones((), bool)
+        for a, (bounds, d) in enumerate(zip(self.bounds(shape), self.dilation, strict=True)):
+            result = result & _place(visible(bounds, d), a, self.rank)
+        return result
 
-    def indices(self, shape: Sequence[int]) -> np.ndarray:
+    def indices(self, shape: Sequence[int]) -> Table:
         """int32 [*shape, prod(kernel_size)]: the row-major flat index of the key in every slot.
 
         Slots are row-major over the axes; causal slots past the query hold -1.
@@ -189,7 +198,7 @@ class Neighborhood:
         return plot_window(self, shape, query)
 
 
-def _place(line: np.ndarray, axis: int, rank: int) -> np.ndarray:
+def _place(line: Table, axis: int, rank: int) -> Table:
     """[n, m] to 2 * rank axes: n becomes axis `axis`, m becomes axis `rank + axis`."""
     shape = [1] * (2 * rank)
     shape[axis], shape[rank + axis] = line.shape
@@ -216,9 +225,13 @@ def _per_axis(name: str, value: object, rank: int, check: Callable[[str, object]
 
 
 def _positive(name: str, value: object) -> int:
+    if isinstance(value, (float, np.floating)) and math.isfinite(value):
+        nearest = max(1, round(float(value)))
+        raise TypeError(
+            f"{name} must be an integer >= 1, got {value!r}; the nearest legal value is {nearest}"
+        )
     if isinstance(value, (bool, np.bool_)) or not hasattr(value, "__index__"):
-        nearest = f"; the nearest legal value is {max(1, round(value))}" if _finite(value) else ""
-        raise TypeError(f"{name} must be an integer >= 1, got {value!r}{nearest}")
+        raise TypeError(f"{name} must be an integer >= 1, got {value!r}")
     number = operator.index(value)
     if number < 1:
         raise ValueError(f"{name} must be >= 1, got {number}; the nearest legal value is 1")
@@ -231,25 +244,21 @@ def _flag(name: str, value: object) -> bool:
     return bool(value)
 
 
-def _finite(value: object) -> bool:
-    return isinstance(value, (float, np.floating)) and math.isfinite(value)
-
-
 def _too_long(axis: int, length: int, kernel_size: int, dilation: int) -> str:
     legal = []
-    if length // dilation:
+    if length >= dilation:
         legal.append(f"the largest legal kernel_size with dilation {dilation} is {length // dilation}")
-    if length // kernel_size:
+    if length >= kernel_size:
         legal.append(f"the largest legal dilation with kernel_size {kernel_size} is {length // kernel_size}")
     return (
-        f"kernel_size {kernel_size} * dilation {dilation} = {kernel_size * dilation} exceeds the length {length} "
-        f"of spatial axis {axis}; " + ("; ".join(legal) or f"both must be at most {length}")
+        f"kernel_size {kernel_size} * dilation {dilation} = {kernel_size * dilation} exceeds length "
+        f"{length} of spatial axis {axis}; {'; '.join(legal) or f'both must be at most {length}'}"
     )
 
 
 @dataclass(frozen=True)
 class Op:
-    """Everything about one call that is known before it runs: the single static argument of all primitives."""
+    """All that is known about a call before it runs: the one static argument of every primitive."""
 
     neighborhood: Neighborhood
     length: Shape  # of the whole grid, per axis

@@ -1,19 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """The implementation "xla": neighborhood attention in pure JAX, for every platform.
 
-Queries are visited tile by tile with `lax.scan`; a step is a batched matrix product of a tile with the slice of keys
-that its windows touch, masked outside the windows (see blocks.py). Nothing of size queries x keys ever exists.
+Queries are visited tile by tile with `lax.scan`. A step is a batched matrix product of a tile with the slice
+of keys that its windows touch, masked outside them (see blocks.py). Nothing of size queries x keys exists.
 
-All functions take region `offsets` (int32 [rank, 2]: first query and first key on each axis) and are differentiable.
+All functions take `offsets`, int32 [rank, 2]: the first query and the first key of the region on each axis.
+All are differentiable.
 """
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
-from jax_na.blocks import Blocks, Span, scan
+from jax_na.blocks import Blocks, scan
+from jax_na.lines import Span
 from jax_na.neighborhood import Op, Shape
 
 
@@ -30,25 +33,25 @@ def _dot(expression: str, x: Array, y: Array, dtype: jnp.dtype) -> Array:
     return jnp.einsum(expression, x, y, precision=precision, preferred_element_type=acc)
 
 
-def _scores(op: Op, blocks: Blocks, spans: tuple[Span, ...], q: Array, k: Array, rpb: Array | None) -> Array:
-    """S = scale * q k + rpb, hugely negative outside the windows."""
-    s = op.scale * _dot("...grtd,...gud->...grtu", q, blocks.take_keys(k, spans), q.dtype)
-    if rpb is not None:
-        s = s + blocks.bias(rpb, spans)
-    return jnp.where(blocks.mask(spans), s, jnp.finfo(s.dtype).min)  # -inf: nan in rows that only fill a tile
+def _scores(op: Op, blocks: Blocks, spans: tuple[Span, ...], q: Array, k: Array, *rpb: Array) -> Array:
+    """S = scale * q k + rpb for the queries and keys of a step, hugely negative outside the windows."""
+    s = op.scale * _dot("...grtd,...gud->...grtu", q, k, q.dtype)
+    for table in rpb:
+        s = s + blocks.bias(table, spans)
+    return jnp.where(blocks.mask(spans), s, np.finfo(s.dtype).min)  # -inf: nan in rows that only fill a tile
 
 
 def attention_forward(
-    op: Op, q: Array, k: Array, v: Array, offsets: Array, rpb: Array | None = None
+    op: Op, q: Array, k: Array, v: Array, offsets: Array, *rpb: Array
 ) -> tuple[Array, Array]:
     """O = softmax(S) V and LSE = logsumexp(S)."""
     blocks = Blocks.of(op, q.shape, k.shape, offsets)
     keys, values = blocks.split_keys(k), blocks.split_keys(v)
 
     def step(_: None, x: tuple[Array, Array]) -> tuple[None, tuple[Array, Array]]:
-        tile, query = x
+        tile, q_t = x
         spans = blocks.spans(tile)
-        s = _scores(op, blocks, spans, query, keys, rpb)
+        s = _scores(op, blocks, spans, q_t, blocks.take_keys(keys, spans), *rpb)
         m = lax.stop_gradient(s.max(-1))
         p = jnp.exp(s - m[..., None])
         z = p.sum(-1)
@@ -60,51 +63,39 @@ def attention_forward(
     return blocks.join_queries(out), blocks.join_queries(lse)
 
 
-def attention_backward(
-    op: Op,
-    q: Array,
-    k: Array,
-    v: Array,
-    out: Array,
-    lse: Array,
-    dout: Array,
-    dlse: Array,
-    offsets: Array,
-    rpb: Array | None = None,
-) -> tuple[Array, ...]:
-    """(dQ, dK, dV[, d_rpb]):
+def attention_backward(op: Op, *operands: Array) -> tuple[Array, ...]:
+    """(q, k, v, O, LSE, dO, dLSE, offsets[, rpb]) -> (dQ, dK, dV[, d_rpb])
 
     delta = rowsum(dO * O) - dLSE;  P = exp(S - LSE);  dS = P * (dO V^T - delta)
     dQ = scale dS K;  dK = scale dS^T Q;  dV = P^T dO;  d_rpb = sum of dS
     """
+    q, k, v, out, lse, dout, dlse, offsets, *rpb = operands
     acc = accumulator(q.dtype)
     blocks = Blocks.of(op, q.shape, k.shape, offsets)
     keys, values = blocks.split_keys(k), blocks.split_keys(v)
     delta = (dout.astype(acc) * out.astype(acc)).sum(-1) - dlse
 
-    def step(sums: tuple, x: tuple[Array, ...]) -> tuple[tuple, Array]:
+    def step(sums: tuple[Array, ...], x: tuple[Array, ...]) -> tuple[tuple[Array, ...], Array]:
         tile, q_t, do_t, lse_t, delta_t = x
-        dk, dv, drpb = sums
+        dk, dv, *drpb = sums
         spans = blocks.spans(tile)
         k_t, v_t = blocks.take_keys(keys, spans), blocks.take_keys(values, spans)
-        p = jnp.exp(_scores(op, blocks, spans, q_t, keys, rpb) - lse_t[..., None])
+        p = jnp.exp(_scores(op, blocks, spans, q_t, k_t, *rpb) - lse_t[..., None])
         ds = p * (_dot("...grte,...gue->...grtu", do_t, v_t, q.dtype) - delta_t[..., None])
-        dv = blocks.add_keys(dv, _dot("...grtu,...grte->...gue", p, do_t, q.dtype), spans)
-        dk = blocks.add_keys(dk, op.scale * _dot("...grtu,...grtd->...gud", ds, q_t, q.dtype), spans)
-        if rpb is not None:
-            over_batch = ds.sum(tuple(range(blocks.batch)))
-            (part,) = jax.linear_transpose(lambda table: blocks.bias(table, spans), rpb)(over_batch)
-            drpb = drpb + part
         dq_t = op.scale * _dot("...grtu,...gud->...grtd", ds, k_t, q.dtype)
-        return (dk, dv, drpb), dq_t.astype(q.dtype)
+        dk = blocks.add_keys(dk, op.scale * _dot("...grtu,...grtd->...gud", ds, q_t, q.dtype), spans)
+        dv = blocks.add_keys(dv, _dot("...grtu,...grte->...gue", p, do_t, q.dtype), spans)
+        for table in rpb:
+            scatter = jax.linear_transpose(lambda table: blocks.bias(table, spans), table)
+            drpb = [drpb[0] + scatter(ds.sum(range(blocks.batch)))[0]]
+        return (dk, dv, *drpb), dq_t.astype(q.dtype)
 
-    rows = [blocks.split_queries(x) for x in (q, dout)]
-    rows.append(blocks.split_queries(lse, fill=jnp.inf))  # P = 0 in rows that only fill a tile
-    rows.append(blocks.split_queries(delta))
-    sums = (_zeros(keys, acc), _zeros(values, acc), None if rpb is None else _zeros(rpb, acc))
-    (dk, dv, drpb), dq = scan(step, sums, len(rows[0]), tuple(rows))
-    result = blocks.join_queries(dq), *(blocks.join_keys(x).astype(q.dtype) for x in (dk, dv))
-    return result if rpb is None else (*result, drpb)
+    fills = ((q, 0), (dout, 0), (lse, jnp.inf), (delta, 0))  # P = 0 in rows that only fill a tile
+    rows = tuple(blocks.split_queries(x, fill) for x, fill in fills)
+    sums = tuple(jnp.zeros_like(x, acc) for x in (keys, values, *rpb))
+    (dk, dv, *drpb), dq = scan(step, sums, len(rows[0]), rows)
+    dk, dv = (blocks.join_keys(x).astype(q.dtype) for x in (dk, dv))
+    return blocks.join_queries(dq), dk, dv, *drpb
 
 
 def attention_tangent(
@@ -115,7 +106,8 @@ def attention_tangent(
     def forward(q: Array, k: Array, v: Array, *rpb: Array) -> tuple[Array, Array]:
         return attention_forward(op, q, k, v, offsets, *rpb)
 
-    return jax.jvp(forward, primals, tangents)[1]
+    _, (dout, dlse) = jax.jvp(forward, primals, tangents)
+    return dout, dlse
 
 
 def qk(op: Op, x: Array, y: Array, offsets: Array) -> Array:
@@ -152,7 +144,7 @@ def av(op: Op, a: Array, y: Array, offsets: Array) -> Array:
 
 
 def inverse(op: Op, a: Array, x: Array, offsets: Array, keys: Shape) -> Array:
-    """IN: y[k] = sum of a[q, j] x[q] over the (q, j) whose key is k. `keys` is [*Sk, kv heads] of the result."""
+    """IN: y[k] = sum of a[q, j] x[q] over the (q, j) whose key is k; `keys` is [*Sk, kv heads] of y."""
     batch = x.ndim - op.neighborhood.rank - 2
     shape = (*x.shape[:batch], *keys, x.shape[-1])
     blocks = Blocks.of(op, x.shape, shape, offsets)
@@ -165,10 +157,6 @@ def inverse(op: Op, a: Array, x: Array, offsets: Array, keys: Shape) -> Array:
         return blocks.add_keys(total, part, spans), None
 
     rows = blocks.split_queries(a[..., : op.neighborhood.size]), blocks.split_queries(x)
-    total = _zeros(blocks.split_keys(jnp.zeros(shape, x.dtype)), accumulator(x.dtype))
+    total = blocks.split_keys(jnp.zeros(shape, accumulator(x.dtype)))
     total, _ = scan(step, total, len(rows[0]), rows)
     return blocks.join_keys(total).astype(x.dtype)
-
-
-def _zeros(x: Array, dtype: jnp.dtype) -> Array:
-    return jnp.zeros_like(x, dtype)

@@ -1,22 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The primitives and how to differentiate them.
+"""Attention as a primitive, its derivative as a linear map, and the transpose of that map, each a primitive:
 
-Unfused: three bilinear maps, each with one operand or the result of the trilinear form
+    attention  (q, k, v; offsets[, rpb])                            -> (O, LSE)
+    tangent    (q, k, v, O, LSE, dq, dk, dv; offsets[, rpb, drpb])  -> (dO, dLSE)
+    backward   (q, k, v, O, LSE, dO, dLSE; offsets[, rpb])          -> (dq, dk, dv[, drpb])
 
-    T(a, x, y) = sum over queries q and slots j that see a key of  a[q, j] * <x[q], y[key(q, j)]>
-
-    qk:      (x, y) -> a        inverse: (a, x) -> y        av: (a, y) -> x
-
-The derivative of each is itself, the transposes are the other two: derivatives of every order are kernel calls.
-
-Fused: attention and its derivative, as a linear map and as the transpose of that map
-
-    attention  (q, k, v[, rpb])                        -> (O, LSE)
-    tangent    (..., dq, dk, dv[, drpb])               -> (dO, dLSE)           linear in the d's
-    backward   (..., dO, dLSE)                         -> (dq, dk, dv[, drpb])  linear in the d's; kernels
-
-tangent and backward transpose into each other. Their derivatives by q, k, v, rpb (second order) are those of the
-pure JAX implementation. They carry O and LSE, which are functions of q, k, v, rpb, to save computing them again.
+tangent and backward are linear in the d's and transpose into each other, so first derivatives in reverse mode
+are kernel calls. Their derivatives by q, k, v, rpb, which second order needs, are those of the pure JAX
+implementation. O and LSE, functions of q, k, v, rpb, are passed on only to save computing them again.
 """
 
 from __future__ import annotations
@@ -30,138 +21,34 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
 from jax_na import planner, reference, target
-from jax_na.implementations import ATTENTION, UNFUSED, choose
-from jax_na.neighborhood import Op, Shape
+from jax_na.implementations import ATTENTION, choose
+from jax_na.neighborhood import Op
 from jax_na.reference import accumulator
-from jax_na.target import instantiate, is_linear, is_zero, like
+from jax_na.target import align, instantiate, is_linear, is_zero, like
+
+Results = tuple[list[Any], list[Any] | None]  # of a jvp rule: outputs, and their tangents unless all are zero
 
 DRPB_PARTS = 16  # partial sums of d_rpb: written in parallel, added in a fixed order
 
-# Unfused operations.
 
-
-def _qk_type(x: Any, y: Any, offsets: Any, *, op: Op) -> list:
-    return [like(x, (*x.shape[:-1], op.pitch), accumulator(x.dtype))]
-
-
-def _av_type(a: Any, y: Any, offsets: Any, *, op: Op) -> list:
-    return [like(a, (*a.shape[:-1], y.shape[-1]), y.dtype)]
-
-
-def _inverse_type(a: Any, x: Any, offsets: Any, *, op: Op, keys: Shape) -> list:
-    batch = x.shape[: x.ndim - op.neighborhood.rank - 2]
-    return [like(x, (*batch, *keys, x.shape[-1]))]
-
-
-def _unfused_call(name: str, result: Any, operands: Sequence[Array], features: int, op: Op) -> list[Array]:
-    tile = planner.key_tile(op) if name.endswith("inverse") else planner.query_tile(op)
-    scratch = planner.scratch(name, features, features)
-    return target.call(name, [(result.shape, result.dtype)], operands, op, tile, scratch)
-
-
-def _lower_qk(platform: str, x: Array, y: Array, offsets: Array, *, op: Op) -> list[Array]:
-    name = choose(op.implementation, UNFUSED, platform, x.dtype)
-    if name == "xla":
-        return [reference.qk(op, x, y, offsets)]
-    shape = jax.ShapeDtypeStruct((*x.shape[:-1], op.pitch), accumulator(x.dtype))
-    return _unfused_call(f"na_{name}_qk", shape, (x, y, offsets), x.shape[-1], op)
-
-
-def _lower_av(platform: str, a: Array, y: Array, offsets: Array, *, op: Op) -> list[Array]:
-    name = choose(op.implementation, UNFUSED, platform, y.dtype)
-    if name == "xla":
-        return [reference.av(op, a, y, offsets)]
-    shape = jax.ShapeDtypeStruct((*a.shape[:-1], y.shape[-1]), y.dtype)
-    return _unfused_call(f"na_{name}_av", shape, (a, y, offsets), y.shape[-1], op)
-
-
-def _lower_inverse(platform: str, a: Array, x: Array, offsets: Array, *, op: Op, keys: Shape) -> list[Array]:
-    name = choose(op.implementation, UNFUSED, platform, x.dtype)
-    if name == "xla":
-        return [reference.inverse(op, a, x, offsets, keys)]
-    batch = x.shape[: x.ndim - op.neighborhood.rank - 2]
-    shape = jax.ShapeDtypeStruct((*batch, *keys, x.shape[-1]), x.dtype)
-    return _unfused_call(f"na_{name}_inverse", shape, (a, x, offsets), x.shape[-1], op)
-
-
-qk_p = target.primitive("na_qk", _qk_type, _lower_qk, batched=2)
-av_p = target.primitive("na_av", _av_type, _lower_av, batched=2)
-inverse_p = target.primitive("na_inverse", _inverse_type, _lower_inverse, batched=2)
-
-
-def qk(op: Op, x: Array, y: Array, offsets: Array) -> Array:
-    """PN: a[q, j] = <x[q], y[key(q, j)]>, in the accumulator's dtype; 0 in slots without a key and in padding."""
-    return qk_p.bind(x, y, offsets, op=op)[0]
-
-
-def av(op: Op, a: Array, y: Array, offsets: Array) -> Array:
-    """NN: x[q] = sum_j a[q, j] y[key(q, j)]"""
-    return av_p.bind(a, y, offsets, op=op)[0]
-
-
-def inverse(op: Op, a: Array, x: Array, offsets: Array, keys: Shape) -> Array:
-    """IN: y[k] = sum of a[q, j] x[q] over the (q, j) whose key is k; `keys` is [*spatial, kv heads] of y."""
-    return inverse_p.bind(a, x, offsets, op=op, keys=keys)[0]
-
-
-def _bilinear_jvp(p: Any) -> Callable[..., tuple[list, list | None]]:
-    def rule(primals: Sequence[Any], tangents: Sequence[Any], **params: Any) -> tuple[list, list | None]:
-        (x, y, offsets), (dx, dy, _) = primals, tangents
-        terms = [] if is_zero(dx) else p.bind(dx, y, offsets, **params)
-        terms = terms if is_zero(dy) else [*terms, *p.bind(x, dy, offsets, **params)]
-        return p.bind(x, y, offsets, **params), [sum(terms[1:], terms[0])] if terms else None
-
-    return rule
-
-
-def _keys(op: Op, y: Any) -> Shape:
-    return y.shape[-op.neighborhood.rank - 2 : -1]
-
-
-def _qk_transpose(ct: list, x: Any, y: Any, offsets: Array, *, op: Op) -> list:
-    if is_linear(x):
-        return [av(op, ct[0], y, offsets), None, None]
-    return [None, inverse(op, ct[0], x, offsets, _keys(op, y.aval)), None]
-
-
-def _av_transpose(ct: list, a: Any, y: Any, offsets: Array, *, op: Op) -> list:
-    if is_linear(a):
-        return [qk(op, ct[0], y, offsets), None, None]
-    return [None, inverse(op, a, ct[0], offsets, _keys(op, y.aval)), None]
-
-
-def _inverse_transpose(ct: list, a: Any, x: Any, offsets: Array, *, op: Op, keys: Shape) -> list:
-    if is_linear(a):
-        return [qk(op, x, ct[0], offsets), None, None]
-    return [None, av(op, a, ct[0], offsets), None]
-
-
-for _p, _transpose in ((qk_p, _qk_transpose), (av_p, _av_transpose), (inverse_p, _inverse_transpose)):
-    target.define_jvp(_p, _bilinear_jvp(_p))
-    target.define_transpose(_p, _transpose)
-
-
-# Attention. Operands: q, k, v, then what the derivative adds, then offsets[, rpb[, drpb]].
-
-
-def _attention_type(q: Any, k: Any, v: Any, offsets: Any, *rpb: Any, op: Op) -> list:
+def _attention_type(q: Any, k: Any, v: Any, offsets: Any, *rpb: Any, op: Op) -> list[Any]:
     return [like(q, (*q.shape[:-1], v.shape[-1])), like(q, q.shape[:-1], accumulator(q.dtype))]
 
 
-def _tangent_type(q: Any, k: Any, v: Any, out: Any, lse: Any, *_: Any, op: Op) -> list:
+def _tangent_type(q: Any, k: Any, v: Any, out: Any, lse: Any, *_: Any, op: Op) -> list[Any]:
     return [like(out), like(lse)]
 
 
 def _backward_type(
     q: Any, k: Any, v: Any, out: Any, lse: Any, dout: Any, dlse: Any, offsets: Any, *rpb: Any, op: Op
-) -> list:
+) -> list[Any]:
     return [like(q), like(k), like(v), *map(like, rpb)]
 
 
 def _lower_attention(
     platform: str, q: Array, k: Array, v: Array, offsets: Array, *rpb: Array, op: Op
 ) -> Sequence[Array]:
-    if choose(op.implementation, ATTENTION, platform, q.dtype) == "xla":
+    if choose(op, ATTENTION, platform, q.dtype) == "xla":
         return reference.attention_forward(op, q, k, v, offsets, *rpb)
     name = "na_fused_forward"
     results = [((*q.shape[:-1], v.shape[-1]), q.dtype), (q.shape[:-1], jnp.float32)]
@@ -170,14 +57,14 @@ def _lower_attention(
 
 
 def _lower_tangent(platform: str, *operands: Array, op: Op) -> Sequence[Array]:
-    q, k, v, _, _, dq, dk, dv, offsets, *shared = operands
-    rpb, drpb = shared[: len(shared) // 2], shared[len(shared) // 2 :]
+    q, k, v, _, _, dq, dk, dv, offsets, *tables = operands
+    rpb, drpb = tables[: len(tables) // 2], tables[len(tables) // 2 :]
     return reference.attention_tangent(op, (q, k, v, *rpb), (dq, dk, dv, *drpb), offsets)
 
 
 def _lower_backward(platform: str, *operands: Array, op: Op) -> Sequence[Array]:
     q, k, v, out, lse, dout, dlse, offsets, *rpb = operands
-    if choose(op.implementation, ATTENTION, platform, q.dtype) == "xla":
+    if choose(op, ATTENTION, platform, q.dtype) == "xla":
         return reference.attention_backward(op, *operands)
     name = "na_fused_backward"
     delta = jnp.sum(dout.astype(jnp.float32) * out.astype(jnp.float32), -1) - dlse
@@ -197,61 +84,35 @@ backward_p = target.primitive("na_attention_backward", _backward_type, _lower_ba
 def attention(
     op: Op, q: Array, k: Array, v: Array, offsets: Array, rpb: Array | None = None
 ) -> tuple[Array, Array]:
-    """(O, LSE) by the implementation "fused" or "xla"; None takes the one for the platform it is lowered for."""
-    out, lse = attention_p.bind(q, k, v, offsets, *(() if rpb is None else (rpb,)), op=op)
+    """(O, LSE) by "fused" or "xla"; None takes the faster one that the platform has."""
+    out, lse = attention_p.bind(*align(q, k, v, offsets, *(() if rpb is None else (rpb,))), op=op)
     return out, lse
 
 
-def _attention_jvp(primals: Sequence[Any], tangents: Sequence[Any], *, op: Op) -> tuple[list, list]:
+def _attention_jvp(primals: Sequence[Any], tangents: Sequence[Any], *, op: Op) -> Results:
     q, k, v, offsets, *rpb = primals
     dq, dk, dv, _, *drpb = tangents
-    outputs = attention_p.bind(*primals, op=op)
+    out, lse = attention_p.bind(*primals, op=op)
     # names for checkpoint policies: with both saved, no forward kernel runs twice
-    outputs = [
-        checkpoint_name(x, name) for x, name in zip(outputs, ("jax_na_out", "jax_na_lse"), strict=True)
-    ]
+    outputs = [checkpoint_name(out, "jax_na_out"), checkpoint_name(lse, "jax_na_lse")]
     d = map(instantiate, (dq, dk, dv))
     return outputs, tangent_p.bind(q, k, v, *outputs, *d, offsets, *rpb, *map(instantiate, drpb), op=op)
 
 
-def _tangent_transpose(ct: list, *operands: Any, op: Op) -> list:
-    q, k, v, out, lse, _, _, _, offsets, *shared = operands
-    rpb = shared[: len(shared) // 2]
+def _tangent_transpose(ct: list[Any], *operands: Any, op: Op) -> list[Any]:
+    q, k, v, out, lse, _, _, _, offsets, *tables = operands
+    rpb = tables[: len(tables) // 2]
     dq, dk, dv, *drpb = backward_p.bind(q, k, v, out, lse, *ct, offsets, *rpb, op=op)
     cts = [None] * 5 + [dq, dk, dv] + [None] * (1 + len(rpb)) + drpb
     return [c if is_linear(x) else None for c, x in zip(cts, operands, strict=True)]
 
 
-def _backward_transpose(ct: list, *operands: Any, op: Op) -> list:
+def _backward_transpose(ct: list[Any], *operands: Any, op: Op) -> list[Any]:
     q, k, v, out, lse, _, _, offsets, *rpb = operands
     dq, dk, dv, *drpb = ct
     dout, dlse = tangent_p.bind(q, k, v, out, lse, dq, dk, dv, offsets, *rpb, *drpb, op=op)
     cts = [None] * 5 + [dout, dlse] + [None] * (1 + len(rpb))
     return [c if is_linear(x) else None for c, x in zip(cts, operands, strict=True)]
-
-
-def _tangent_jvp(primals: Sequence[Any], tangents: Sequence[Any], *, op: Op) -> tuple[list, list | None]:
-    rpbs = (len(primals) - 9) // 2
-    at = [0, 1, 2, *range(9, 9 + rpbs)]
-    linear = [5, 6, 7, *range(9 + rpbs, 9 + 2 * rpbs)]
-    offsets = primals[8]
-    direction = tuple(primals[i] for i in linear)
-
-    def by_point(*point: Array) -> tuple[Array, Array]:
-        return reference.attention_tangent(op, point, direction, offsets)
-
-    return _linear_jvp(tangent_p, by_point, (at, linear), primals, tangents, op)
-
-
-def _backward_jvp(primals: Sequence[Any], tangents: Sequence[Any], *, op: Op) -> tuple[list, list | None]:
-    *_, dout, dlse, offsets = primals[:8]
-    at = [0, 1, 2, *range(8, len(primals))]
-
-    def by_point(q: Array, k: Array, v: Array, *rpb: Array) -> tuple[Array, ...]:
-        out, lse = reference.attention_forward(op, q, k, v, offsets, *rpb)
-        return reference.attention_backward(op, q, k, v, out, lse, dout, dlse, offsets, *rpb)
-
-    return _linear_jvp(backward_p, by_point, (at, [5, 6]), primals, tangents, op)
 
 
 def _linear_jvp(
@@ -261,7 +122,7 @@ def _linear_jvp(
     primals: Sequence[Any],
     tangents: Sequence[Any],
     op: Op,
-) -> tuple[list, list | None]:
+) -> Results:
     """The jvp of a map that is linear in some operands and depends on the others as `by_point` does.
 
     `places` are the indices of the operands of `by_point` and of the linear ones.
@@ -274,10 +135,32 @@ def _linear_jvp(
             moved[i] = instantiate(tangents[i])
         terms.append(p.bind(*moved, op=op))
     if not all(is_zero(tangents[i]) for i in at):
-        point, direction = (tuple(primals[i] for i in at), tuple(instantiate(tangents[i]) for i in at))
-        terms.append(jax.jvp(by_point, point, direction)[1])
+        point, velocity = [primals[i] for i in at], [instantiate(tangents[i]) for i in at]
+        terms.append(jax.jvp(by_point, point, velocity)[1])
     dots = [sum(parts[1:], parts[0]) for parts in zip(*terms, strict=True)] if terms else None
     return p.bind(*primals, op=op), dots
+
+
+def _tangent_jvp(primals: Sequence[Any], tangents: Sequence[Any], *, op: Op) -> Results:
+    middle = (len(primals) + 9) // 2  # shared operands: offsets, rpb, then drpb
+    at, linear = [0, 1, 2, *range(9, middle)], [5, 6, 7, *range(middle, len(primals))]
+    offsets, direction = primals[8], tuple(primals[i] for i in linear)
+
+    def by_point(*point: Array) -> tuple[Array, Array]:
+        return reference.attention_tangent(op, point, direction, offsets)
+
+    return _linear_jvp(tangent_p, by_point, (at, linear), primals, tangents, op)
+
+
+def _backward_jvp(primals: Sequence[Any], tangents: Sequence[Any], *, op: Op) -> Results:
+    dout, dlse, offsets = primals[5:8]
+
+    def by_point(q: Array, k: Array, v: Array, *rpb: Array) -> tuple[Array, ...]:
+        out, lse = reference.attention_forward(op, q, k, v, offsets, *rpb)
+        return reference.attention_backward(op, q, k, v, out, lse, dout, dlse, offsets, *rpb)
+
+    places = ([0, 1, 2, *range(8, len(primals))], [5, 6])
+    return _linear_jvp(backward_p, by_point, places, primals, tangents, op)
 
 
 target.define_jvp(attention_p, _attention_jvp)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The only file that knows JAX's machinery: kernels registered with XLA, primitives, lowering, batching.
 
-A primitive here takes operands in one order: those that carry the batch axes, then `offsets`, then whatever the
-whole batch shares (the positional bias). Its parameters are `op` and, for some, static sizes of its results.
+A primitive here takes operands in one order: those that carry the batch axes, then `offsets`, then what the
+batch shares (the positional bias). Its parameters are `op` and, for one, static sizes of its result.
 """
 
 from __future__ import annotations
@@ -23,16 +23,28 @@ from jax.interpreters import ad, batching, mlir
 from jax_na import _cpu
 from jax_na.neighborhood import Op, Shape
 
-instantiate = ad.instantiate_zeros  # keeps what shard_map knows about a tangent; jnp.zeros does not
-is_linear = ad.is_undefined_primal  # the operands that a transposition asks about
+instantiate: Callable[[Any], Any] = (
+    ad.instantiate_zeros
+)  # keeps what shard_map knows about a tangent; jnp.zeros does not
+is_linear: Callable[[Any], bool] = ad.is_undefined_primal  # the operands that a transposition asks about
 
 
 def is_zero(tangent: Any) -> bool:
     return type(tangent) is ad.Zero
 
 
-# Registration. XLA accepts handlers built for its own FFI version or an older one. It must be asked beforehand:
-# a refused handler makes every later JAX call on its platform fail.
+def align(*operands: Array) -> list[Array]:
+    """The operands, inside shard_map all varying over the same axes, as JAX's own operations take them."""
+    varying = [jax.typeof(x).manual_axis_type.varying for x in operands]
+    axes = frozenset().union(*varying)
+    return [
+        x if v == axes else jax.lax.pcast(x, tuple(axes - v), to="varying")
+        for x, v in zip(operands, varying, strict=True)
+    ]
+
+
+# Registration. XLA accepts handlers built for its own FFI version or an older one, and they must be compared
+# beforehand: a refused handler makes every later JAX call on its platform fail.
 
 
 def _runtime_ffi_version() -> tuple[int, int]:
@@ -71,7 +83,10 @@ def call(
     tile: Shape,
     scratch: int,
 ) -> list[Array]:
-    """Calls a kernel. `results` are shapes and dtypes, `scratch` is in bytes."""
+    """Calls a kernel. `results` are shapes and dtypes, `scratch` is in bytes.
+
+    The kernel is an ordinary operation to XLA: what partitions calls over devices belongs around this.
+    """
     n = op.neighborhood
     axes = {
         "kernel_size": n.kernel_size,
@@ -94,13 +109,13 @@ Lower = Callable[..., Sequence[Array]]
 
 
 def primitive(
-    name: str, abstract: Callable[..., list], lower: Lower, batched: int, sums: bool = False
+    name: str, abstract: Callable[..., list[Any]], lower: Lower, batched: int, sums: bool = False
 ) -> Primitive:
     """A primitive whose operands are `batched` arrays with batch axes, then shared ones.
 
-    `abstract(*avals, **params)` gives the results' types (see `like`), `lower(platform, *operands, **params)` their
-    values in JAX; platform is "cpu", or "" where there are no kernels. `sums` says that some results are sums over
-    the batch when there are shared operands besides `offsets`.
+    `abstract(*avals, **params)` gives the results' types (see `like`), `lower(platform, *operands, **params)`
+    their values in JAX; platform is "cpu", or "" where there are no kernels. `sums` says that some results
+    are sums over the batch when there are shared operands besides `offsets`.
     """
     p = Primitive(name)
     p.multiple_results = True
@@ -110,7 +125,11 @@ def primitive(
     def compiled(params: tuple[tuple[str, Any], ...]) -> Callable[..., list[Array]]:
         return jax.jit(functools.partial(p.bind, **dict(params)))
 
-    p.def_impl(lambda *args, **params: compiled(tuple(sorted(params.items())))(*args))
+    def impl(*args: Array, **params: Any) -> list[Array]:
+        with jax.disable_jit(False):  # else p.bind would come back here for ever
+            return compiled(tuple(sorted(params.items())))(*args)
+
+    p.def_impl(impl)
     for platform in ("", *TARGETS):
         rule = mlir.lower_fun(functools.partial(lower, platform), multiple_results=True)
         mlir.register_lowering(p, rule, platform=platform or None)
@@ -138,7 +157,7 @@ def _batch(
     shared_is_mapped = any(d is not None for d in dims[batched:])
     if shared_is_mapped or (sums and len(args) > batched + 1):
 
-        def one(slices: list[Array | None]) -> list[Array]:
+        def one(slices: list[Array | None]) -> Any:
             return p.bind(*(x if s is None else s for s, x in zip(slices, args, strict=True)), **params)
 
         outputs = jax.lax.map(one, mapped)
@@ -151,20 +170,20 @@ def _batch(
     return outputs, [0] * len(outputs)
 
 
-def define_jvp(p: Primitive, rule: Callable[..., tuple[list, list | None]]) -> None:
+def define_jvp(p: Primitive, rule: Callable[..., tuple[list[Any], list[Any] | None]]) -> None:
     """`rule(primals, tangents, **params)` returns outputs and their tangents, None if those are all zero."""
 
-    def jvp(primals: Sequence[Any], tangents: Sequence[Any], **params: Any) -> tuple[list, list]:
+    def jvp(primals: Sequence[Any], tangents: Sequence[Any], **params: Any) -> tuple[list[Any], list[Any]]:
         outputs, dots = rule(primals, tangents, **params)
-        return outputs, [ad.Zero.from_primal_value(x) for x in outputs] if dots is None else dots
+        return outputs, dots or [ad.Zero(jax.typeof(x).to_tangent_aval()) for x in outputs]
 
     ad.primitive_jvps[p] = jvp
 
 
-def define_transpose(p: Primitive, rule: Callable[..., list]) -> None:
+def define_transpose(p: Primitive, rule: Callable[..., list[Any]]) -> None:
     """`rule(cotangents, *operands, **params)` returns one cotangent or None per operand."""
 
-    def transpose(cotangents: Sequence[Any], *operands: Any, **params: Any) -> list:
+    def transpose(cotangents: Sequence[Any], *operands: Any, **params: Any) -> list[Any]:
         if all(map(is_zero, cotangents)):
             return [None] * len(operands)
         return rule(list(map(instantiate, cotangents)), *operands, **params)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
+os.environ["JAX_NA_TUNING"] = "off"  # what was measured on this machine is no part of a test
 
 SEED = int(os.environ.get("JAX_NA_TEST_SEED") or np.random.SeedSequence().entropy % 2**32)
 
@@ -31,3 +32,11 @@ def x64() -> Iterator[None]:
     """64-bit types for the length of one test."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture
+def quick_compile() -> Iterator[None]:
+    """Compile quickly rather than well: halves the time of tests whose programs are large and run once."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)

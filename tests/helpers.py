@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+import logging
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -122,3 +124,17 @@ def dense_attention(case: Case, inputs: Inputs) -> tuple[jax.Array, jax.Array]:
     out = jnp.einsum("bgsnm,bmgd->bngsd", jnp.exp(logits - lse[..., None]), value)
     shape = shapes["query"][:-1]
     return out.reshape(*shape, value.shape[-1]), jnp.moveaxis(lse, 3, 1).reshape(shape)
+
+
+@contextlib.contextmanager
+def logs(name: str) -> Iterator[list[logging.LogRecord]]:
+    """The records that a logger and its children get meanwhile."""
+    records: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    handler.emit = records.append  # type: ignore[method-assign]
+    logger = logging.getLogger(name)
+    logger.addHandler(handler)
+    try:
+        yield records
+    finally:
+        logger.removeHandler(handler)

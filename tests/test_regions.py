@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Queries of a region with the keys around them: a grid cut into regions and joined is the whole grid."""
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -26,9 +27,15 @@ CUTS = {
     "all-3d": ((3,), (), (2,)),
     "multi-query": ((2,), ()),
 }
-TOO_SLOW = tuple(
-    (name, "xla") for name in ("many-tiles", "causal-1d", "mixed-2d", "multi-query")
-)  # to compile
+SLOW = (
+    "many-tiles",
+    "causal-1d",
+    "all-2d",
+    "mixed-2d",
+    "multi-query",
+)  # for "xla" to compile, and nothing new to it
+RUNS = [(name, i) for name in CUTS for i in helpers.IMPLEMENTATIONS if i != "xla" or name not in SLOW]
+pytestmark = pytest.mark.usefixtures("quick_compile")
 every_implementation = pytest.mark.parametrize("implementation", helpers.IMPLEMENTATIONS)
 KERNELS = [name for name in helpers.IMPLEMENTATIONS if name != "xla"]
 
@@ -40,7 +47,7 @@ def key_range(axis, queries, spare):
 
 
 def regions(case, cuts):
-    """(queries, keys) of all regions, a range per axis each; every other region has more keys than it needs."""
+    """(queries, keys) of all regions, a range per axis; every other region has more keys than it needs."""
     per_axis = []
     for axis, places in zip(case.axes, cuts, strict=True):
         ends = [0, *places, axis.length]
@@ -75,10 +82,7 @@ def in_regions(case, cuts, implementation):
     return lambda **inputs: run(jax.lax.optimization_barrier(jnp.array(starts, jnp.int32)), **inputs)
 
 
-@pytest.mark.parametrize(
-    ("name", "implementation"),
-    [pair for pair in itertools.product(CUTS, helpers.IMPLEMENTATIONS) if pair not in TOO_SLOW],
-)
+@pytest.mark.parametrize(("name", "implementation"), RUNS)
 def test_regions_are_the_whole(name, implementation, rng):
     case = NAMED[name]
     inputs, cotangents = case.inputs(rng), case.cotangents(rng)
@@ -132,6 +136,55 @@ def test_mapped_offsets(loop, implementation, rng):
         return joined(jax.lax.map(step, offsets) if loop == "map" else jax.vmap(step)(offsets))
 
     helpers.assert_correct(SHARD, helpers.evaluate(run, inputs, cotangents), inputs, cotangents)
+
+
+PLACES = {
+    "centred": {"kernel_size": 4, "stride": 2, "dilation": 2, "is_causal": False},
+    "causal": {"kernel_size": 3, "stride": 3, "dilation": 3, "is_causal": True},
+}
+LENGTH, QUERIES, KEYS = 17, 5, 14
+
+
+def places(spec):
+    """Every place of 5 queries and 14 keys on an axis of 17 that holds all windows, as oracle geometries."""
+    for query_start, key_start in itertools.product(range(LENGTH - QUERIES + 1), range(LENGTH - KEYS + 1)):
+        axis = oracle.Axis(LENGTH, *spec.values(), query_start, QUERIES, key_start, KEYS)
+        with contextlib.suppress(ValueError):
+            oracle.axis_slots(axis)
+            yield oracle.Geometry((axis,))
+
+
+@every_implementation
+@pytest.mark.parametrize("name", PLACES)
+def test_every_place(name, implementation, rng):
+    """One compiled program, run for every query_start and key_start that is possible."""
+    spec = PLACES[name]
+    heads, dim, window = 2, 3, spec["kernel_size"]
+    shapes = {"query": (QUERIES, heads, dim), "key": (KEYS, 1, dim), "value": (KEYS, 1, dim)}
+    shapes["rpb"] = (heads, 2 * window - 1)
+    inputs = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    cotangents = [
+        rng.standard_normal(shape).astype(np.float32) for shape in (shapes["query"], shapes["query"][:-1])
+    ]
+
+    @jax.jit
+    def program(offsets):
+        def run(inputs):
+            arrays = (inputs[name] for name in ("query", "key", "value"))
+            options = {"rpb": inputs["rpb"], "implementation": implementation}
+            return region_attention(*arrays, Neighborhood(**spec), (LENGTH,), offsets, **options)
+
+        results, pull = jax.vjp(run, inputs)
+        return results, pull(cotangents)[0]
+
+    geometries = list(places(spec))
+    assert len(geometries) > 10
+    for geometry in geometries:
+        axis = geometry.axes[0]
+        results, gradients = program(np.array([[axis.query_start, axis.key_start]], np.int32))
+        reference = oracle.Attention(geometry, inputs)
+        helpers.assert_close(helpers.named(results), {"out": reference.out, "lse": reference.lse}, 2e-5)
+        helpers.assert_close(gradients, reference.gradients(*cotangents), 6e-5)
 
 
 # queries 4..7 of 12 see, with a window of 3, the keys 3..8

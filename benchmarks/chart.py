@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The picture of a results file: how long every method takes on every problem."""
+
+from __future__ import annotations
+
+import pathlib
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from report import BEST_JAX, Result, Results
+from session import FORWARD
+from specs import BY_NAME
+
+DTYPE = "float32"
+# (method, what it is called, marker, colour)
+SERIES = (
+    ("fused", "jax-na fused", "o", "#c1121f"),
+    ("gemm", "jax-na gemm", "s", "#f4a261"),
+    ("naive", "jax-na naive", "v", "#d9b08c"),
+    (BEST_JAX, BEST_JAX, "D", "#2a6f97"),
+    ("torch-flex", "PyTorch FlexAttention, compiled", "^", "#6a4c93"),
+    ("torch-sdpa-all", "PyTorch SDPA over all tokens (another result)", "x", "#8d99ae"),
+)
+
+
+def draw(results: Results, file: pathlib.Path) -> None:
+    """Dots on a logarithmic axis, with a whisker from quartile to quartile; no axis is cut."""
+    mpl.use("Agg")
+    specs = results.specs(DTYPE, FORWARD)
+    figure = Figure(figsize=(9.5, 1.9 + 0.36 * len(specs)), layout="constrained")
+    ax = figure.add_subplot()
+    for row in range(len(specs)):
+        ax.axhline(row, color="#e5e5e5", linewidth=0.8, zorder=0)
+    for method, label, marker, colour in SERIES:
+        found = [(row, results.get(spec, DTYPE, FORWARD, method)) for row, spec in enumerate(specs)]
+        _dots(ax, [(row, r) for row, r in found if r is not None], label, marker, colour)
+    limits = [(row, _at_sgemm(results, spec)) for row, spec in enumerate(specs)]
+    known = [(row, ms) for row, ms in limits if ms is not None]
+    ax.plot(
+        [ms for _, ms in known],
+        [row for row, _ in known],
+        "|",
+        color="black",
+        markersize=13,
+        label="useful FLOPs at the rate of SGEMM",
+    )
+    ax.set_xscale("log")
+    ax.set_xlabel("milliseconds per call (logarithmic; left is faster)")
+    ax.set_yticks(range(len(specs)), [f"{BY_NAME[s].about}\n{s}" for s in specs], fontsize=7.5)
+    ax.set_ylim(len(specs) - 0.4, -0.6)
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.grid(axis="x", color="#eeeeee")
+    ax.set_axisbelow(True)
+    ax.set_title(_title(results), fontsize=9, loc="left")
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    figure.savefig(file, dpi=130)
+
+
+def _dots(ax: Axes, found: list[tuple[int, Result]], label: str, marker: str, colour: str) -> None:
+    if not found:
+        return
+    x = [r["median_s"] * 1e3 for _, r in found]
+    low, high = zip(*(r["quartiles_s"] for _, r in found), strict=True)
+    below = [max(0.0, m - 1e3 * q) for m, q in zip(x, low, strict=True)]
+    above = [max(0.0, 1e3 * q - m) for m, q in zip(x, high, strict=True)]
+    rows = [row for row, _ in found]
+    ax.errorbar(
+        x, rows, xerr=(below, above), fmt=marker, color=colour, label=label, markersize=6, elinewidth=1.2
+    )
+
+
+def _at_sgemm(results: Results, spec: str) -> float | None:
+    """Milliseconds of the useful FLOPs at the rate of the matrix product in the same rounds."""
+    r = results.get(spec, DTYPE, FORWARD, "fused")
+    return None if r is None or r["of_sgemm"] is None else r["median_s"] * 1e3 * r["of_sgemm"]
+
+
+def _title(results: Results) -> str:
+    d = results.document
+    machine, versions = d["machine"], d["versions"]
+    software = ", ".join(f"{n} {versions[n]}" for n in ("jax-na", "jax", "torch") if n in versions)
+    return (
+        f"Neighborhood attention, forward, {DTYPE}, {results.most} threads: medians and quartiles\n"
+        f"{machine['cpu']} ({machine['instruction_set']}), {software}, {d['date']}"
+    )

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The unfused operations: primitives for the three bilinear maps, each a part of one trilinear form
+
+    T(a, x, y) = sum over queries q and slots j that see a key of  a[q, j] * <x[q], y[key(q, j)]>
+
+    qk       PN   (x, y) -> a     the derivative of T by a
+    av       NN   (a, y) -> x     by x
+    inverse  IN   (a, x) -> y     by y
+
+The derivative of a bilinear map is the map itself, and the transposes of each are the other two: derivatives
+of every order are calls of the same kernels. `a` has the accumulator's dtype, x and y that of the inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from jax import Array
+
+from jax_na import planner, reference, target
+from jax_na.implementations import UNFUSED, choose
+from jax_na.neighborhood import Op, Shape
+from jax_na.reference import accumulator
+from jax_na.target import align, is_linear, is_zero, like
+
+
+def _result(operation: str, op: Op, first: Any, second: Any, keys: Shape = ()) -> tuple[Shape, Any]:
+    """Shape and dtype of a result."""
+    if operation == "qk":
+        return (*first.shape[:-1], op.pitch), accumulator(first.dtype)
+    if operation == "av":
+        return (*first.shape[:-1], second.shape[-1]), second.dtype
+    return (*second.shape[: -op.neighborhood.rank - 2], *keys, second.shape[-1]), second.dtype
+
+
+def _primitive(operation: str) -> Any:
+    def abstract(first: Any, second: Any, offsets: Any, *, op: Op, **keys: Shape) -> list[Any]:
+        return [like(first, *_result(operation, op, first, second, **keys))]
+
+    def lower(platform: str, *operands: Array, op: Op, **keys: Shape) -> Sequence[Array]:
+        first, second, _ = operands
+        implementation = choose(op, UNFUSED, platform, second.dtype)
+        if implementation == "xla":
+            return [getattr(reference, operation)(op, *operands, **keys)]
+        name, features = f"na_{implementation}_{operation}", second.shape[-1]
+        tile = planner.key_tile(op) if operation == "inverse" else planner.query_tile(op)
+        result = _result(operation, op, first, second, **keys)
+        return target.call(name, [result], operands, op, tile, planner.scratch(name, features, features))
+
+    def jvp(
+        primals: Sequence[Any], tangents: Sequence[Any], **params: Any
+    ) -> tuple[list[Any], list[Any] | None]:
+        (first, second, offsets), (dfirst, dsecond, _) = primals, tangents
+        terms = [] if is_zero(dfirst) else p.bind(dfirst, second, offsets, **params)
+        terms = terms if is_zero(dsecond) else [*terms, *p.bind(first, dsecond, offsets, **params)]
+        return p.bind(*primals, **params), [sum(terms[1:], terms[0])] if terms else None
+
+    p = target.primitive(f"na_{operation}", abstract, lower, batched=2)
+    target.define_jvp(p, jvp)
+    return p
+
+
+qk_p, av_p, inverse_p = map(_primitive, ("qk", "av", "inverse"))
+
+
+def qk(op: Op, x: Array, y: Array, offsets: Array) -> Array:
+    """PN: a[q, j] = <x[q], y[key(q, j)]>, rows of op.pitch slots; 0 in slots without a key and in padding."""
+    a: Array
+    (a,) = qk_p.bind(*align(x, y, offsets), op=op)
+    return a
+
+
+def av(op: Op, a: Array, y: Array, offsets: Array) -> Array:
+    """NN: x[q] = sum_j a[q, j] y[key(q, j)]"""
+    x: Array
+    (x,) = av_p.bind(*align(a, y, offsets), op=op)
+    return x
+
+
+def inverse(op: Op, a: Array, x: Array, offsets: Array, keys: Shape) -> Array:
+    """IN: y[k] = sum of a[q, j] x[q] over the (q, j) whose key is k; `keys` is [*Sk, kv heads] of y."""
+    y: Array
+    (y,) = inverse_p.bind(*align(a, x, offsets), op=op, keys=keys)
+    return y
+
+
+# Transposes: the cotangent takes the place of the result in the trilinear form.
+
+
+def _keys(op: Op, y: Any) -> Shape:
+    return tuple(y.aval.shape[-op.neighborhood.rank - 2 : -1])
+
+
+def _qk_transpose(cts: list[Array], x: Any, y: Any, offsets: Array, *, op: Op) -> list[Any]:
+    (da,) = cts
+    if is_linear(x):
+        return [av(op, da, y, offsets), None, None]
+    return [None, inverse(op, da, x, offsets, _keys(op, y)), None]
+
+
+def _av_transpose(cts: list[Array], a: Any, y: Any, offsets: Array, *, op: Op) -> list[Any]:
+    (dx,) = cts
+    if is_linear(a):
+        return [qk(op, dx, y, offsets), None, None]
+    return [None, inverse(op, a, dx, offsets, _keys(op, y)), None]
+
+
+def _inverse_transpose(cts: list[Array], a: Any, x: Any, offsets: Array, *, op: Op, keys: Shape) -> list[Any]:
+    (dy,) = cts
+    if is_linear(a):
+        return [qk(op, x, dy, offsets), None, None]
+    return [None, av(op, a, dy, offsets), None]
+
+
+target.define_transpose(qk_p, _qk_transpose)
+target.define_transpose(av_p, _av_transpose)
+target.define_transpose(inverse_p, _inverse_transpose)

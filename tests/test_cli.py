@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command jax-na, run in this process: what it prints, stores, and refuses."""
+
+import json
+
+import jax
+import pytest
+
+import jax_na
+from jax_na import Neighborhood, cli, tuning
+from jax_na.implementations import NAMES
+from jax_na.neighborhood import Op
+
+from . import helpers
+from .cases import Case
+
+SMALL = ["6x6", "--kernel-size", "3", "--heads", "1", "--head-dim", "4", "--rounds", "2"]
+OP = Op(Neighborhood((3, 3)), (6, 6), 0.5)
+
+
+@pytest.fixture
+def tuning_file(tmp_path, monkeypatch):
+    file = tmp_path / "new" / "tuning.json"
+    monkeypatch.setenv("JAX_NA_TUNING", str(file))
+    return file
+
+
+def run(capsys, *arguments, status=0):
+    """Standard output of the command (standard error if it failed)."""
+    assert cli.main(arguments) == status
+    output = capsys.readouterr()
+    return output.err if status else output.out
+
+
+def test_info(capsys):
+    text = run(capsys, "info")
+    assert f"jax-na {jax_na.__version__}, jax {jax.__version__}" in text
+    assert "tuning: off" in text
+    rows = [line.split()[:2] for line in text.splitlines()[-len(NAMES) :]]
+    assert rows == [[name, "runs"] for name in NAMES]
+
+
+def test_window_as_text(capsys):
+    options = ["--kernel-size", "3", "--causal", "0,1", "--query", "1,2", "--ascii"]
+    text = run(capsys, "window", "3x5", *options)
+    first = "kernel 3x3, causal in axis 1, query 1, 2 Q"
+    assert text.splitlines() == [first, "# # # . .", "# # Q . .", "# # # . ."]
+
+
+def test_window_defaults_to_the_centre(capsys):
+    text = run(capsys, "window", "9", "--kernel-size", "3", "--dilation", "2", "--causal", "--ascii")
+    assert text.splitlines()[1] == "# . # . Q . o . o"
+
+
+def test_window_as_a_picture(capsys, tmp_path):
+    pytest.importorskip("matplotlib", reason="pictures are drawn with matplotlib")
+    file = tmp_path / "window.svg"
+    assert run(capsys, "window", "9x9", "--output", str(file)) == f"wrote {file}\n"
+    assert "<svg" in file.read_text()
+
+
+def test_profile_as_json(capsys):
+    text = run(capsys, "profile", *SMALL, "--json", "--rpb", "--backward")
+    document = json.loads(text)
+    assert list(document["results"]) == list(helpers.IMPLEMENTATIONS)
+    assert document["problem"]["kv_heads"] == 1
+    assert document["useful_flop"] == 7 * 36 * 9 * 8
+    for row in document["results"].values():
+        assert row["quartiles_s"][0] <= row["median_s"] <= row["quartiles_s"][1]
+        assert row["gflop_per_s"] == pytest.approx(document["useful_flop"] / row["median_s"] / 1e9)
+
+
+def test_profile_as_a_table(capsys):
+    pytest.importorskip("rich", reason="tables are printed with rich")
+    text = run(capsys, "profile", *SMALL, "--implementation", "fused", "--implementation", "xla")
+    rows = [words[0] for words in map(str.split, text.splitlines()) if words and words[0] in NAMES]
+    assert rows == ["fused", "xla"]
+    assert "forward: batch 1, 6x6, kernel 3x3, 1 heads of 4, float32" in text
+
+
+def test_profile_says_what_cannot_run(capsys):
+    text = run(capsys, "profile", *SMALL, "--dtype", "bfloat16", "--dry-run")
+    assert "would time fused, 2 rounds" in text
+
+
+def test_tune_stores_the_fastest(capsys, tuning_file):
+    text = run(capsys, "tune", *SMALL, "--json", "--tiles", "2")
+    assert len(json.loads(text)["results"]) == 3
+    choices = json.loads(tuning_file.read_text())["choices"]
+    assert list(choices) == [tuning.key(OP)]
+    (choice,) = choices.values()
+    assert choice["attention"] in ("fused", "xla")
+    assert choice == tuning.lookup(OP)
+    assert sorted(choice["query_tile"])[0] >= 1
+
+
+def test_tune_tries_nothing_when_dry(capsys, tuning_file):
+    text = run(capsys, "tune", *SMALL, "--dry-run", "--tiles", "1")
+    assert "would time fused" in text
+    assert not tuning_file.exists()
+
+
+TILED = Case("tiled", (7, 9), (3, 3), batch=(1,), dilation=(1, 2), heads=2, rpb=True)
+
+
+@pytest.mark.parametrize("tile", [(16, 1), (8, 2), (1, 16)], ids=str)
+def test_every_tile_is_correct(tile, rng, monkeypatch):
+    """A stored tile changes the speed of the fused kernels and nothing else."""
+    op = Op(Neighborhood(**TILED.spec), TILED.grid, TILED.head_dim**-0.5, "fused")
+    inputs, cotangents = TILED.inputs(rng), TILED.cotangents(rng)
+    with tuning.trial(op, {"query_tile": list(tile)}):
+        found = helpers.evaluate(helpers.attend(TILED, "fused"), inputs, cotangents)
+    helpers.assert_correct(TILED, found, inputs, cotangents)
+
+
+def test_a_stored_choice_is_used(rng, tuning_file):
+    """implementation=None follows the file: the bits of "xla" instead of those of "fused"."""
+    inputs = TILED.inputs(rng)
+    op = Op(Neighborhood(**TILED.spec), TILED.grid, TILED.head_dim**-0.5)
+    tuning.store(op, {"attention": "xla"})
+    chosen = jax.jit(helpers.attend(TILED, None))(**inputs)
+    helpers.assert_identical(chosen, jax.jit(helpers.attend(TILED, "xla"))(**inputs))
+
+
+def test_broken_files_are_ignored_with_a_warning(tuning_file):
+    tuning_file.parent.mkdir()
+    tuning_file.write_text("no json")
+    with pytest.warns(UserWarning, match="is ignored, it is not a tuning file of jax-na"):
+        assert tuning.lookup(OP) == {}
+
+
+ERRORS = {
+    "window too long": (
+        ["window", "6x6"],
+        "kernel_size 7 * dilation 1 = 7 exceeds length 6 of spatial axis 0",
+    ),
+    "query outside": (
+        ["window", "9x9", "--query", "9,0"],
+        "query (9, 0) is not on the grid; the last one is (8, 8)",
+    ),
+    "kernel of another rank": (["profile", "9x9", "--kernel-size", "3,3,3"], "must have one value per axis"),
+    "nothing to tune": (["tune", *SMALL, "--dtype", "float64"], "there is nothing to tune"),
+    "tuning is off": (["tune", *SMALL, "--json", "--tiles", "1"], "JAX_NA_TUNING=off"),
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_errors(name, capsys):
+    arguments, message = ERRORS[name]
+    before = jax.config.jax_enable_x64
+    text = run(capsys, *arguments, status=2)
+    jax.config.update("jax_enable_x64", before)
+    assert text.startswith("jax-na: ")
+    assert message in text
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["window"], ["window", "3y3"], ["profile", "9", "--heads", "0"]], ids=str
+)
+def test_wrong_usage(arguments, capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(arguments)
+    assert caught.value.code == 2
+    assert "usage: jax-na" in capsys.readouterr().err

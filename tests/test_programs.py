@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The programs that come out: how often each kernel is called, what is saved, several devices, export."""
+
+import collections
+import dataclasses
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import export
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jax_na import _cpu
+
+from . import helpers
+from .cases import Case
+
+every_implementation = pytest.mark.parametrize("implementation", helpers.IMPLEMENTATIONS)
+CASE = Case("2d", (3, 5), (2, 3), stride=(1, 2), is_causal=(True, False), heads=2, head_dim=3, rpb=True)
+TOKENS = Case("tokens", (5,), 3, batch=(2,), heads=2, head_dim=3, additional=2)
+
+
+def calls(function, *arguments):
+    """How often each kernel is called in the compiled program, by name without the prefix na_."""
+    text = jax.jit(function).lower(*arguments).compile().as_text()
+    return collections.Counter(re.findall(r'custom_call_target="na_(\w+)"', text)), text
+
+
+def total(attend, **options):
+    def value(inputs):
+        out, lse = attend(**inputs, **options)
+        return jnp.sum(out**2) + jnp.sum(lse**2)
+
+    return value
+
+
+def test_compiled_gradient_of_fused(rng):
+    """One forward kernel, one backward kernel, and no matrix product: no tangent is left over."""
+    count, text = calls(jax.grad(total(helpers.attend(CASE, "fused"))), CASE.inputs(rng))
+    assert count == {"fused_forward": 1, "fused_backward": 1}
+    assert " dot(" not in text
+    assert "while(" not in text
+
+
+def test_compiled_forward_of_fused(rng):
+    count, text = calls(lambda inputs: helpers.attend(CASE, "fused")(**inputs)[0], CASE.inputs(rng))
+    assert count == {"fused_forward": 1}
+    assert " dot(" not in text
+
+
+@pytest.mark.parametrize("implementation", ["naive", "gemm"])
+def test_compiled_gradient_of_unfused(implementation, rng):
+    """The forward pass is PN and NN; each has two derivatives: twice PN, twice NN, twice IN at most."""
+    count, text = calls(jax.grad(total(helpers.attend(CASE, implementation))), CASE.inputs(rng))
+    assert count == {f"{implementation}_{operation}": 2 for operation in ("qk", "av", "inverse")}
+    assert " dot(" not in text
+
+
+def primitives(jaxpr):
+    """Names of all primitives, those of inner programs as often as they are called."""
+    for equation in jaxpr.eqns:
+        yield equation.primitive.name
+        for inner in jax.tree.leaves(
+            equation.params, is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")
+        ):
+            inner = getattr(inner, "jaxpr", inner)
+            if hasattr(inner, "eqns"):
+                yield from primitives(inner)
+
+
+@pytest.mark.parametrize(("save", "forwards"), [(("jax_na_out", "jax_na_lse"), 2), ((), 4)])
+def test_checkpoint_policy(save, forwards, rng):
+    """With out and lse saved by their names, no forward kernel runs twice; with nothing saved, each does."""
+    attend = helpers.attend(CASE, "fused")
+    policy = jax.checkpoint_policies.save_only_these_names(*save)
+
+    @functools.partial(jax.checkpoint, policy=policy)
+    def layer(x, rpb):
+        return x + attend(query=jnp.sin(x), key=x, value=x, rpb=rpb)[0]
+
+    def value(inputs):
+        # the second layer's recomputation needs the first layer's result, which is not saved otherwise
+        return jnp.sum(jnp.sin(layer(layer(inputs["query"], inputs["rpb"]), inputs["rpb"])))
+
+    inputs = CASE.inputs(rng)
+    count = collections.Counter(primitives(jax.make_jaxpr(jax.grad(value))(inputs).jaxpr))
+    assert (count["na_attention"], count["na_attention_backward"]) == (forwards, 2)
+
+
+# Several devices
+
+
+def mesh(kind):
+    axis_type = getattr(jax.sharding.AxisType, kind)
+    return jax.make_mesh((2, 2), ("data", "model"), axis_types=(axis_type,) * 2, devices=jax.devices()[:4])
+
+
+SHARDED = Case("sharded", (6,), 3, batch=(4,), heads=4, kv_heads=2, head_dim=3)
+SPEC = PartitionSpec("data", None, "model", None)
+
+
+@every_implementation
+def test_shard_map(implementation, rng):
+    """Batch and heads split over devices by hand, differentiated inside and outside."""
+    inputs, cotangents = SHARDED.inputs(rng), SHARDED.cotangents(rng)
+    specs = dict.fromkeys(inputs, SPEC)
+    attend = helpers.attend(SHARDED, implementation)
+    results = (SPEC, PartitionSpec(*SPEC[:3]))
+
+    def inside(inputs, cotangents):
+        return jax.vjp(lambda x: attend(**x), inputs)[1](cotangents)[0]
+
+    local = jax.shard_map(lambda x: attend(**x), mesh=mesh("Auto"), in_specs=(specs,), out_specs=results)
+    found = helpers.evaluate(lambda **x: local(x), inputs, cotangents)
+    helpers.assert_correct(SHARDED, found, inputs, cotangents)
+    gradient = jax.shard_map(inside, mesh=mesh("Auto"), in_specs=(specs, results), out_specs=specs)
+    helpers.assert_close(jax.jit(gradient)(inputs, cotangents), found[1], 1e-6)
+
+
+@every_implementation
+def test_sharded_arguments(implementation, rng):
+    """Arrays that lie on several devices go in, the right numbers come out."""
+    inputs, cotangents = SHARDED.inputs(rng), SHARDED.cotangents(rng)
+    sharding = NamedSharding(mesh("Auto"), SPEC)
+    placed = {name: jax.device_put(x, sharding) for name, x in inputs.items()}
+    found = helpers.evaluate(helpers.attend(SHARDED, implementation), placed, cotangents)
+    helpers.assert_correct(SHARDED, found, inputs, cotangents)
+
+
+# Export
+
+
+def symbolic(shapes):
+    """Abstract inputs with a batch of unknown size."""
+    (batch,) = export.symbolic_shape("batch")
+    return {name: jax.ShapeDtypeStruct((batch, *shape[1:]), np.float32) for name, shape in shapes.items()}
+
+
+def exported(function):
+    checks = [export.DisabledSafetyCheck.custom_call(kernel) for kernel in _cpu.handlers()]
+    return export.export(jax.jit(function), disabled_checks=checks)(symbolic(TOKENS.shapes()))
+
+
+def assert_any_batch(program, function, rng):
+    for size in (1, 3):
+        inputs = dataclasses.replace(TOKENS, batch=(size,)).inputs(rng)
+        found, expected = program.call(inputs), jax.jit(function)(inputs)
+        for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+            assert helpers.relative_error(x, y) <= 1e-5
+
+
+@every_implementation
+def test_export_of_a_symbolic_batch(implementation, rng):
+    """The gradient, lowered once for every batch size."""
+    function = jax.grad(total(helpers.attend(TOKENS, implementation)))
+    assert_any_batch(exported(function), function, rng)
+
+
+def test_export_round_trip(rng):
+    pytest.importorskip("flatbuffers", reason="jax.export serialises with flatbuffers")
+    function = total(helpers.attend(TOKENS, None))
+    data = exported(function).serialize()
+    assert_any_batch(export.deserialize(data), function, rng)
