@@ -3,6 +3,14 @@
 
 from importlib.metadata import version as _version
 
+try:
+    from jax_na import _cpu  # noqa: F401
+except ImportError as error:
+    raise ImportError(
+        "jax_na has no compiled kernels here. In a checkout, Python finds the source folder before the installed "
+        "package: install it (pip install .) and run from another folder, or install it in place (pip install -e .)"
+    ) from error
+
 from jax_na.attention import merge_attentions
 from jax_na.functional import na1d, na2d, na3d, neighborhood_attention, neighborhood_av, neighborhood_qk
 from jax_na.implementations import implementations

@@ -25,6 +25,7 @@ def whole_grid(rank: int) -> Array:
     return jnp.zeros((rank, 2), jnp.int32)
 
 
+@functools.partial(jax.jit, static_argnums=0, inline=True)
 def attention(
     op: Op, q: Array, k: Array, v: Array, offsets: Array, rpb: Array | None = None
 ) -> tuple[Array, Array]:
@@ -88,6 +89,7 @@ def weighted_sum(op: Op, weights: Array, value: Array, offsets: Array) -> Array:
     return trilinear.av(op, _pad_slots(op, weights.astype(accumulator(value.dtype))), value, offsets)
 
 
+@functools.partial(jax.jit, static_argnums=0, inline=True)
 def attend_everywhere(scale: float, q: Array, k: Array, v: Array) -> tuple[Array, Array]:
     """Attention of all queries [*batch, *Sq, H, D] to tokens: k [*batch, T, G, D], v [*batch, T, G, E]."""
     batch, (tokens, groups), heads = k.ndim - 3, k.shape[-3:-1], q.shape[-2]

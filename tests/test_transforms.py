@@ -187,11 +187,11 @@ def test_without_jit(implementation, rng):
 
 
 def test_disable_jit(rng):
-    inputs, cotangents = TOKENS.inputs(rng), TOKENS.cotangents(rng)
+    inputs, cotangents = CASE.inputs(rng), CASE.cotangents(rng)
     with jax.disable_jit():
-        results, pull = jax.vjp(lambda inputs: helpers.attend(TOKENS, "fused")(**inputs), inputs)
+        results, pull = jax.vjp(lambda inputs: helpers.attend(CASE, "fused")(**inputs), inputs)
         gradients = pull(cotangents)[0]
-    helpers.assert_correct(TOKENS, (results, gradients), inputs, cotangents)
+    helpers.assert_correct(CASE, (results, gradients), inputs, cotangents)
 
 
 @every_implementation
