@@ -7,8 +7,9 @@ try:
     from jax_na import _cpu  # noqa: F401
 except ImportError as error:
     raise ImportError(
-        "jax_na has no compiled kernels here. In a checkout, Python finds the source folder before the installed "
-        "package: install it (pip install .) and run from another folder, or install it in place (pip install -e .)"
+        "jax_na has no compiled kernels here. In a checkout, Python finds the source folder before the "
+        "installed package: install it (pip install .) and run from another folder, or install it in place "
+        "(pip install -e .)"
     ) from error
 
 from jax_na.attention import merge_attentions

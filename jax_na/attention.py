@@ -176,4 +176,5 @@ def region_attention(
     """
     scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
     op = Op(neighborhood, tuple(length), scale, implementation)
-    return attention(op, query, key, value, jnp.asarray(offsets, jnp.int32), rpb)
+    out, lse = attention(op, query, key, value, jnp.asarray(offsets, jnp.int32), rpb)
+    return out, lse
