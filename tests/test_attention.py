@@ -32,6 +32,7 @@ def test_float32(case, implementation, rng):
     check(case, implementation, np.float32, case.inputs(rng), case.cotangents(rng))
 
 
+@pytest.mark.usefixtures("quick_compile")
 @every_implementation
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("case", HALF, ids=str)

@@ -21,11 +21,8 @@ TWO = Case("2d", (4, 5), (3, 2), dilation=(1, 2), head_dim=2, value_dim=3)
 TOKENS = Case("tokens", (4,), 2, additional=2, head_dim=3)
 TINY = Case("tiny", (4,), 3, heads=1, head_dim=2, rpb=True)
 every_case = pytest.mark.parametrize("case", [ONE, TWO, TOKENS], ids=str)
-SECOND_ORDER = [(ONE, name) for name in helpers.IMPLEMENTATIONS] + [
-    (TWO, "fused"),
-    (TWO, "gemm"),
-    (TOKENS, "naive"),
-]
+HESSIANS = [("rpb", "fused"), *(("query", name) for name in helpers.IMPLEMENTATIONS)]
+SECOND_ORDER = [*((ONE, name) for name in helpers.IMPLEMENTATIONS), (TWO, "fused"), (TOKENS, "naive")]
 
 
 def reference(case):
@@ -105,7 +102,7 @@ def test_second_order(case, implementation, rng, x64):
     helpers.assert_identical(program(weights, inputs, direction), found)
 
 
-@every_implementation
+@pytest.mark.parametrize("implementation", ["fused", "gemm"])
 def test_third_order(implementation, rng, x64):
     inputs, direction, weights = problem(TINY, rng)
 
@@ -120,8 +117,7 @@ def test_third_order(implementation, rng, x64):
     helpers.assert_close(found, expected, TOLERANCE)
 
 
-@every_implementation
-@pytest.mark.parametrize("name", ["query", "rpb"])
+@pytest.mark.parametrize(("name", "implementation"), HESSIANS)
 def test_hessian(name, implementation, rng, x64):
     """jax.hessian with respect to one input: batches of tangents, and zero tangents for the other inputs."""
     inputs, _, weights = problem(TINY, rng)

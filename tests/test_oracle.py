@@ -10,6 +10,7 @@ import pytest
 from . import helpers, oracle
 from .cases import NAMED
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
 UNFUSED = ["all-1d", "all-2d", "all-3d"]
 WINDOWS = {
     "slides inward at the border": (

@@ -14,6 +14,7 @@ import jax_na
 from . import helpers
 from .cases import Case
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
 every_implementation = pytest.mark.parametrize("implementation", helpers.IMPLEMENTATIONS)
 CASE = Case(
     "transforms", (3, 5), (2, 3), stride=(1, 2), is_causal=(True, False), heads=2, head_dim=3, rpb=True

@@ -11,6 +11,7 @@ import jax_na
 from . import helpers, oracle
 from .cases import NAMED
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
 every_implementation = pytest.mark.parametrize("implementation", helpers.UNFUSED)
 CASES = [
     "all-1d",
