@@ -88,7 +88,7 @@ def test_kernels_of_the_table_are_registered():
 
 def python(code, *arguments, **environment):
     """Runs code in another process with more environment variables."""
-    command = [sys.executable, "-c", code, *arguments]
+    command = [sys.executable, "-P", "-c", code, *arguments]  # -P: not the source folder
     return subprocess.run(
         command, capture_output=True, text=True, env={**os.environ, **environment}, timeout=300
     )
