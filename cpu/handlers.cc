@@ -37,6 +37,10 @@ namespace {
 
 ffi::Error invalid(const std::string& message) { return ffi::Error::InvalidArgument("jax_na: " + message); }
 
+std::string interval(int64_t first, int64_t count) {
+  return "[" + std::to_string(first) + ", " + std::to_string(first + count) + ")";
+}
+
 // [batch..., *spatial, heads, features]: the parts of one operand's shape.
 struct Shape {
   int64_t batch = 1;
@@ -79,9 +83,9 @@ ffi::Error make_problem(const Attributes& g, const Shape& queries, const Shape& 
         int64_t{axis.kernel_size} * axis.dilation > axis.length)
       return invalid("illegal window on axis " + std::to_string(i));
     if (!windows_present(p, a))
-      return invalid("on axis " + std::to_string(i) + " the windows of the queries [" + std::to_string(p.q0[a]) + ", " +
-                     std::to_string(p.q0[a] + p.nq[a]) + ") reach beyond the keys [" + std::to_string(p.k0[a]) + ", " +
-                     std::to_string(p.k0[a] + p.nk[a]) + ") of an axis of length " + std::to_string(axis.length));
+      return invalid("on axis " + std::to_string(i) + " the windows of the queries " + interval(p.q0[a], p.nq[a]) +
+                     " reach beyond the keys " + interval(p.k0[a], p.nk[a]) + " of an axis of length " +
+                     std::to_string(axis.length));
   }
   return ffi::Error::Success();
 }
