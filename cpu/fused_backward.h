@@ -25,20 +25,23 @@ struct BackwardScratch {
   Rows<float>* sums;
 };
 
-inline int64_t backward_capacity(int head_dim, int value_dim) { return kPanelFloats / (2 * (head_dim + value_dim)); }
+// Tokens of a panel.
+inline int64_t backward_capacity(const Problem& p) {
+  return smaller(kPanelFloats / (2 * (p.head_dim + p.value_dim)), group_tokens(p));
+}
 
-inline BackwardScratch make_backward_scratch(Arena& arena, int head_dim, int value_dim) {
-  const int64_t d = int64_t{padded(head_dim)} * kLanes, e = int64_t{padded(value_dim)} * kLanes;
-  const int64_t capacity = backward_capacity(head_dim, value_dim);
+inline BackwardScratch make_backward_scratch(Arena& arena, const Problem& p) {
+  const int64_t d = int64_t{padded(p.head_dim)} * kLanes, e = int64_t{padded(p.value_dim)} * kLanes;
+  const int64_t capacity = backward_capacity(p);
   return {arena.take<float>(d),
           arena.take<float>(e),
           arena.take<float>(d),
           arena.take<float>(d),
           arena.take<float>(e),
-          arena.take<float>(panel_floats(head_dim, capacity)),
-          arena.take<float>(panel_floats(value_dim, capacity)),
-          arena.take<float>(capacity * head_dim),
-          arena.take<float>(capacity * value_dim),
+          arena.take<float>(panel_floats(p.head_dim, capacity)),
+          arena.take<float>(panel_floats(p.value_dim, capacity)),
+          arena.take<float>(capacity * p.head_dim),
+          arena.take<float>(capacity * p.value_dim),
           arena.take<float>(kChunk * kLanes),
           arena.take<float>(kChunk * kLanes),
           arena.take<float>(kLanes),
@@ -51,9 +54,9 @@ inline BackwardScratch make_backward_scratch(Arena& arena, int head_dim, int val
           arena.take<Rows<float>>(1)};
 }
 
-inline int64_t backward_scratch(int head_dim, int value_dim) {
+inline int64_t backward_scratch(const Problem& p) {
   Arena arena{nullptr};
-  make_backward_scratch(arena, head_dim, value_dim);
+  make_backward_scratch(arena, p);
   return reinterpret_cast<int64_t>(arena.next) + 64;
 }
 
@@ -213,55 +216,30 @@ void backward_slab(const BackwardArgs& args, const TileGrid& grid, const Slabs& 
       }
 }
 
-// The slabs of all batch entries and groups are numbered; part c of `parts` is a contiguous range of them, done in
-// order by one worker. With a bias there are few parts, because each one owns a table of gradients.
-template <class T>
-void backward_part(const BackwardArgs& args, const TileGrid& grid, const Slabs& slabs, int colour, int64_t unit,
-                   int64_t parts, char* memory) {
+// Results that are sums start from zero.
+inline void clear_sums(const BackwardArgs& args, const Parallel& parallel) {
   const Problem& p = args.problem;
-  Arena arena{memory};
-  const BackwardScratch scratch = make_backward_scratch(arena, p.head_dim, p.value_dim);
-  const int64_t groups = group_count(p), all = p.batch * groups * slabs.count, part = unit % parts;
-  float* drpb = args.drpb == nullptr ? nullptr : args.drpb + part * p.heads * bias_entries(p);
-  for (int64_t i = all * part / parts; i < all * (part + 1) / parts; ++i) {
-    const int slab = static_cast<int>(i % slabs.count);
-    if (slab % slabs.colours != colour) continue;
-    Tile tile;
-    tile.head = static_cast<int>(unit / parts);
-    tile.batch = i / slabs.count / groups;
-    int64_t index = i / slabs.count % groups;
-    for (int a = kAxes - 1; a >= 0; --a) {
-      tile.group[a] = group_of(p, a, static_cast<int>(index % p.axis[a].dilation));
-      index /= p.axis[a].dilation;
-    }
-    backward_slab<T>(args, grid, slabs, slab, tile, drpb, scratch);
-  }
+  clear(parallel, args.dkey, p.batch * key_tokens(p) * p.kv_heads * p.head_dim);
+  clear(parallel, args.dvalue, p.batch * key_tokens(p) * p.kv_heads * p.value_dim);
+  if (args.drpb != nullptr) clear(parallel, args.drpb, int64_t{args.drpb_parts} * p.heads * bias_entries(p));
 }
 
-inline void clear(const Parallel& parallel, float* data, int64_t count) {
-  constexpr int64_t kPiece = 1 << 16;
-  auto body = [&](int64_t unit, char*) {
-    const int64_t first = unit * kPiece, rest = count - first;
-    memset(data + first, 0, (rest < kPiece ? rest : kPiece) * sizeof(float));
-  };
-  parallel_for(parallel, (count + kPiece - 1) / kPiece, body);
+// The gradient tables that a part adds to; null without a bias.
+inline float* bias_table_of(const BackwardArgs& args, int64_t part) {
+  return args.drpb == nullptr ? nullptr : args.drpb + part * args.problem.heads * bias_entries(args.problem);
 }
 
 inline void fused_backward(const BackwardArgs& args, const Parallel& parallel) {
   const Problem& p = args.problem;
-  const TileGrid grid = make_tile_grid(p, Side::kQueries, backward_capacity(p.head_dim, p.value_dim), 0);
+  const TileGrid grid = make_tile_grid(p, Side::kQueries, backward_capacity(p), 0);
   const Slabs slabs = choose_slabs(p, grid);
-  clear(parallel, args.dkey, p.batch * key_tokens(p) * p.kv_heads * p.head_dim);
-  clear(parallel, args.dvalue, p.batch * key_tokens(p) * p.kv_heads * p.value_dim);
-  if (args.drpb != nullptr) clear(parallel, args.drpb, int64_t{args.drpb_parts} * p.heads * bias_entries(p));
-  const int64_t parts = args.drpb != nullptr ? args.drpb_parts : p.batch * group_count(p) * slabs.count;
+  clear_sums(args, parallel);
   with_half_or_single(args.dtype, [&](auto element) {
-    for (int colour = 0; colour < slabs.colours; ++colour) {
-      auto body = [&](int64_t unit, char* memory) {
-        backward_part<decltype(element)>(args, grid, slabs, colour, unit, parts, memory);
-      };
-      parallel_for(parallel, parts * p.kv_heads, body);
-    }
+    for_each_slab(p, parallel, slabs, args.drpb_parts, [&](int slab, Tile& tile, int64_t part, char* memory) {
+      Arena arena{memory};
+      const BackwardScratch scratch = make_backward_scratch(arena, p);
+      backward_slab<decltype(element)>(args, grid, slabs, slab, tile, bias_table_of(args, part), scratch);
+    });
   });
 }
 

@@ -22,14 +22,17 @@ struct ForwardScratch {
   Rows<const float>* rows;
 };
 
-inline int64_t forward_capacity(int head_dim, int value_dim) { return kPanelFloats / (head_dim + value_dim); }
+// Tokens of a panel.
+inline int64_t forward_capacity(const Problem& p) {
+  return smaller(kPanelFloats / (p.head_dim + p.value_dim), group_tokens(p));
+}
 
-inline ForwardScratch make_forward_scratch(Arena& arena, int head_dim, int value_dim) {
-  const int64_t capacity = forward_capacity(head_dim, value_dim);
-  return {arena.take<float>(int64_t{padded(head_dim)} * kLanes),
-          arena.take<float>(int64_t{padded(value_dim)} * kLanes),
-          arena.take<float>(panel_floats(head_dim, capacity)),
-          arena.take<float>(panel_floats(value_dim, capacity)),
+inline ForwardScratch make_forward_scratch(Arena& arena, const Problem& p) {
+  const int64_t capacity = forward_capacity(p);
+  return {arena.take<float>(int64_t{padded(p.head_dim)} * kLanes),
+          arena.take<float>(int64_t{padded(p.value_dim)} * kLanes),
+          arena.take<float>(panel_floats(p.head_dim, capacity)),
+          arena.take<float>(panel_floats(p.value_dim, capacity)),
           arena.take<float>(kChunk * kLanes),
           arena.take<float>(kLanes),
           arena.take<float>(kLanes),
@@ -40,9 +43,9 @@ inline ForwardScratch make_forward_scratch(Arena& arena, int head_dim, int value
           arena.take<Rows<const float>>(1)};
 }
 
-inline int64_t forward_scratch(int head_dim, int value_dim) {
+inline int64_t forward_scratch(const Problem& p) {
   Arena arena{nullptr};
-  make_forward_scratch(arena, head_dim, value_dim);
+  make_forward_scratch(arena, p);
   return reinterpret_cast<int64_t>(arena.next) + 64;
 }
 
@@ -109,6 +112,8 @@ void forward_tile(const ForwardArgs& args, const Tile& tile, const Panel& panel,
   const auto token_of = [&](const int (&i)[kAxes]) { return key_token(p, tile, i); };
   const int step = p.axis[2].dilation;
 
+  prefetch_lanes<false>(views.query, *s.lanes);
+  prefetch_lanes<true>(views.out, *s.lanes);
   pack_tile(views.query, *s.lanes, static_cast<float>(p.scale) * kLog2E, s.query);
   memset(s.out, 0, padded(p.value_dim) * kLanes * sizeof(float));
   for (int lane = 0; lane < kLanes; ++lane) s.maximum[lane] = kLowest, s.sum[lane] = 0.0f;
@@ -140,11 +145,12 @@ void forward_run(const ForwardArgs& args, const TileGrid& grid, int64_t unit, ch
   const Problem& p = args.problem;
   Tile tile;
   int stop;
-  if (!locate_run(p, grid, unit % grid.units, tile, stop)) return;
-  const int repeats = query_heads_per_kv_head(p), kv_head = static_cast<int>(unit / grid.units % p.kv_heads);
-  tile.batch = unit / grid.units / p.kv_heads;
+  const UnitIndex index = split_unit(unit, p.kv_heads, grid.units);
+  if (!locate_run(p, grid, index.unit, tile, stop)) return;
+  const int repeats = query_heads_per_kv_head(p), kv_head = index.head;
+  tile.batch = index.batch;
   Arena arena{memory};
-  const ForwardScratch scratch = make_forward_scratch(arena, p.head_dim, p.value_dim);
+  const ForwardScratch scratch = make_forward_scratch(arena, p);
   const Panel panel = make_panel(p, tile, Side::kQueries, stop, p.head_dim + p.value_dim);
   const auto token_of = [&](const int (&i)[kAxes]) { return key_token(p, tile, i); };
   const ForwardViews<T> views = make_forward_views<T>(args, tile.batch, kv_head * repeats);
@@ -159,8 +165,7 @@ void forward_run(const ForwardArgs& args, const TileGrid& grid, int64_t unit, ch
 
 inline void fused_forward(const ForwardArgs& args, const Parallel& parallel) {
   const Problem& p = args.problem;
-  const TileGrid grid =
-      make_tile_grid(p, Side::kQueries, forward_capacity(p.head_dim, p.value_dim), units_per_head(p, p.kv_heads));
+  const TileGrid grid = make_tile_grid(p, Side::kQueries, forward_capacity(p), units_per_head(p, p.kv_heads));
   with_half_or_single(args.dtype, [&](auto element) {
     auto body = [&](int64_t unit, char* memory) { forward_run<decltype(element)>(args, grid, unit, memory); };
     parallel_for(parallel, p.batch * p.kv_heads * grid.units, body);

@@ -16,18 +16,21 @@ struct GemmScratch {
   Rows<const float>* rows;
 };
 
-inline GemmScratch make_gemm_scratch(Arena& arena, int dim) {
-  return {arena.take<float>(int64_t{padded(dim)} * kLanes),
+// Tokens of a panel.
+inline int64_t gemm_capacity(const Problem& p) { return smaller(kPanelFloats / p.value_dim, group_tokens(p)); }
+
+inline GemmScratch make_gemm_scratch(Arena& arena, const Problem& p) {
+  return {arena.take<float>(int64_t{padded(p.value_dim)} * kLanes),
           arena.take<float>(kChunk * kLanes),
-          arena.take<float>(panel_floats(dim, kPanelFloats / dim)),
+          arena.take<float>(panel_floats(p.value_dim, gemm_capacity(p))),
           arena.take<Lanes>(1),
           arena.take<Chunk>(1),
           arena.take<Rows<const float>>(1)};
 }
 
-inline int64_t gemm_scratch(int dim) {
+inline int64_t gemm_scratch(const Problem& p) {
   Arena arena{nullptr};
-  make_gemm_scratch(arena, dim);
+  make_gemm_scratch(arena, p);
   return reinterpret_cast<int64_t>(arena.next) + 64;
 }
 
@@ -51,30 +54,87 @@ inline Overlap overlap(const Problem& p, const Lanes& lanes, int lane, const Seg
   return {start - x, stop - start, slot};
 }
 
+// Calls body(lane, key of the chunk, slot, count) for the keys of every lane that exists, but square(first lane, key,
+// slots) for squares of kWidth keys and kWidth lanes that lie in the windows of all of them: those can be transposed.
+template <class Body, class Square>
+inline void for_each_overlap(const Problem& p, const Lanes& lanes, const Chunk& chunk, const Body& body,
+                             const Square& square) {
+  int key = 0;
+  for (int i = 0; i < chunk.segments; key += chunk.segment[i++].count)
+    for (int first = 0; first < kLanes; first += kWidth) {
+      Overlap overlaps[kWidth];
+      int start = 0, stop = chunk.segment[i].count;  // keys that all lanes see
+      for (int l = 0; l < kWidth; ++l) {
+        overlaps[l] = overlap(p, lanes, first + l, chunk.segment[i]);
+        if (!lanes.valid[first + l]) continue;
+        start = max(start, overlaps[l].first);
+        stop = min(stop, overlaps[l].first + max(overlaps[l].count, 0));
+      }
+      const int squares = max(stop - start, 0) / kWidth;
+      stop = start + squares * kWidth;
+      for (int k = start; k < stop; k += kWidth) {
+        int slots[kWidth];
+        for (int l = 0; l < kWidth; ++l) slots[l] = overlaps[l].slot + k - overlaps[l].first;
+        square(first, key + k, slots);
+      }
+      for (int l = 0; l < kWidth; ++l) {
+        const Overlap& o = overlaps[l];
+        if (!lanes.valid[first + l] || o.count <= 0) continue;
+        const int end = o.first + o.count;
+        if (squares == 0) {
+          body(first + l, key + o.first, o.slot, o.count);
+        } else {
+          body(first + l, key + o.first, o.slot, start - o.first);
+          body(first + l, key + stop, o.slot + stop - o.first, end - stop);
+        }
+      }
+    }
+}
+
+// The rows of weights of all lanes; lanes that do not exist repeat the last.
+struct LaneRows {
+  float* row[kLanes];
+};
+inline LaneRows lane_rows(const UnfusedArgs& args, const Tile& tile, const Lanes& lanes) {
+  LaneRows rows;
+  for (int lane = 0; lane < kLanes; ++lane)
+    rows.row[lane] = weights_row(args, tile.batch, lanes.token[lane], tile.head);
+  return rows;
+}
+
 inline void scatter_weights(const UnfusedArgs& args, const Tile& tile, const Lanes& lanes, const Chunk& chunk,
                             const float* scores) {
-  for (int lane = 0; lane < kLanes; ++lane) {
-    if (!lanes.valid[lane]) continue;
-    float* row = weights_row(args, tile.batch, lanes.token[lane], tile.head);
-    const float* score = scores + lane;
-    for (int i = 0; i < chunk.segments; score += chunk.segment[i++].count * kLanes) {
-      const Overlap o = overlap(args.problem, lanes, lane, chunk.segment[i]);
-      for (int j = 0; j < o.count; ++j) row[o.slot + j] = score[(o.first + j) * kLanes];
-    }
-  }
+  const LaneRows rows = lane_rows(args, tile, lanes);
+  for_each_overlap(
+      args.problem, lanes, chunk,
+      [&](int lane, int key, int slot, int count) {
+        for (int j = 0; j < count; ++j) rows.row[lane][slot + j] = scores[(key + j) * kLanes + lane];
+      },
+      [&](int first, int key, const int* slots) {
+        Vec block[kWidth];
+        for (int j = 0; j < kWidth; ++j) block[j] = load(scores + (key + j) * kLanes + first);
+        transpose(block);
+        for (int l = 0; l < kWidth; ++l)
+          if (lanes.valid[first + l]) store(rows.row[first + l] + slots[l], block[l]);
+      });
 }
 
 inline void gather_weights(const UnfusedArgs& args, const Tile& tile, const Lanes& lanes, const Chunk& chunk,
                            float* scores) {
   memset(scores, 0, chunk.keys * kLanes * sizeof(float));
-  for (int lane = 0; lane < kLanes; ++lane) {
-    const float* row = weights_row(args, tile.batch, lanes.token[lane], tile.head);
-    float* score = scores + lane;
-    for (int i = 0; i < chunk.segments; score += chunk.segment[i++].count * kLanes) {
-      const Overlap o = overlap(args.problem, lanes, lane, chunk.segment[i]);
-      for (int j = 0; j < o.count; ++j) score[(o.first + j) * kLanes] = row[o.slot + j];
-    }
-  }
+  const LaneRows rows = lane_rows(args, tile, lanes);
+  for_each_overlap(
+      args.problem, lanes, chunk,
+      [&](int lane, int key, int slot, int count) {
+        for (int j = 0; j < count; ++j) scores[(key + j) * kLanes + lane] = rows.row[lane][slot + j];
+      },
+      [&](int first, int key, const int* slots) {
+        Vec block[kWidth];
+        for (int l = 0; l < kWidth; ++l)
+          block[l] = lanes.valid[first + l] ? load(rows.row[first + l] + slots[l]) : Vec{};
+        transpose(block);
+        for (int j = 0; j < kWidth; ++j) store(scores + (key + j) * kLanes + first, block[j]);
+      });
 }
 
 // The lanes are keys, the visited tokens queries: each query's row gives one weight to every lane it sees.
@@ -171,7 +231,7 @@ void gemm_inverse_tile(const GemmTile& t) {
       accumulate(t.s.scores, *t.s.rows, t.s.tile);
     });
   }
-  unpack_tile(t.s.tile, kOnes, *t.s.lanes, y_view<T>(t.args, t.tile.batch, t.tile.head));
+  unpack_tile(t.s.tile, kOnes, *t.s.lanes, y_view<float>(t.args, t.tile.batch, t.tile.head));
 }
 
 // Runs every tile of one side; fill(tile, panel, scratch) packs the visited tokens, body(GemmTile) does one tile.
@@ -180,15 +240,16 @@ void for_each_gemm_tile(const UnfusedArgs& args, const Parallel& parallel, Side 
                         const Body& body) {
   const Problem& p = args.problem;
   const int heads = side == Side::kQueries ? p.heads : p.kv_heads;
-  const TileGrid grid = make_tile_grid(p, side, kPanelFloats / p.value_dim, units_per_head(p, heads));
+  const TileGrid grid = make_tile_grid(p, side, gemm_capacity(p), units_per_head(p, heads));
   auto unit_body = [&](int64_t unit, char* memory) {
     Tile tile;
     int stop;
-    if (!locate_run(p, grid, unit % grid.units, tile, stop)) return;
-    tile.head = static_cast<int>(unit / grid.units % heads);
-    tile.batch = unit / grid.units / heads;
+    const UnitIndex index = split_unit(unit, heads, grid.units);
+    if (!locate_run(p, grid, index.unit, tile, stop)) return;
+    tile.head = index.head;
+    tile.batch = index.batch;
     Arena arena{memory};
-    const GemmScratch scratch = make_gemm_scratch(arena, p.value_dim);
+    const GemmScratch scratch = make_gemm_scratch(arena, p);
     const Panel panel = make_panel(p, tile, side, stop, p.value_dim);
     fill(tile, panel, scratch);
     for (; tile.first[2] < stop; tile.first[2] += p.tile[2]) {

@@ -7,6 +7,7 @@
 
 #include "instruction_set.h"
 #include "kernels.h"
+#include "pages.h"
 #include "thread_pool.h"
 
 namespace ffi = xla::ffi;
@@ -90,9 +91,11 @@ ffi::Error make_problem(const Attributes& g, const Shape& queries, const Shape& 
   return ffi::Error::Success();
 }
 
-bool tile_is_valid(const Problem& p) {
-  return p.tile[0] >= 1 && p.tile[1] >= 1 && p.tile[2] >= 1 && p.tile[0] * p.tile[1] * p.tile[2] == kLanes;
+bool tile_is_valid(const Problem& p, Pass pass) {
+  if (p.tile[0] < 1 || p.tile[1] < 1 || p.tile[2] < 0) return false;
+  return p.tile[2] == 0 ? best_kernels().rows_fit(p, pass) : p.tile[0] * p.tile[1] * p.tile[2] == kLanes;
 }
+constexpr char kBadTile[] = "the product of tile must be 16, or its last size 0 where the row kernels fit";
 
 bool decode_dtype(ffi::DataType type, DType& dtype) {
   if (type == ffi::F32) return dtype = DType::kFloat32, true;
@@ -102,10 +105,15 @@ bool decode_dtype(ffi::DataType type, DType& dtype) {
   return false;
 }
 
+void expect_writes(ffi::AnyBuffer result) { advise_huge_pages(result.untyped_data(), result.size_bytes()); }
+
 double pairs(const Problem& p) { return static_cast<double>(p.batch) * p.heads * query_tokens(p) * slots(p); }
 
 enum class Family { kNaive, kGemm };
 enum class Operation { kQk, kAv, kInverse };
+
+constexpr double kExponentialCost = 20;  // operations
+constexpr double kNaiveCost = 10;        // time for one operation of its loops, relative to the other kernels
 
 UnfusedKernel kernel_for(Family family, Operation operation) {
   const Kernels& kernels = best_kernels();
@@ -118,14 +126,18 @@ ffi::Error run_unfused(Family family, Operation operation, ffi::ThreadPool& pool
                        ffi::Result<ffi::AnyBuffer> scratch) {
   const Problem& p = args.problem;
   if (p.pitch < slots(p)) return invalid("rows of weights are shorter than the window");
+  double work = 2 * pairs(p) * p.value_dim;
   int64_t per_worker = 0;
-  if (family == Family::kGemm) {
+  if (family == Family::kNaive) {
+    work *= kNaiveCost;
+  } else {
     if (args.dtype == DType::kFloat64) return invalid("the gemm kernels have no float64");
-    if (!tile_is_valid(p)) return invalid("the product of tile must be 16");
-    per_worker = best_kernels().gemm_scratch(p.value_dim);
+    constexpr Pass kPasses[] = {Pass::kQk, Pass::kAv, Pass::kInverse};
+    if (!tile_is_valid(p, kPasses[static_cast<int>(operation)])) return invalid(kBadTile);
+    per_worker = best_kernels().gemm_scratch(p);
   }
-  const Parallel parallel = make_parallel(pool, 2 * pairs(p) * p.value_dim, scratch->untyped_data(),
-                                          static_cast<int64_t>(scratch->element_count()), per_worker);
+  const Parallel parallel =
+      make_parallel(pool, work, scratch->untyped_data(), static_cast<int64_t>(scratch->element_count()), per_worker);
   if (parallel.workers < 1) return invalid("the scratch buffer is too small");
   kernel_for(family, operation)(args, parallel);
   return ffi::Error::Success();
@@ -150,6 +162,7 @@ ffi::Error unfused(ffi::ThreadPool pool, ffi::AnyBuffer first, ffi::AnyBuffer se
   args.problem.value_dim = x.features;
   args.problem.pitch = (kMakesWeights ? three : one).features;
   if (!decode_dtype(second.element_type(), args.dtype)) return invalid("unsupported element type");
+  expect_writes(*result);
   void* data[3] = {first.untyped_data(), second.untyped_data(), result->untyped_data()};
   args.weights = data[kMakesWeights ? 2 : 0];
   args.x = data[kMakesWeights ? 0 : kMakesX ? 2 : 1];
@@ -169,7 +182,8 @@ auto unfused_binding() {
 }
 
 // Operands q, k, v, offsets: what forward and backward share.
-ffi::Error decode_attention(const Attributes& attributes, const ffi::RemainingArgs& args, Problem& p, DType& dtype) {
+ffi::Error decode_attention(const Attributes& attributes, Pass pass, const ffi::RemainingArgs& args, Problem& p,
+                            DType& dtype) {
   const size_t rank = attributes.kernel_size.size();
   Shape q, k, v;
   const auto query = args.get<ffi::AnyBuffer>(0), key = args.get<ffi::AnyBuffer>(1),
@@ -185,14 +199,15 @@ ffi::Error decode_attention(const Attributes& attributes, const ffi::RemainingAr
   p.scale = attributes.scale;
   if (!decode_dtype(query->element_type(), dtype) || dtype == DType::kFloat64)
     return invalid("the fused kernels take float32, bfloat16 and float16");
-  if (!tile_is_valid(p)) return invalid("the product of tile must be 16");
+  if (!tile_is_valid(p, pass)) return invalid(kBadTile);
   return ffi::Error::Success();
 }
 
 ffi::Error fused_forward(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::RemainingRets rets,
                          const Attributes& attributes) {
   ForwardArgs a{};
-  if (ffi::Error error = decode_attention(attributes, args, a.problem, a.dtype); error.failure()) return error;
+  if (ffi::Error error = decode_attention(attributes, Pass::kForward, args, a.problem, a.dtype); error.failure())
+    return error;
   if (args.size() > 5 || rets.size() != 3) return invalid("na_fused_forward: wrong number of operands or results");
   auto operand = [&](size_t i) { return args.get<ffi::AnyBuffer>(i)->untyped_data(); };
   auto result = [&](size_t i) { return *rets.get<ffi::AnyBuffer>(i); };
@@ -200,11 +215,11 @@ ffi::Error fused_forward(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::Rem
   a.rpb = args.size() == 5 ? static_cast<const float*>(operand(4)) : nullptr;
   a.out = result(0)->untyped_data();
   a.lse = static_cast<float*>(result(1)->untyped_data());
+  expect_writes(*result(0));
   const Kernels& kernels = best_kernels();
   const Problem& p = a.problem;
-  const Parallel parallel =
-      make_parallel(pool, 2 * pairs(p) * (p.head_dim + p.value_dim), result(2)->untyped_data(),
-                    static_cast<int64_t>(result(2)->element_count()), kernels.forward_scratch(p.head_dim, p.value_dim));
+  const Parallel parallel = make_parallel(pool, 2 * pairs(p) * (p.head_dim + p.value_dim), result(2)->untyped_data(),
+                                          static_cast<int64_t>(result(2)->element_count()), kernels.forward_scratch(p));
   if (parallel.workers < 1) return invalid("the scratch buffer is too small");
   kernels.fused_forward(a, parallel);
   return ffi::Error::Success();
@@ -213,7 +228,8 @@ ffi::Error fused_forward(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::Rem
 ffi::Error fused_backward(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::RemainingRets rets,
                           const Attributes& attributes) {
   BackwardArgs a{};
-  if (ffi::Error error = decode_attention(attributes, args, a.problem, a.dtype); error.failure()) return error;
+  if (ffi::Error error = decode_attention(attributes, Pass::kBackward, args, a.problem, a.dtype); error.failure())
+    return error;
   const bool has_bias = args.size() == 8;
   if (args.size() != (has_bias ? 8u : 7u) || rets.size() != (has_bias ? 5u : 4u))
     return invalid("na_fused_backward: wrong number of operands or results");
@@ -227,14 +243,34 @@ ffi::Error fused_backward(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::Re
   a.dvalue = static_cast<float*>(result(2)->untyped_data());
   a.drpb = has_bias ? static_cast<float*>(result(3)->untyped_data()) : nullptr;
   a.drpb_parts = has_bias ? static_cast<int>(result(3)->dimensions()[0]) : 0;
+  for (size_t i = 0; i < 3; ++i) expect_writes(*result(i));
   ffi::Result<ffi::AnyBuffer> scratch = result(has_bias ? 4 : 3);
   const Kernels& kernels = best_kernels();
   const Problem& p = a.problem;
-  const Parallel parallel =
-      make_parallel(pool, 5 * pairs(p) * (p.head_dim + p.value_dim), scratch->untyped_data(),
-                    static_cast<int64_t>(scratch->element_count()), kernels.backward_scratch(p.head_dim, p.value_dim));
+  const Parallel parallel = make_parallel(pool, 5 * pairs(p) * (p.head_dim + p.value_dim), scratch->untyped_data(),
+                                          static_cast<int64_t>(scratch->element_count()), kernels.backward_scratch(p));
   if (parallel.workers < 1) return invalid("the scratch buffer is too small");
   kernels.fused_backward(a, parallel);
+  return ffi::Error::Success();
+}
+
+// Scores -> weights and their log-sum-exps; of the attributes, only the window and the scale matter.
+ffi::Error softmax(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> scores, ffi::ResultBuffer<ffi::F32> weights,
+                   ffi::ResultBuffer<ffi::F32> lse, ffi::Result<ffi::AnyBuffer>, const Attributes& attributes) {
+  int64_t slots = 1;
+  for (int64_t size : attributes.kernel_size) slots *= size;
+  const auto dims = scores.dimensions();
+  if (dims.size() == 0 || dims.back() < slots) return invalid("rows of scores are shorter than the window");
+  SoftmaxArgs args{};
+  args.rows = static_cast<int64_t>(lse->element_count());
+  args.slots = static_cast<int>(slots);
+  args.pitch = static_cast<int>(dims.back());
+  args.scale = static_cast<float>(attributes.scale);
+  args.scores = scores.typed_data();
+  args.weights = weights->typed_data();
+  args.lse = lse->typed_data();
+  best_kernels().softmax(
+      args, make_parallel(pool, kExponentialCost * static_cast<double>(scores.element_count()), nullptr, 0, 0));
   return ffi::Error::Success();
 }
 
@@ -265,4 +301,12 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(JaxNaGemmInverse, (jax_na::unfused<Family::kGemm, 
                               jax_na::unfused_binding());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(JaxNaFusedForward, jax_na::fused_forward, jax_na::fused_binding());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(JaxNaFusedBackward, jax_na::fused_backward, jax_na::fused_binding());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(JaxNaSoftmax, jax_na::softmax,
+                              xla::ffi::Ffi::Bind()
+                                  .Ctx<xla::ffi::ThreadPool>()
+                                  .Arg<xla::ffi::Buffer<xla::ffi::F32>>()
+                                  .Ret<xla::ffi::Buffer<xla::ffi::F32>>()
+                                  .Ret<xla::ffi::Buffer<xla::ffi::F32>>()
+                                  .Ret<xla::ffi::AnyBuffer>()
+                                  .Attrs<jax_na::Attributes>());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(JaxNaEmpty, jax_na::empty, xla::ffi::Ffi::Bind().RemainingArgs().RemainingRets());

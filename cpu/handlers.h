@@ -13,5 +13,6 @@ XLA_FFI_Error* JaxNaGemmAv(XLA_FFI_CallFrame*);
 XLA_FFI_Error* JaxNaGemmInverse(XLA_FFI_CallFrame*);
 XLA_FFI_Error* JaxNaFusedForward(XLA_FFI_CallFrame*);
 XLA_FFI_Error* JaxNaFusedBackward(XLA_FFI_CallFrame*);
+XLA_FFI_Error* JaxNaSoftmax(XLA_FFI_CallFrame*);
 XLA_FFI_Error* JaxNaEmpty(XLA_FFI_CallFrame*);
 }

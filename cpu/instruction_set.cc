@@ -17,11 +17,12 @@ std::vector<Level> levels() {
 #if defined(__x86_64__)
   if (__builtin_cpu_supports("x86-64-v3")) result.push_back({"avx2", &kKernelsAvx2});
 #if defined(JAX_NA_EMULATE_AVX512)
-  const bool has_avx512 = true;
+  const bool has_avx512 = true, has_bf16 = true;
 #else
-  const bool has_avx512 = __builtin_cpu_supports("x86-64-v4");
+  const bool has_avx512 = __builtin_cpu_supports("x86-64-v4"), has_bf16 = __builtin_cpu_supports("avx512bf16");
 #endif
   if (has_avx512) result.push_back({"avx512", &kKernelsAvx512});
+  if (has_avx512 && has_bf16) result.push_back({"avx512bf16", &kKernelsAvx512Bf16});
 #endif
   return result;
 }

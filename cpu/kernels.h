@@ -16,7 +16,7 @@ struct UnfusedArgs {
   DType dtype;
   void* weights;  // [batch, queries, heads, pitch], accumulator type
   void* x;        // [batch, queries, heads, value_dim]
-  void* y;        // [batch, keys, kv_heads, value_dim]
+  void* y;        // [batch, keys, kv_heads, value_dim]; as the result of gemm_inverse float32
 };
 
 struct ForwardArgs {
@@ -45,22 +45,39 @@ struct BackwardArgs {
   int drpb_parts;
 };
 
+// Softmax of rows of scores.
+struct SoftmaxArgs {
+  int64_t rows;
+  int slots, pitch;  // elements of a row, with padding
+  float scale;
+  const float* scores;  // [rows, pitch]
+  float* weights;       // [rows, pitch], may be the scores; 0 in padding
+  float* lse;           // [rows]
+};
+
 using UnfusedKernel = void (*)(const UnfusedArgs&, const Parallel&);
 
+// Each with its own limits on what the row kernels can do.
+enum class Pass { kForward, kBackward, kQk, kAv, kInverse };
+
 struct Kernels {
+  int width;  // float32 lanes of a register
   UnfusedKernel gemm_qk, gemm_av, gemm_inverse;
+  void (*softmax)(const SoftmaxArgs&, const Parallel&);
   void (*fused_forward)(const ForwardArgs&, const Parallel&);
   void (*fused_backward)(const BackwardArgs&, const Parallel&);
-  // Scratch bytes of one worker.
-  int64_t (*gemm_scratch)(int value_dim);
-  int64_t (*forward_scratch)(int head_dim, int value_dim);
-  int64_t (*backward_scratch)(int head_dim, int value_dim);
+  bool (*rows_fit)(const Problem&, Pass);  // whether tile[2] == 0, the row kernels, is possible
+  // Scratch bytes of one worker; of the problem they depend on the axes, the tile and the dims.
+  int64_t (*gemm_scratch)(const Problem&);
+  int64_t (*forward_scratch)(const Problem&);
+  int64_t (*backward_scratch)(const Problem&);
 };
 
 extern const Kernels kKernelsPortable;
 #if defined(__x86_64__)
 extern const Kernels kKernelsAvx2;
 extern const Kernels kKernelsAvx512;
+extern const Kernels kKernelsAvx512Bf16;
 #endif
 
 void naive_qk(const UnfusedArgs&, const Parallel&);

@@ -6,12 +6,14 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <map>
 #include <stdexcept>
 #include <tuple>
 
 #include "../common/window.h"
 #include "handlers.h"
 #include "instruction_set.h"
+#include "thread_pool.h"
 
 namespace nb = nanobind;
 
@@ -31,6 +33,7 @@ nb::dict handlers() {
   add("na_gemm_inverse", JaxNaGemmInverse);
   add("na_fused_forward", JaxNaFusedForward);
   add("na_fused_backward", JaxNaFusedBackward);
+  add("na_softmax", JaxNaSoftmax);
   add("na_empty", JaxNaEmpty);
   return result;
 }
@@ -56,12 +59,39 @@ Axis checked_axis(int length, int kernel_size, int stride, int dilation, bool is
   return {length, kernel_size, stride, dilation, is_causal};
 }
 
-int64_t scratch_bytes(const std::string& target, int head_dim, int value_dim) {
+using Axes = std::vector<std::tuple<int, int, int, int, bool>>;
+
+// What the plan of a call depends on; the numbers of tokens present are not known to it.
+Problem planned(const std::vector<int>& tile, const Axes& axes, int head_dim, int value_dim) {
+  if (axes.empty() || axes.size() > kAxes || tile.size() != axes.size()) throw std::invalid_argument("illegal tile");
+  Problem p{};
+  for (int a = 0; a < kAxes; ++a) {
+    const int i = a - (kAxes - static_cast<int>(axes.size()));
+    p.tile[a] = i < 0 ? 1 : tile[i];
+    p.axis[a] = i < 0 ? Axis{1, 1, 1, 1, false} : std::apply(checked_axis, axes[i]);
+  }
+  p.head_dim = head_dim;
+  p.value_dim = value_dim;
+  return p;
+}
+
+int64_t scratch_bytes(const std::string& target, const std::vector<int>& tile, const Axes& axes, int head_dim,
+                      int value_dim) {
   const Kernels& kernels = best_kernels();
-  if (target == "na_fused_forward") return kernels.forward_scratch(head_dim, value_dim);
-  if (target == "na_fused_backward") return kernels.backward_scratch(head_dim, value_dim);
-  if (target.rfind("na_gemm_", 0) == 0) return kernels.gemm_scratch(value_dim);
+  const Problem p = planned(tile, axes, head_dim, value_dim);
+  if (target == "na_fused_forward") return kernels.forward_scratch(p);
+  if (target == "na_fused_backward") return kernels.backward_scratch(p);
+  if (target.rfind("na_gemm_", 0) == 0) return kernels.gemm_scratch(p);
   return 0;
+}
+
+bool rows_fit(const std::string& target, const std::vector<int>& tile, const Axes& axes, int head_dim, int value_dim) {
+  const std::map<std::string, Pass> passes = {{"na_fused_forward", Pass::kForward},
+                                              {"na_fused_backward", Pass::kBackward},
+                                              {"na_gemm_qk", Pass::kQk},
+                                              {"na_gemm_av", Pass::kAv},
+                                              {"na_gemm_inverse", Pass::kInverse}};
+  return best_kernels().rows_fit(planned(tile, axes, head_dim, value_dim), passes.at(target));
 }
 
 NB_MODULE(_cpu, m) {
@@ -72,6 +102,11 @@ NB_MODULE(_cpu, m) {
       "(major, minor) of the XLA FFI headers this module was built with.");
   m.def("isa", &instruction_set, "Instruction set in use: 'baseline', 'avx2' or 'avx512'.");
   m.def("isa_levels", &instruction_sets, "Instruction sets this machine can run, slowest first.");
+  m.def("width", [] { return best_kernels().width; }, "float32 lanes of a register of the instruction set in use.");
+  m.def("rows_fit", &rows_fit, nb::arg("target"), nb::arg("tile"), nb::arg("axes"), nb::arg("head_dim"),
+        nb::arg("value_dim"),
+        "Whether a target can use its row kernel. tile: query rows per leading axis, then 0; axes: (length, "
+        "kernel_size, stride, dilation, is_causal) each.");
   m.def(
       "windows",
       [](int length, int kernel_size, int stride, int dilation, bool is_causal) {
@@ -97,8 +132,9 @@ NB_MODULE(_cpu, m) {
       nb::arg("length"), nb::arg("kernel_size"), nb::arg("stride"), nb::arg("dilation"), nb::arg("is_causal"),
       nb::arg("group"), nb::arg("first"), nb::arg("last"),
       "(start, stop, inner_start, inner_stop): union and intersection of the windows of queries first..last.");
-  m.def("scratch_bytes", &scratch_bytes, nb::arg("target"), nb::arg("head_dim"), nb::arg("value_dim"),
-        "Scratch memory, in bytes, that one worker of a target needs.");
+  m.def("scratch_bytes", &scratch_bytes, nb::arg("target"), nb::arg("tile"), nb::arg("axes"), nb::arg("head_dim"),
+        nb::arg("value_dim"), "Scratch memory, in bytes, that one worker of a target needs.");
+  m.attr("SMALLEST_SHARED_WORK") = kSmallestSharedWork;  // FLOPs below which a call has one worker
 }
 
 }  // namespace

@@ -36,6 +36,8 @@ void parallel_for(const Parallel& parallel, int64_t units, Body& body) {
       &context);
 }
 
+inline constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
 // Hands out 64-byte aligned pieces of a scratch buffer; started from null it only counts the bytes.
 struct Arena {
   char* next;

@@ -12,6 +12,9 @@ constexpr float kLog2E = 1.4426950408889634f;
 constexpr float kLn2 = 0.6931471805599453f;
 constexpr float kLowest = -1e30f;  // finite, so that (-inf) - kLowest is still -inf
 
+// From dot products to scores.
+inline float score_factor(const Problem& p) { return static_cast<float>(p.scale) * kLog2E; }
+
 // Relative positional bias of one head: the entry of (key k, query q) along an axis is k - q + kernel_size - 1.
 struct BiasTable {
   const float* entries;
@@ -22,6 +25,13 @@ inline BiasTable make_bias_table(const Problem& p, const float* rpb, int head) {
   if (rpb == nullptr) return {nullptr, {0, 0, 0}};
   return {rpb + int64_t{head} * bias_entries(p),
           {2 * p.axis[0].kernel_size - 1, 2 * p.axis[1].kernel_size - 1, 2 * p.axis[2].kernel_size - 1}};
+}
+
+// The entry for a key at this distance from its query; null without a bias.
+inline const float* bias_entry(const BiasTable& table, int z, int y, int x) {
+  if (table.entries == nullptr) return nullptr;
+  return table.entries + ((z + table.extent[0] / 2) * table.extent[1] + y + table.extent[1] / 2) * table.extent[2] + x +
+         table.extent[2] / 2;
 }
 
 // Index of the entry for the key at `position` along one axis, clamped: masked pairs may lie outside the table.

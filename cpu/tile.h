@@ -46,6 +46,13 @@ enum class Side { kQueries, kKeys };
 
 inline Range present(const Group& g, Side side) { return side == Side::kQueries ? g.queries : g.keys; }
 
+// Tokens of a whole dilation group, at most.
+inline int64_t group_tokens(const Problem& p) {
+  int64_t count = 1;
+  for (const Axis& axis : p.axis) count *= ceil_div(axis.length, axis.dilation);
+  return count;
+}
+
 // A unit of work is a run of neighbouring tiles along the last axis, which share the tokens they visit.
 struct TileGrid {
   Side side;
@@ -53,6 +60,16 @@ struct TileGrid {
   int run;           // tiles of one unit
   int64_t units;     // of one batch entry and head, over all groups
 };
+
+// Units are numbered head by head, then along the grid: the heads of a token share pages of memory, and finding a page
+// again is what costs most in reading scattered tokens.
+struct UnitIndex {
+  int64_t batch, unit;
+  int head;
+};
+inline UnitIndex split_unit(int64_t number, int heads, int64_t units) {
+  return {number / heads / units, number / heads % units, static_cast<int>(number % heads)};
+}
 
 // Tokens that a tile (along the last axis: a run of `tiles` tiles) visits along an axis, at most.
 inline int visited_extent(const Problem& p, int a, int tiles) {

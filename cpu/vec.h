@@ -6,7 +6,7 @@
 #include <stdint.h>
 #include <string.h>
 
-#if defined(__F16C__)
+#if defined(__AVX2__)
 #include <immintrin.h>
 #endif
 
@@ -46,11 +46,56 @@ inline IntVec load(const int32_t* p) {
   return v;
 }
 inline Vec select(IntVec mask, Vec yes, Vec no) { return mask ? yes : no; }
-inline Vec vmax(Vec a, Vec b) { return select(a > b, a, b); }  // a NaN in b is kept
+inline Vec vmax(Vec a, Vec b) {  // a NaN in b is kept
+#if defined(__AVX2__) && !defined(__AVX512F__) && !defined(JAX_NA_EMULATE_AVX512)
+  return _mm256_max_ps(a, b);
+#else
+  return select(a > b, a, b);
+#endif
+}
 inline IntVec vmin(IntVec a, IntVec b) { return a < b ? a : b; }
 inline IntVec vmax(IntVec a, IntVec b) { return a > b ? a : b; }
 inline IntVec bits_of(Vec v) { return reinterpret_cast<IntVec>(v); }
 inline Vec from_bits(IntVec v) { return reinterpret_cast<Vec>(v); }
+
+inline float max_lanes(Vec v) {
+  float m = v[0];
+  for (int l = 1; l < kWidth; ++l) m = v[l] > m ? v[l] : m;
+  return m;
+}
+inline float sum_lanes(Vec v) {
+  float s = 0.0f;
+  for (int l = 0; l < kWidth; ++l) s += v[l];
+  return s;
+}
+
+// Keeps a value that is used several times in a register: compilers like to load it again with every use.
+inline Vec in_register(Vec v) {
+#if defined(__x86_64__) && !defined(JAX_NA_EMULATE_AVX512)
+  asm("" : "+x"(v));
+#elif defined(__aarch64__)
+  asm("" : "+w"(v));
+#endif
+  return v;
+}
+
+// Products of pairs of bfloat16, the two halves of every lane: sum + a.low * b.low + a.high * b.high.
+#if defined(JAX_NA_EMULATE_BF16)
+constexpr bool kDotPairs = true;
+inline Vec dot_pairs(Vec sum, Vec a, Vec b) {
+  const IntVec high = splat(static_cast<int>(0xffff0000));
+  sum += from_bits(bits_of(a) << 16) * from_bits(bits_of(b) << 16);
+  return sum + from_bits(bits_of(a) & high) * from_bits(bits_of(b) & high);
+}
+#elif defined(__AVX512BF16__)
+constexpr bool kDotPairs = true;
+inline Vec dot_pairs(Vec sum, Vec a, Vec b) {
+  return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
+}
+#else
+constexpr bool kDotPairs = false;
+inline Vec dot_pairs(Vec sum, Vec, Vec) { return sum; }
+#endif
 
 // Interleaves the lower (upper) halves of two registers.
 #if defined(__AVX512F__) || defined(JAX_NA_EMULATE_AVX512)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import operator
@@ -16,6 +17,7 @@ from jax_na import checks, rules, trilinear
 from jax_na.implementations import row
 from jax_na.neighborhood import Axis, Neighborhood, Op, Shape, known_size, windows
 from jax_na.reference import accumulator
+from jax_na.softmax import softmax
 
 MAX_SCORES = 1 << 20  # scores with additional tokens that exist at a time
 
@@ -33,9 +35,11 @@ def attention(
     rpb = None if rpb is None else rpb.astype(accumulator(q.dtype))
     if op.implementation is None or not row(op.implementation).composed:
         return rules.attention(op, q, k, v, offsets, rpb)
-    s = scores(op, q, k, offsets, rpb)
-    lse = jax.nn.logsumexp(s, axis=-1)
-    return trilinear.av(op, jnp.exp(s - lse[..., None]), v, offsets), lse
+    if rpb is None and not any(op.neighborhood.is_causal):
+        weights, lse = softmax(op, trilinear.qk(op, q, k, offsets))
+    else:
+        weights, lse = softmax(dataclasses.replace(op, scale=1.0), scores(op, q, k, offsets, rpb))
+    return trilinear.av(op, weights, v, offsets), lse
 
 
 def scores(op: Op, q: Array, k: Array, offsets: Array, rpb: Array | None = None) -> Array:

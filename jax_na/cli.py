@@ -80,7 +80,8 @@ def profile(options: argparse.Namespace) -> None:
 def tune(options: argparse.Namespace) -> None:
     """Finds and stores the fastest implementation and query tile."""
     problem = _problem(options)
-    tiles = {f"fused {plot.by(tile)}": tile for tile in planner.query_tiles(problem.op)[: options.tiles]}
+    ranked = planner.tiles("na_fused_forward", problem.op, problem.head_dim, problem.value_dim)
+    tiles = {f"fused {plot.tile(tile)}": tile for tile in ranked[: options.tiles]}
     runs = {r.name for r in problem.availability() if r.available}
     if "fused" not in runs:
         reason = next(r.reason for r in problem.availability() if r.name == "fused")

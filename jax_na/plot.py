@@ -172,3 +172,8 @@ def describe(neighborhood: Neighborhood) -> str:
 def by(values: Sequence[int], separator: str = "x") -> str:
     """Sizes as text: 7x7."""
     return separator.join(map(str, values))
+
+
+def tile(sizes: Sequence[int]) -> str:
+    """The tile of a kernel: 4x4, or for the row kernels the rows of a block: rows, 4 rows, 2x2 rows."""
+    return by(sizes) if sizes[-1] else " ".join((*([by(sizes[:-1])] if sizes[:-1] else []), "rows"))

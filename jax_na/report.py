@@ -108,7 +108,8 @@ def dry_run(problem: Problem, rounds: int, names: list[str], missing: Mapping[st
     """Prints what would be measured, and computes nothing."""
     print(title(problem))
     print(f"weights of a stored neighborhood: {problem.weight_bytes / 1e6:.3g} MB (naive, gemm)")
-    print(f"query tile of the fused and gemm kernels: {plot.by(planner.query_tile(problem.op))}")
+    tile = planner.tile("na_fused_forward", problem.op, problem.head_dim, problem.value_dim)
+    print(f"query tile of the fused kernel: {plot.tile(tile)}")
     for name in names:
         print(f"would time {name}, {rounds} rounds")
     for name, reason in missing.items():

@@ -12,6 +12,7 @@ implementation. O and LSE, functions of q, k, v, rpb, are passed on only to save
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -52,8 +53,10 @@ def _lower_attention(
         return reference.attention_forward(op, q, k, v, offsets, *rpb)
     name = "na_fused_forward"
     results = [((*q.shape[:-1], v.shape[-1]), q.dtype), (q.shape[:-1], jnp.float32)]
-    scratch = planner.scratch(name, q.shape[-1], v.shape[-1])
-    return target.call(name, results, (q, k, v, offsets, *rpb), op, planner.query_tile(op), scratch)
+    dims = q.shape[-1], v.shape[-1]
+    tile = planner.tile(name, op, *dims)
+    scratch = planner.scratch(name, op, tile, *dims, math.prod(q.shape[:-1]))
+    return target.call(name, results, (q, k, v, offsets, *rpb), op, tile, scratch)
 
 
 def _lower_tangent(platform: str, *operands: Array, op: Op) -> Sequence[Array]:
@@ -70,9 +73,11 @@ def _lower_backward(platform: str, *operands: Array, op: Op) -> Sequence[Array]:
     delta = jnp.sum(dout.astype(jnp.float32) * out.astype(jnp.float32), -1) - dlse
     results = [(q.shape, q.dtype), (k.shape, jnp.float32), (v.shape, jnp.float32)]
     results += [((DRPB_PARTS, *table.shape), jnp.float32) for table in rpb]
-    scratch = planner.scratch(name, q.shape[-1], v.shape[-1])
+    dims = q.shape[-1], v.shape[-1]
+    tile = planner.tile(name, op, *dims)
+    scratch = planner.scratch(name, op, tile, *dims, math.prod(q.shape[:-1]))
     inputs = (q, k, v, offsets, lse, delta, dout, *rpb)
-    dq, dk, dv, *drpb = target.call(name, results, inputs, op, planner.query_tile(op), scratch)
+    dq, dk, dv, *drpb = target.call(name, results, inputs, op, tile, scratch)
     return dq, dk.astype(k.dtype), dv.astype(v.dtype), *(parts.sum(0) for parts in drpb)
 
 

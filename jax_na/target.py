@@ -82,8 +82,11 @@ def call(
     op: Op,
     tile: Shape,
     scratch: int,
+    aliases: dict[int, int] | None = None,
 ) -> list[Array]:
     """Calls a kernel. `results` are shapes and dtypes, `scratch` is in bytes.
+
+    `aliases` are the operands that a result may overwrite, operand -> result.
 
     The kernel is an ordinary operation to XLA: what partitions calls over devices belongs around this.
     """
@@ -97,7 +100,7 @@ def call(
         "tile": tile,
     }
     shapes = [jax.ShapeDtypeStruct(*r) for r in (*results, ((scratch,), jnp.uint8))]
-    kernel = jax.ffi.ffi_call(name, shapes)
+    kernel = jax.ffi.ffi_call(name, shapes, input_output_aliases=aliases)
     attributes = {key: np.array(values, np.int64) for key, values in axes.items()}
     *outputs, _ = kernel(*operands, **attributes, scale=np.float64(op.scale))
     return outputs

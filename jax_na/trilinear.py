@@ -13,9 +13,11 @@ of every order are calls of the same kernels. `a` has the accumulator's dtype, x
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
+import jax.numpy as jnp
 from jax import Array
 
 from jax_na import planner, reference, target
@@ -44,9 +46,13 @@ def _primitive(operation: str) -> Any:
         if implementation == "xla":
             return [getattr(reference, operation)(op, *operands, **keys)]
         name, features = f"na_{implementation}_{operation}", second.shape[-1]
-        tile = planner.key_tile(op) if operation == "inverse" else planner.query_tile(op)
-        result = _result(operation, op, first, second, **keys)
-        return target.call(name, [result], operands, op, tile, planner.scratch(name, features, features))
+        tile = planner.tile(name, op, features, features)
+        shape, dtype = _result(operation, op, first, second, **keys)
+        sums = jnp.float32 if name == "na_gemm_inverse" else dtype
+        queries = math.prod((second if operation == "inverse" else first).shape[:-1])
+        scratch = planner.scratch(name, op, tile, features, features, queries)
+        (result,) = target.call(name, [(shape, sums)], operands, op, tile, scratch)
+        return [result.astype(dtype)]
 
     def jvp(
         primals: Sequence[Any], tangents: Sequence[Any], **params: Any

@@ -53,9 +53,10 @@ def test_compiled_forward_of_fused(rng):
 
 @pytest.mark.parametrize("implementation", ["naive", "gemm"])
 def test_compiled_gradient_of_unfused(implementation, rng):
-    """The forward pass is PN and NN; each has two derivatives: twice PN, twice NN, twice IN at most."""
+    """Forward PN, softmax, NN; the products have two derivatives each: twice PN, NN and IN at most."""
     count, text = calls(jax.grad(total(helpers.attend(CASE, implementation))), CASE.inputs(rng))
-    assert count == {f"{implementation}_{operation}": 2 for operation in ("qk", "av", "inverse")}
+    expected = {f"{implementation}_{operation}": 2 for operation in ("qk", "av", "inverse")}
+    assert count == {**expected, "softmax": 1}
     assert " dot(" not in text
 
 

@@ -1,0 +1,228 @@
+// SPDX-License-Identifier: Apache-2.0
+// Fused backward of the row kernels: the same five products as fused_backward.h, over rows.
+#pragma once
+
+#include "fused_backward.h"
+#include "rows.h"
+
+namespace jax_na {
+inline namespace JAX_NA_ISA {
+
+constexpr int64_t kBackwardPanel = 190 << 10;  // floats, 760 KB
+
+// Keys and values transposed for the scores, keys as rows for dq.
+inline RowFeatures backward_features(const Problem& p) {
+  return {padded(p.head_dim) + padded(p.value_dim), padded(p.head_dim), kBackwardPanel};
+}
+
+struct RowBackwardScratch {
+  float *query, *dout;            // [row][dim][kWidth]
+  float *query_rows, *dout_rows;  // [row][lane][dim]
+  float* dquery;                  // [row][lane][dim]
+  float *keys, *values;           // rings, transposed
+  float* key_rows;                // ring, natural
+  float *scores, *dscores;        // [row][key row][column][kWidth]
+  float *lse, *delta;             // [row][kWidth]
+};
+
+inline RowBackwardScratch make_row_backward_scratch(Arena& arena, const Problem& p) {
+  constexpr int64_t kLanesOfBlock = int64_t{kBlockRows} * kWidth;
+  const int64_t d = padded(p.head_dim) * kLanesOfBlock, e = padded(p.value_dim) * kLanesOfBlock;
+  RowBackwardScratch s{};
+  s.query = arena.take<float>(d);
+  s.dout = arena.take<float>(e);
+  s.query_rows = arena.take<float>(d);
+  s.dout_rows = arena.take<float>(e);
+  s.dquery = arena.take<float>(d);
+  s.keys = arena.take<float>(row_panel(p, backward_features(p)));
+  s.scores = arena.take<float>(row_scores(p));
+  s.dscores = arena.take<float>(row_scores(p));
+  s.lse = arena.take<float>(kLanesOfBlock);
+  s.delta = arena.take<float>(kLanesOfBlock);
+  return s;
+}
+
+inline int64_t row_backward_scratch(const Problem& p) {
+  Arena arena{nullptr};
+  make_row_backward_scratch(arena, p);
+  return reinterpret_cast<int64_t>(arena.next) + 64;
+}
+
+// Packs the key rows of a block that are not there yet.
+template <class T>
+inline void fill_backward(const Problem& p, const BackwardViews<T>& views, const RowUnit& unit, const Block& block,
+                          Ring& ring, const RowBackwardScratch& s) {
+  const int count = extent(ring.columns), pitch = transposed_pitch(count);
+  const int64_t key_step = p.axis[2].dilation * views.key.stride, value_step = p.axis[2].dilation * views.value.stride;
+  fill_rows(p, unit, block, ring, [&](int z, int y, int64_t token) {
+    const T *key = views.key.base + token * views.key.stride, *value = views.value.base + token * views.value.stride;
+    pack_operand(key, key_step, count, p.head_dim, 1.0f, transposed_row(ring, s.keys, p.head_dim, z, y), pitch);
+    pack_operand(value, value_step, count, p.value_dim, 1.0f, transposed_row(ring, s.values, p.value_dim, z, y), pitch);
+    pack_natural(key, key_step, count, p.head_dim, 1.0f, natural_row(ring, s.key_rows, p.head_dim, z, y));
+  });
+}
+
+// Scores of a key row become probabilities, with zeros in the margins.
+struct ProbabilityFinish {
+  const LaneTile& tile;
+  bool biased;
+  float scale;  // 1 when the packed queries are scaled
+  const float *bias[kBlockRows], *lse[kBlockRows];
+  float* scores[kBlockRows];
+
+  template <int R, int C>
+  [[gnu::always_inline]] void operator()(int first, Vec (&sum)[R][C]) const {
+    if constexpr (kDotPairs) scale_scores(scale, sum);
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) {
+      const Vec l = load(lse[r]);
+#pragma GCC unroll 16
+      for (int c = 0; c < C; ++c) {
+        if (biased) sum[r][c] += splat(bias[r][first + c] * kLog2E);
+        if (!tile.full) sum[r][c] = select(in_window(tile, first + c), sum[r][c], splat(-INFINITY));
+        store(scores[r] + (first + c) * kWidth, exp2(sum[r][c] - l));
+      }
+    }
+  }
+};
+
+// Gradients of probabilities become gradients of scores, and of the bias.
+struct GradientFinish {
+  const LaneTile& tile;
+  bool biased;
+  float* dbias[kBlockRows];
+  const float *delta[kBlockRows], *scores[kBlockRows];
+  float* dscores[kBlockRows];
+
+  template <int R, int C>
+  [[gnu::always_inline]] void operator()(int first, Vec (&sum)[R][C]) const {
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) {
+      const Vec d = load(delta[r]);
+#pragma GCC unroll 16
+      for (int c = 0; c < C; ++c) {
+        const ptrdiff_t at = (first + c) * kWidth;
+        Vec gradient = load(scores[r] + at) * (sum[r][c] - d);
+        if (!tile.full) gradient = select(in_window(tile, first + c), gradient, Vec{});
+        store(dscores[r] + at, gradient);
+        if (biased) dbias[r][first + c] += sum_lanes(gradient);
+      }
+    }
+  }
+};
+
+inline void clear_margins(const LaneTile& tile, int rows, float* scores) {
+  for (int row = 0; row < rows; ++row, scores += tile.pitch)
+    for (int i = 0; i < tile.margin; ++i) {
+      store(scores + i * kWidth, Vec{});
+      store(scores + tile.pitch - (i + 1) * kWidth, Vec{});
+    }
+}
+
+// Which scores are dot products of pairs.
+struct Paired {
+  bool head, value;
+};
+
+// P and dS of a block and a lane tile.
+inline void block_gradients(const Problem& p, Paired pairs, const BiasTable& bias, float* drpb, const Block& block,
+                            const LaneTile& tile, const Ring& ring, const RowBackwardScratch& s) {
+  const ptrdiff_t pitch = transposed_pitch(extent(ring.columns)), margin = tile.margin * kWidth;
+  const bool biased = bias.entries != nullptr;
+  int rows = 0;
+  for (int r = 0; r < block.count; ++r) rows += key_rows(block.row[r]);
+  clear_margins(tile, rows, s.scores);
+  clear_margins(tile, rows, s.dscores);
+  ProbabilityFinish probability{tile, biased, pairs.head ? score_factor(p) : 1.0f, {}, {}, {}};
+  GradientFinish gradient{tile, biased, {}, {}, {}, {}};
+  for_each_key_row(block, tile, [&](int z, int y, const SeenBy& seen) {
+    const float *queries[kBlockRows], *douts[kBlockRows];
+    for (int i = 0; i < seen.count; ++i) {
+      const int r = seen.row[i];
+      queries[i] = s.query + int64_t{r} * padded(p.head_dim) * kWidth;
+      douts[i] = s.dout + int64_t{r} * padded(p.value_dim) * kWidth;
+      probability.lse[i] = s.lse + r * kWidth;
+      gradient.delta[i] = s.delta + r * kWidth;
+      gradient.scores[i] = probability.scores[i] = s.scores + seen.at[i] + margin;
+      gradient.dscores[i] = s.dscores + seen.at[i] + margin;
+      if (!biased) continue;
+      probability.bias[i] = bias_entry(bias, z - block.row[r].z, y - block.row[r].y, tile.low);
+      gradient.dbias[i] = drpb + (probability.bias[i] - bias.entries);
+    }
+    const float* keys = key_columns(ring, tile, transposed_row(ring, s.keys, p.head_dim, z, y));
+    score_rows(seen.count, probability, tile, queries, keys, pitch, p.head_dim, pairs.head);
+    const float* values = key_columns(ring, tile, transposed_row(ring, s.values, p.value_dim, z, y));
+    score_rows(seen.count, gradient, tile, douts, values, pitch, p.value_dim, pairs.value);
+  });
+}
+
+template <class T>
+inline void backward_block(const BackwardArgs& args, const RowUnit& unit, const Block& block, const LaneTile& tile,
+                           const Ring& ring, float* drpb, const RowBackwardScratch& s) {
+  const Problem& p = args.problem;
+  const BackwardViews<T> views = make_backward_views<T>(args, unit.tile.batch, unit.tile.head);
+  const BiasTable bias = make_bias_table(p, args.rpb, unit.tile.head);
+  const int64_t step = p.axis[2].dilation;
+  const int d = padded(p.head_dim), e = padded(p.value_dim);
+  const float scale = static_cast<float>(p.scale);
+  int64_t tokens[kBlockRows];
+  for (int r = 0; r < block.count; ++r) {
+    const int position[kAxes] = {block.row[r].z, block.row[r].y, tile.first};
+    const int64_t token = tokens[r] = query_token(p, unit.tile, position);
+    const T *query = views.query.base + token * views.query.stride, *dout = views.dout.base + token * views.dout.stride;
+    const int64_t query_step = step * views.query.stride, dout_step = step * views.dout.stride;
+    pack_operand(query, query_step, tile.count, p.head_dim, score_factor(p), s.query + int64_t{r} * d * kWidth, kWidth);
+    pack_operand(dout, dout_step, tile.count, p.value_dim, 1.0f, s.dout + int64_t{r} * e * kWidth, kWidth);
+    pack_natural(query, query_step, tile.count, p.head_dim, scale, s.query_rows + int64_t{r} * kWidth * d);
+    pack_natural(dout, dout_step, tile.count, p.value_dim, 1.0f, s.dout_rows + int64_t{r} * kWidth * e);
+    for (int lane = 0; lane < kWidth; ++lane) {
+      const int64_t at = (token + min(lane, tile.count - 1) * step) * p.heads;
+      s.lse[r * kWidth + lane] = views.lse.base[at] * kLog2E;
+      s.delta[r * kWidth + lane] = views.delta.base[at];
+    }
+  }
+  block_gradients(p, {paired<T>(p.head_dim), paired<T>(p.value_dim)}, bias, drpb, block, tile, ring, s);
+  row_products(p.head_dim, block, tile, ring, s.dscores, s.key_rows, s.dquery);
+  add_key_sums(p, unit, block, tile, {{s.dscores, s.query_rows, views.dkey}, {s.scores, s.dout_rows, views.dvalue}});
+  for (int r = 0; r < block.count; ++r)
+    for (int lane = 0; lane < tile.count; ++lane) {
+      const float* from = s.dquery + (int64_t{r} * kWidth + lane) * d;
+      T* to = views.dquery.base + (tokens[r] + lane * step) * views.dquery.stride;
+      for (int i = 0; i < p.head_dim; i += kWidth) store_narrow(to + i, load(from + i) * splat(scale), p.head_dim - i);
+    }
+}
+
+template <class T>
+void backward_unit(const BackwardArgs& args, RowUnit& unit, float* drpb, RowBackwardScratch s) {
+  const Problem& p = args.problem;
+  const auto views = make_backward_views<T>(args, unit.tile.batch, unit.tile.head * query_heads_per_kv_head(p));
+  Ring ring = make_ring(p, unit);
+  s.values = s.keys + ring_floats(ring, p.head_dim);
+  s.key_rows = s.values + ring_floats(ring, p.value_dim);
+  for_each_lane_tile(
+      p, unit, args.rpb != nullptr, [&](const Block& block) { fill_backward(p, views, unit, block, ring, s); },
+      [&](const Block& block, const LaneTile& tile) {
+        float* table = drpb == nullptr ? nullptr : drpb + int64_t{unit.tile.head} * bias_entries(p);
+        backward_block<T>(args, unit, block, tile, ring, table, s);
+      });
+}
+
+inline void row_backward(const BackwardArgs& args, const Parallel& parallel) {
+  const Problem& p = args.problem;
+  const RowSlabs rows = make_row_slabs(p);
+  const int span = make_row_grid(p, backward_features(p), 0).span;
+  clear_sums(args, parallel);
+  with_half_or_single(args.dtype, [&](auto element) {
+    for_each_slab(p, parallel, rows.slabs, args.drpb_parts,
+                  [&](int slab, const Tile& tile, int64_t part, char* memory) {
+                    Arena arena{memory};
+                    const RowBackwardScratch s = make_row_backward_scratch(arena, p);
+                    for_each_slab_unit(p, rows.grid, rows.slabs, slab, span, tile, [&](RowUnit& unit) {
+                      backward_unit<decltype(element)>(args, unit, bias_table_of(args, part), s);
+                    });
+                  });
+  });
+}
+
+}  // namespace JAX_NA_ISA
+}  // namespace jax_na

@@ -1,0 +1,216 @@
+// SPDX-License-Identifier: Apache-2.0
+// Fused forward of the row kernels: all scores of a block at once, then their softmax, then the values.
+#pragma once
+
+#include "fused_forward.h"
+#include "rows.h"
+
+namespace jax_na {
+inline namespace JAX_NA_ISA {
+
+constexpr int64_t kForwardPanel = 120 << 10;  // floats, 480 KB: about a common L2
+
+inline RowFeatures forward_features(const Problem& p) {
+  return {padded(p.head_dim), padded(p.value_dim), kForwardPanel};
+}
+
+struct RowForwardScratch {
+  float *query, *out;    // [row][dim][kWidth]; [row][lane][dim]
+  float *keys, *values;  // rings: transposed and natural
+  float* scores;         // [row][key row][column][kWidth]
+  float *maximum, *sum;  // [row][kWidth]
+};
+
+inline RowForwardScratch make_row_forward_scratch(Arena& arena, const Problem& p) {
+  constexpr int64_t kLanesOfBlock = int64_t{kBlockRows} * kWidth;
+  RowForwardScratch s{};
+  s.query = arena.take<float>(padded(p.head_dim) * kLanesOfBlock);
+  s.out = arena.take<float>(padded(p.value_dim) * kLanesOfBlock);
+  s.keys = arena.take<float>(row_panel(p, forward_features(p)));
+  s.scores = arena.take<float>(row_scores(p));
+  s.maximum = arena.take<float>(kLanesOfBlock);
+  s.sum = arena.take<float>(kLanesOfBlock);
+  return s;
+}
+
+inline int64_t row_forward_scratch(const Problem& p) {
+  Arena arena{nullptr};
+  make_row_forward_scratch(arena, p);
+  return reinterpret_cast<int64_t>(arena.next) + 64;
+}
+
+// Packs the key rows of a block that are not there yet.
+template <class T>
+inline void fill_forward(const Problem& p, const ForwardViews<T>& views, const RowUnit& unit, const Block& block,
+                         Ring& ring, const RowForwardScratch& s) {
+  const int count = extent(ring.columns);
+  const int64_t key_step = p.axis[2].dilation * views.key.stride, value_step = p.axis[2].dilation * views.value.stride;
+  fill_rows(p, unit, block, ring, [&](int z, int y, int64_t token) {
+    pack_operand(views.key.base + token * views.key.stride, key_step, count, p.head_dim, 1.0f,
+                 transposed_row(ring, s.keys, p.head_dim, z, y), transposed_pitch(count));
+    pack_natural(views.value.base + token * views.value.stride, value_step, count, p.value_dim, 1.0f,
+                 natural_row(ring, s.values, p.value_dim, z, y));
+  });
+}
+
+// What becomes of the scores of a key row: bias, mask, memory, and the maximum of every lane.
+struct ForwardFinish {
+  const LaneTile& tile;
+  bool biased;
+  float scale;  // 1 when the packed queries are scaled
+  const float* bias[kBlockRows];
+  float *scores[kBlockRows], *maximum[kBlockRows];
+
+  template <int R, int C>
+  [[gnu::always_inline]] void operator()(int first, Vec (&sum)[R][C]) const {
+    const bool plain = tile.full && !biased;
+    if constexpr (kDotPairs) scale_scores(scale, sum);
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) {
+      Vec m = load(maximum[r]);
+#pragma GCC unroll 16
+      for (int c = 0; c < C; ++c) {
+        if (!plain) {
+          if (biased) sum[r][c] += splat(bias[r][first + c] * kLog2E);
+          if (!tile.full) sum[r][c] = select(in_window(tile, first + c), sum[r][c], splat(-INFINITY));
+        }
+        store(scores[r] + (first + c) * kWidth, sum[r][c]);
+        m = vmax(m, sum[r][c]);
+      }
+      store(maximum[r], m);
+    }
+  }
+};
+
+// Scores of a block and a lane tile, masked, and the maximum of every lane.
+inline void block_scores(const Problem& p, bool pairs, const BiasTable& bias, const Block& block, const LaneTile& tile,
+                         const Ring& ring, const RowForwardScratch& s) {
+  for (int i = 0; i < block.count * kWidth; ++i) s.maximum[i] = kLowest;
+  const ptrdiff_t pitch = transposed_pitch(extent(ring.columns));
+  ForwardFinish finish{tile, bias.entries != nullptr, pairs ? score_factor(p) : 1.0f, {}, {}, {}};
+  for_each_key_row(block, tile, [&](int z, int y, const SeenBy& seen) {
+    const float* queries[kBlockRows];
+    for (int i = 0; i < seen.count; ++i) {
+      const int r = seen.row[i];
+      queries[i] = s.query + int64_t{r} * padded(p.head_dim) * kWidth;
+      finish.scores[i] = s.scores + seen.at[i] + tile.margin * kWidth;
+      finish.maximum[i] = s.maximum + r * kWidth;
+      finish.bias[i] = bias_entry(bias, z - block.row[r].z, y - block.row[r].y, tile.low);
+    }
+    const float* keys = key_columns(ring, tile, transposed_row(ring, s.keys, p.head_dim, z, y));
+    score_rows(seen.count, finish, tile, queries, keys, pitch, p.head_dim, pairs);
+  });
+}
+
+// scores -> exp(scores - maximum) with zeros in the margins, and their sum.
+inline void softmax_row(const LaneTile& tile, int rows, float* scores, const float* maximum, float* sum) {
+  const Vec m = load(maximum);
+  Vec total = {};
+  for (int row = 0; row < rows; ++row, scores += tile.pitch) {
+    Vec partial = {};
+    float* s = scores;
+    for (int i = 0; i < tile.margin; ++i, s += kWidth) store(s, Vec{});
+    for (int i = 0; i < tile.columns; ++i, s += kWidth) {
+      const Vec e = exp2(load(s) - m);
+      store(s, e);
+      partial += e;
+    }
+    for (int i = 0; i < tile.margin; ++i, s += kWidth) store(s, Vec{});
+    total += partial;
+  }
+  store(sum, total);
+}
+
+template <class T>
+inline void forward_block(const ForwardArgs& args, const RowUnit& unit, const Block& block, const LaneTile& tile,
+                          const Ring& ring, const RowForwardScratch& s) {
+  const Problem& p = args.problem;
+  const ForwardViews<T> views = make_forward_views<T>(args, unit.tile.batch, unit.tile.head);
+  const BiasTable bias = make_bias_table(p, args.rpb, unit.tile.head);
+  const int64_t step = p.axis[2].dilation;
+  const auto token = [&](const QueryRow& row) {
+    const int position[kAxes] = {row.z, row.y, tile.first};
+    return query_token(p, unit.tile, position);
+  };
+  for (int r = 0; r < block.count; ++r)
+    pack_operand(views.query.base + token(block.row[r]) * views.query.stride, step * views.query.stride, tile.count,
+                 p.head_dim, score_factor(p), s.query + int64_t{r} * padded(p.head_dim) * kWidth, kWidth);
+  for (int r = 0; r < block.count; ++r)
+    prefetch<true>(views.out.base + token(block.row[r]) * views.out.stride, step * views.out.stride, tile.count,
+                   p.value_dim);
+  block_scores(p, paired<T>(p.head_dim), bias, block, tile, ring, s);
+  float* scores = s.scores;
+  for (int r = 0; r < block.count; ++r) {
+    const int rows = key_rows(block.row[r]);
+    softmax_row(tile, rows, scores, s.maximum + r * kWidth, s.sum + r * kWidth);
+    scores += int64_t{rows} * tile.pitch;
+  }
+  row_products(p.value_dim, block, tile, ring, s.scores, s.values, s.out);
+  const int dim = padded(p.value_dim);
+  for (int r = 0; r < block.count; ++r) {
+    const int64_t first = token(block.row[r]);
+    alignas(64) float inverse[kWidth];
+    store(inverse, splat(1.0f) / load(s.sum + r * kWidth));
+    for (int lane = 0; lane < tile.count; ++lane) {
+      const Vec factor = splat(inverse[lane]);
+      const float* from = s.out + (int64_t{r} * kWidth + lane) * dim;
+      T* to = views.out.base + (first + lane * step) * views.out.stride;
+      for (int d = 0; d < p.value_dim; d += kWidth) store_narrow(to + d, load(from + d) * factor, p.value_dim - d);
+      views.lse.base[(first + lane * step) * views.lse.stride] =
+          s.maximum[r * kWidth + lane] * kLn2 + logf(s.sum[r * kWidth + lane]);
+    }
+  }
+}
+
+// Prefetches what comes next: the queries of the next lane tile, and a share of the key rows of the next block.
+template <class T>
+[[gnu::always_inline]] inline void prefetch_forward(const Problem& p, const ForwardViews<T>& views, const RowUnit& unit,
+                                                    const Block& block, int x, const Ring& ring) {
+  const int64_t step = p.axis[2].dilation;
+  const int stop = unit.queries[2].stop, next = x + kWidth;
+  for (int r = 0; r < block.count; ++r) {
+    const int position[kAxes] = {block.row[r].z, block.row[r].y, next};
+    if (next < stop)
+      prefetch<false>(views.query.base + query_token(p, unit.tile, position) * views.query.stride,
+                      step * views.query.stride, min(kWidth, stop - next), p.head_dim);
+  }
+  const int last_y = min(block.row[block.count - 1].y + p.tile[1], unit.queries[1].stop - 1);
+  const int until = window(p.axis[1], unit.tile.group[1].length, last_y).stop;
+  const int count = extent(ring.columns), tiles = ceil_div(stop - unit.queries[2].start, kWidth);
+  const int share = ceil_div(count, tiles), first = (x - unit.queries[2].start) / kWidth * share;
+  for (int z = ring.z.start; z < ring.z.stop; ++z)
+    for (int y = ring.packed; y < until && first < count; ++y) {
+      const int position[kAxes] = {z, y, ring.columns.start + first};
+      const int64_t token = key_token(p, unit.tile, position);
+      prefetch<false>(views.key.base + token * views.key.stride, step * views.key.stride, min(share, count - first),
+                      p.head_dim);
+      prefetch<false>(views.value.base + token * views.value.stride, step * views.value.stride,
+                      min(share, count - first), p.value_dim);
+    }
+}
+
+template <class T>
+void forward_unit(const ForwardArgs& args, RowUnit& unit, char* memory) {
+  const Problem& p = args.problem;
+  Arena arena{memory};
+  RowForwardScratch s = make_row_forward_scratch(arena, p);
+  const auto views = make_forward_views<T>(args, unit.tile.batch, unit.tile.head * query_heads_per_kv_head(p));
+  Ring ring = make_ring(p, unit);
+  s.values = s.keys + ring_floats(ring, p.head_dim);
+  for_each_lane_tile(
+      p, unit, args.rpb != nullptr, [&](const Block& block) { fill_forward(p, views, unit, block, ring, s); },
+      [&](const Block& block, const LaneTile& tile) {
+        prefetch_forward(p, views, unit, block, tile.first, ring);
+        forward_block<T>(args, unit, block, tile, ring, s);
+      });
+}
+
+inline void row_forward(const ForwardArgs& args, const Parallel& parallel) {
+  with_half_or_single(args.dtype, [&](auto element) {
+    for_each_row_unit(args.problem, forward_features(args.problem), parallel,
+                      [&](RowUnit& unit, char* memory) { forward_unit<decltype(element)>(args, unit, memory); });
+  });
+}
+
+}  // namespace JAX_NA_ISA
+}  // namespace jax_na
