@@ -321,7 +321,7 @@ template <int R, int C>
 }
 
 constexpr int kScoreBlock = kRegisters >= 32 ? 24 : 12;  // accumulators, beside the operands
-constexpr int kScoreColumns = 12;
+constexpr int kScoreColumns = 8;  // enough to hide the latency of two fused multiply-adds a cycle
 
 // Scores of one block of columns, handed to finish(first column, sums).
 template <int R, int C, class Finish>
