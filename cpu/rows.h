@@ -57,7 +57,7 @@ inline LaneTile make_lane_tile(const Axis& axis, const Group& group, int first, 
   tile.margin = tile.shifted ? 1 : 0;
   for (int l = 0; l < tile.count; ++l) {
     const int origin = tile.low + (tile.shifted ? first + l : 0);
-    if (tile.shifted && l > 0)  // in columns of lane l - 1: tile.start[l] - origin + 1
+    if (tile.shifted && l > 0)  // a column of this lane is the next one of the lane before
       tile.margin = max(tile.margin, max(origin - tile.start[l - 1], tile.stop[l] - (origin - 1) - tile.columns));
     tile.full &= tile.start[l] == origin && tile.stop[l] == origin + tile.columns;
   }
@@ -429,6 +429,7 @@ inline void for_each_lane_tile(const Problem& p, RowUnit& unit, bool biased, con
 template <class Body>
 inline void for_each_row_unit(const Problem& p, const RowFeatures& features, const Parallel& parallel,
                               const Body& body) {
+  if (p.batch == 0) return;
   const int64_t wanted = 4 * parallel.workers / (p.batch * p.kv_heads) + 1;  // results do not depend on the cut
   const RowGrid grid = make_row_grid(p, features, wanted);
   auto unit_body = [&](int64_t number, char* memory) {
@@ -448,7 +449,7 @@ inline void for_each_slab_unit(const Problem& p, const TileGrid& grid, const Sla
                                const Tile& tile, const Body& body) {
   Range all[kAxes];
   for (int a = 0; a < kAxes; ++a) all[a] = tile.group[a].queries;
-  const int size = slabs.axis == 2 ? kWidth : p.tile[slabs.axis];
+  const int size = slabs.axis == kAxes - 1 ? kWidth : p.tile[slabs.axis];
   Range& cut = all[slabs.axis];
   cut = {cut.start + slab_start(grid.tiles[slabs.axis], slabs, slab) * size,
          min(cut.start + slab_start(grid.tiles[slabs.axis], slabs, slab + 1) * size, cut.stop)};

@@ -28,7 +28,7 @@ from jax_na.neighborhood import Op
 
 
 class Choice(TypedDict, total=False):
-    """`attention`: the implementation for `implementation=None`; `query_tile`: its queries per axis."""
+    """`attention`: the implementation for `implementation=None`; `query_tile`: as in `planner.tile`."""
 
     attention: str
     query_tile: list[int]
