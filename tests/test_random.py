@@ -43,7 +43,8 @@ def cases(draw):
         kv_heads=kv_heads,
         head_dim=draw(DIMS),
         value_dim=draw(DIMS),
-        rpb=draw(st.booleans()),
+        # A bias on the only key cancels out of the softmax: its gradient would be little but rounding.
+        rpb=max(kernel_size) > 1 and draw(st.booleans()),
         additional=draw(st.sampled_from([0, 0, 0, 2])),
         scale=draw(st.sampled_from([None, None, 0.7])),
     )
