@@ -40,7 +40,7 @@ JAX_NA_HD constexpr int group_length(const Axis& axis, int group) {
 
 // Keys of the query at position i. With stride, s neighbouring queries share the window of their leader.
 JAX_NA_HD constexpr Range window(const Axis& axis, int length, int i) {
-  const int w = axis.kernel_size, s = axis.stride, first = i / s * s;
+  const int w = axis.kernel_size, s = axis.stride, first = s == 1 ? i : i / s * s;
   if (axis.is_causal) {
     const int leader = min(first + s - 1, length - 1);
     return {max(leader - w + 1, 0), i + 1};

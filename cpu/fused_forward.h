@@ -112,8 +112,6 @@ void forward_tile(const ForwardArgs& args, const Tile& tile, const Panel& panel,
   const auto token_of = [&](const int (&i)[kAxes]) { return key_token(p, tile, i); };
   const int step = p.axis[2].dilation;
 
-  prefetch_lanes<false>(views.query, *s.lanes);
-  prefetch_lanes<true>(views.out, *s.lanes);
   pack_tile(views.query, *s.lanes, static_cast<float>(p.scale) * kLog2E, s.query);
   memset(s.out, 0, padded(p.value_dim) * kLanes * sizeof(float));
   for (int lane = 0; lane < kLanes; ++lane) s.maximum[lane] = kLowest, s.sum[lane] = 0.0f;

@@ -75,16 +75,6 @@ inline void store_narrow(T* p, Vec v, int width) {
   memcpy(p, buffer, width * sizeof(T));
 }
 
-// Asks for tokens that will be read or written soon: rows of features far apart are what hardware does not foresee.
-// Always inlined: a function that does nothing else counts as free of effects, and calls of it are dropped.
-template <bool kWrite, class T>
-[[gnu::always_inline]] inline void prefetch(const T* token, int64_t step, int count, int dim) {
-  for (int j = 0; j < count; ++j, token += step)
-    for (int d = 0; d < dim; d += 64 / sizeof(T)) __builtin_prefetch(token + d, kWrite, kWrite ? 3 : 2);
-}
-
-constexpr int kPrefetchAhead = 8;  // tokens
-
 template <class T>
 inline void widen(const T* from, float* to, int dim) {
   int c = 0;
@@ -141,10 +131,7 @@ inline void for_each_row(const Range (&box)[kAxes], const Index& token_of, const
 template <class T>
 inline void pack_row(const View<const T>& view, int64_t token, int64_t step, int count, float* to) {
   const T* row = view.base + token * view.stride;
-  for (int j = 0; j < count; ++j, row += step * view.stride, to += view.dim) {
-    if (j + kPrefetchAhead < count) prefetch<false>(row + kPrefetchAhead * step * view.stride, 0, 1, view.dim);
-    widen(row, to, view.dim);
-  }
+  for (int j = 0; j < count; ++j, row += step * view.stride, to += view.dim) widen(row, to, view.dim);
 }
 
 template <class T, class Index>
@@ -174,13 +161,6 @@ inline void visit_rows(const Panel& panel, const View<const T>& view, const Chun
       base += int64_t{segment.count} * view.dim;
     }
   }
-}
-
-// Prefetches the tokens of all lanes.
-template <bool kWrite, class T>
-[[gnu::always_inline]] inline void prefetch_lanes(const View<T>& view, const Lanes& lanes) {
-  for (int lane = 0; lane < kLanes; ++lane)
-    prefetch<kWrite>(view.base + lanes.token[lane] * view.stride, 0, 1, view.dim);
 }
 
 // tile[d][lane] = factor * token_lane[d]. A tile has padded(dim) rows.

@@ -209,7 +209,6 @@ template <class T>
 inline void pack_transposed(const T* token, int64_t step, int count, int dim, float factor, float* to,
                             ptrdiff_t pitch) {
   for (int j = 0; j < count; j += kWidth, token += kWidth * step) {
-    if (j + kWidth < count) prefetch<false>(token + kWidth * step, step, min(kWidth, count - j - kWidth), dim);
     const T* from[kWidth];
     for (int i = 0; i < kWidth; ++i) from[i] = token + min(i, count - j - 1) * step;
     int d = 0;
@@ -255,7 +254,6 @@ inline void pack_operand(const T* token, int64_t step, int count, int dim, float
 template <class T>
 inline void pack_natural(const T* token, int64_t step, int count, int dim, float factor, float* to) {
   for (int j = 0; j < count; ++j, token += step, to += padded(dim)) {
-    if (j + kPrefetchAhead < count) prefetch<false>(token + kPrefetchAhead * step, step, 1, dim);
     int d = 0;
     for (; d + kWidth <= dim; d += kWidth) store(to + d, load_wide(token + d) * splat(factor));
     if (d < dim) store(to + d, load_wide(token + d, dim - d) * splat(factor));
@@ -287,6 +285,7 @@ template <int R, int C, bool kShifted, bool kPaired>
     else
       to += a * b;
   };
+#pragma GCC unroll 2
   for (int d = 0; d < dim; ++d, keys += pitch) {
     if constexpr (R <= C) {  // the smaller side stays in registers
       Vec t[R];
@@ -511,6 +510,7 @@ template <int V>
   for (int row = 0; row < inputs.rows; ++row) {
     const float* input = inputs.input[row] + feature + pair.first * pitch;
     const float *w0 = inputs.weight[row] + pair.offset[0], *w1 = inputs.weight[row] + pair.offset[1];
+#pragma GCC unroll 2
     for (int i = 0; i < pair.count; ++i, input += pitch, w0 += pair.step, w1 += pair.step) {
       const Vec a = splat(*w0), b = splat(*w1);
 #pragma GCC unroll 4

@@ -135,9 +135,6 @@ inline void forward_block(const ForwardArgs& args, const RowUnit& unit, const Bl
   for (int r = 0; r < block.count; ++r)
     pack_operand(views.query.base + token(block.row[r]) * views.query.stride, step * views.query.stride, tile.count,
                  p.head_dim, score_factor(p), s.query + int64_t{r} * padded(p.head_dim) * kWidth, kWidth);
-  for (int r = 0; r < block.count; ++r)
-    prefetch<true>(views.out.base + token(block.row[r]) * views.out.stride, step * views.out.stride, tile.count,
-                   p.value_dim);
   block_scores(p, paired<T>(p.head_dim), bias, block, tile, ring, s);
   float* scores = s.scores;
   for (int r = 0; r < block.count; ++r) {
@@ -162,33 +159,6 @@ inline void forward_block(const ForwardArgs& args, const RowUnit& unit, const Bl
   }
 }
 
-// Prefetches what comes next: the queries of the next lane tile, and a share of the key rows of the next block.
-template <class T>
-[[gnu::always_inline]] inline void prefetch_forward(const Problem& p, const ForwardViews<T>& views, const RowUnit& unit,
-                                                    const Block& block, int x, const Ring& ring) {
-  const int64_t step = p.axis[2].dilation;
-  const int stop = unit.queries[2].stop, next = x + kWidth;
-  for (int r = 0; r < block.count; ++r) {
-    const int position[kAxes] = {block.row[r].z, block.row[r].y, next};
-    if (next < stop)
-      prefetch<false>(views.query.base + query_token(p, unit.tile, position) * views.query.stride,
-                      step * views.query.stride, min(kWidth, stop - next), p.head_dim);
-  }
-  const int last_y = min(block.row[block.count - 1].y + p.tile[1], unit.queries[1].stop - 1);
-  const int until = window(p.axis[1], unit.tile.group[1].length, last_y).stop;
-  const int count = extent(ring.columns), tiles = ceil_div(stop - unit.queries[2].start, kWidth);
-  const int share = ceil_div(count, tiles), first = (x - unit.queries[2].start) / kWidth * share;
-  for (int z = ring.z.start; z < ring.z.stop; ++z)
-    for (int y = ring.packed; y < until && first < count; ++y) {
-      const int position[kAxes] = {z, y, ring.columns.start + first};
-      const int64_t token = key_token(p, unit.tile, position);
-      prefetch<false>(views.key.base + token * views.key.stride, step * views.key.stride, min(share, count - first),
-                      p.head_dim);
-      prefetch<false>(views.value.base + token * views.value.stride, step * views.value.stride,
-                      min(share, count - first), p.value_dim);
-    }
-}
-
 template <class T>
 void forward_unit(const ForwardArgs& args, RowUnit& unit, char* memory) {
   const Problem& p = args.problem;
@@ -199,10 +169,7 @@ void forward_unit(const ForwardArgs& args, RowUnit& unit, char* memory) {
   s.values = s.keys + ring_floats(ring, p.head_dim);
   for_each_lane_tile(
       p, unit, args.rpb != nullptr, [&](const Block& block) { fill_forward(p, views, unit, block, ring, s); },
-      [&](const Block& block, const LaneTile& tile) {
-        prefetch_forward(p, views, unit, block, tile.first, ring);
-        forward_block<T>(args, unit, block, tile, ring, s);
-      });
+      [&](const Block& block, const LaneTile& tile) { forward_block<T>(args, unit, block, tile, ring, s); });
 }
 
 inline void row_forward(const ForwardArgs& args, const Parallel& parallel) {
