@@ -55,9 +55,7 @@ inline BackwardScratch make_backward_scratch(Arena& arena, const Problem& p) {
 }
 
 inline int64_t backward_scratch(const Problem& p) {
-  Arena arena{nullptr};
-  make_backward_scratch(arena, p);
-  return reinterpret_cast<int64_t>(arena.next) + 64;
+  return arena_bytes([&](Arena& arena) { make_backward_scratch(arena, p); });
 }
 
 // scores -> P, dscores -> dS. Lanes that do not exist have lse = -kLowest, so their P is exactly 0.
@@ -130,7 +128,7 @@ void load_queries(const Problem& p, const BackwardViews<T>& views, const Backwar
   const Lanes& lanes = *s.lanes;
   pack_tokens(views.query, lanes, static_cast<float>(p.scale), s.query_tokens);
   pack_tokens(views.dout, lanes, 1.0f, s.dout_tokens);
-  pack_tile(views.query, lanes, static_cast<float>(p.scale) * kLog2E, s.query);
+  pack_tile(views.query, lanes, score_factor(p), s.query);
   pack_tile(views.dout, lanes, 1.0f, s.dout);
   memset(s.dquery, 0, padded(p.head_dim) * kLanes * sizeof(float));
   for (int lane = 0; lane < kLanes; ++lane) {

@@ -44,9 +44,7 @@ inline ForwardScratch make_forward_scratch(Arena& arena, const Problem& p) {
 }
 
 inline int64_t forward_scratch(const Problem& p) {
-  Arena arena{nullptr};
-  make_forward_scratch(arena, p);
-  return reinterpret_cast<int64_t>(arena.next) + 64;
+  return arena_bytes([&](Arena& arena) { make_forward_scratch(arena, p); });
 }
 
 // Masked scores become probabilities relative to the new maximum; factor = exp(m - m'), the sum is updated.
@@ -112,7 +110,7 @@ void forward_tile(const ForwardArgs& args, const Tile& tile, const Panel& panel,
   const auto token_of = [&](const int (&i)[kAxes]) { return key_token(p, tile, i); };
   const int step = p.axis[2].dilation;
 
-  pack_tile(views.query, *s.lanes, static_cast<float>(p.scale) * kLog2E, s.query);
+  pack_tile(views.query, *s.lanes, score_factor(p), s.query);
   memset(s.out, 0, padded(p.value_dim) * kLanes * sizeof(float));
   for (int lane = 0; lane < kLanes; ++lane) s.maximum[lane] = kLowest, s.sum[lane] = 0.0f;
 

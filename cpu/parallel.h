@@ -36,8 +36,6 @@ void parallel_for(const Parallel& parallel, int64_t units, Body& body) {
       &context);
 }
 
-inline constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-
 // Hands out 64-byte aligned pieces of a scratch buffer; started from null it only counts the bytes.
 struct Arena {
   char* next;
@@ -49,6 +47,14 @@ struct Arena {
     return reinterpret_cast<T*>(start);
   }
 };
+
+// Bytes that make(arena) takes from an arena, wherever that starts.
+template <class Make>
+int64_t arena_bytes(const Make& make) {
+  Arena arena{nullptr};
+  make(arena);
+  return reinterpret_cast<int64_t>(arena.next) + 64;
+}
 
 }  // namespace JAX_NA_ISA
 }  // namespace jax_na

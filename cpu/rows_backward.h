@@ -3,7 +3,8 @@
 #pragma once
 
 #include "fused_backward.h"
-#include "rows.h"
+#include "row_scores.h"
+#include "row_sums.h"
 
 namespace jax_na {
 inline namespace JAX_NA_ISA {
@@ -43,9 +44,7 @@ inline RowBackwardScratch make_row_backward_scratch(Arena& arena, const Problem&
 }
 
 inline int64_t row_backward_scratch(const Problem& p) {
-  Arena arena{nullptr};
-  make_row_backward_scratch(arena, p);
-  return reinterpret_cast<int64_t>(arena.next) + 64;
+  return arena_bytes([&](Arena& arena) { make_row_backward_scratch(arena, p); });
 }
 
 // Packs the key rows of a block that are not there yet.
@@ -110,14 +109,6 @@ struct GradientFinish {
     }
   }
 };
-
-inline void clear_margins(const LaneTile& tile, int rows, float* scores) {
-  for (int row = 0; row < rows; ++row, scores += tile.pitch)
-    for (int i = 0; i < tile.margin; ++i) {
-      store(scores + i * kWidth, Vec{});
-      store(scores + tile.pitch - (i + 1) * kWidth, Vec{});
-    }
-}
 
 // Which scores are dot products of pairs.
 struct Paired {
@@ -185,11 +176,9 @@ inline void backward_block(const BackwardArgs& args, const RowUnit& unit, const 
   row_products(p.head_dim, block, tile, ring, s.dscores, s.key_rows, s.dquery);
   add_key_sums(p, unit, block, tile, {{s.dscores, s.query_rows, views.dkey}, {s.scores, s.dout_rows, views.dvalue}});
   for (int r = 0; r < block.count; ++r)
-    for (int lane = 0; lane < tile.count; ++lane) {
-      const float* from = s.dquery + (int64_t{r} * kWidth + lane) * d;
-      T* to = views.dquery.base + (tokens[r] + lane * step) * views.dquery.stride;
-      for (int i = 0; i < p.head_dim; i += kWidth) store_narrow(to + i, load(from + i) * splat(scale), p.head_dim - i);
-    }
+    unpack_natural(
+        s.dquery + int64_t{r} * kWidth * d, tile.count, p.head_dim, [&](int) { return scale; },
+        views.dquery.base + tokens[r] * views.dquery.stride, step * views.dquery.stride);
 }
 
 template <class T>

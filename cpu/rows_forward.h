@@ -3,7 +3,8 @@
 #pragma once
 
 #include "fused_forward.h"
-#include "rows.h"
+#include "row_scores.h"
+#include "row_sums.h"
 
 namespace jax_na {
 inline namespace JAX_NA_ISA {
@@ -34,9 +35,7 @@ inline RowForwardScratch make_row_forward_scratch(Arena& arena, const Problem& p
 }
 
 inline int64_t row_forward_scratch(const Problem& p) {
-  Arena arena{nullptr};
-  make_row_forward_scratch(arena, p);
-  return reinterpret_cast<int64_t>(arena.next) + 64;
+  return arena_bytes([&](Arena& arena) { make_row_forward_scratch(arena, p); });
 }
 
 // Packs the key rows of a block that are not there yet.
@@ -103,19 +102,18 @@ inline void block_scores(const Problem& p, bool pairs, const BiasTable& bias, co
 }
 
 // scores -> exp(scores - maximum) with zeros in the margins, and their sum.
-inline void softmax_row(const LaneTile& tile, int rows, float* scores, const float* maximum, float* sum) {
+inline void exponentiate(const LaneTile& tile, int rows, float* scores, const float* maximum, float* sum) {
+  clear_margins(tile, rows, scores);
   const Vec m = load(maximum);
   Vec total = {};
   for (int row = 0; row < rows; ++row, scores += tile.pitch) {
     Vec partial = {};
-    float* s = scores;
-    for (int i = 0; i < tile.margin; ++i, s += kWidth) store(s, Vec{});
-    for (int i = 0; i < tile.columns; ++i, s += kWidth) {
+    for (int c = 0; c < tile.columns; ++c) {
+      float* s = scores + (tile.margin + c) * kWidth;
       const Vec e = exp2(load(s) - m);
       store(s, e);
       partial += e;
     }
-    for (int i = 0; i < tile.margin; ++i, s += kWidth) store(s, Vec{});
     total += partial;
   }
   store(sum, total);
@@ -139,23 +137,20 @@ inline void forward_block(const ForwardArgs& args, const RowUnit& unit, const Bl
   float* scores = s.scores;
   for (int r = 0; r < block.count; ++r) {
     const int rows = key_rows(block.row[r]);
-    softmax_row(tile, rows, scores, s.maximum + r * kWidth, s.sum + r * kWidth);
+    exponentiate(tile, rows, scores, s.maximum + r * kWidth, s.sum + r * kWidth);
     scores += int64_t{rows} * tile.pitch;
   }
   row_products(p.value_dim, block, tile, ring, s.scores, s.values, s.out);
-  const int dim = padded(p.value_dim);
   for (int r = 0; r < block.count; ++r) {
     const int64_t first = token(block.row[r]);
     alignas(64) float inverse[kWidth];
     store(inverse, splat(1.0f) / load(s.sum + r * kWidth));
-    for (int lane = 0; lane < tile.count; ++lane) {
-      const Vec factor = splat(inverse[lane]);
-      const float* from = s.out + (int64_t{r} * kWidth + lane) * dim;
-      T* to = views.out.base + (first + lane * step) * views.out.stride;
-      for (int d = 0; d < p.value_dim; d += kWidth) store_narrow(to + d, load(from + d) * factor, p.value_dim - d);
+    unpack_natural(
+        s.out + int64_t{r} * kWidth * padded(p.value_dim), tile.count, p.value_dim,
+        [&](int lane) { return inverse[lane]; }, views.out.base + first * views.out.stride, step * views.out.stride);
+    for (int lane = 0; lane < tile.count; ++lane)
       views.lse.base[(first + lane * step) * views.lse.stride] =
           s.maximum[r * kWidth + lane] * kLn2 + logf(s.sum[r * kWidth + lane]);
-    }
   }
 }
 

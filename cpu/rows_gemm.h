@@ -4,7 +4,8 @@
 #pragma once
 
 #include "gemm.h"
-#include "rows.h"
+#include "row_scores.h"
+#include "row_sums.h"
 
 namespace jax_na {
 inline namespace JAX_NA_ISA {
@@ -30,9 +31,7 @@ inline RowGemmScratch make_row_gemm_scratch(Arena& arena, const Problem& p, Pass
 inline int64_t row_gemm_scratch(const Problem& p) {
   int64_t most = 0;
   for (Pass pass : {Pass::kQk, Pass::kAv, Pass::kInverse}) {
-    Arena arena{nullptr};
-    make_row_gemm_scratch(arena, p, pass);
-    const int64_t bytes = reinterpret_cast<int64_t>(arena.next) + 64;
+    const int64_t bytes = arena_bytes([&](Arena& arena) { make_row_gemm_scratch(arena, p, pass); });
     most = most > bytes ? most : bytes;
   }
   return most;
@@ -111,11 +110,7 @@ inline void load_weights(const Problem& p, const QueryRow& row, const LaneTile& 
                          float* scores) {
   if (slots_are_columns(p, row, tile)) {
     Vec block[kWidth];
-    for (int i = 0; i < key_rows(row); ++i)
-      for (int m = 0; m < tile.margin; ++m) {
-        store(scores + i * tile.pitch + m * kWidth, Vec{});
-        store(scores + (i + 1) * tile.pitch - (m + 1) * kWidth, Vec{});
-      }
+    clear_margins(tile, key_rows(row), scores);
     for_each_slot(tile, key_rows(row), scores, [&](int slot, float* score) {
       if (slot % kWidth == 0) {
         for (int l = 0; l < kWidth; ++l) block[l] = load_wide(rows.lane[l] + slot, p.pitch - slot);
@@ -145,15 +140,11 @@ struct PlainFinish {
 };
 
 template <class T>
-void row_qk_unit(const UnfusedArgs& args, RowUnit& unit, char* memory) {
+void row_qk_unit(const UnfusedArgs& args, RowUnit& unit, Ring& ring, const RowGemmScratch& s) {
   const Problem& p = args.problem;
-  const int dim = padded(p.value_dim);
+  const int dim = padded(p.value_dim), count = extent(ring.columns), pitch = transposed_pitch(count);
   const int64_t step = p.axis[2].dilation;
-  Arena arena{memory};
-  const RowGemmScratch s = make_row_gemm_scratch(arena, p, Pass::kQk);
   const auto keys = y_view<const T>(args, unit.tile.batch, unit.tile.head);
-  Ring ring = make_ring(p, unit);
-  const int count = extent(ring.columns), pitch = transposed_pitch(count);
   const auto fill = [&](const Block& block) {
     fill_rows(p, unit, block, ring, [&](int z, int y, int64_t token) {
       pack_operand(keys.base + token * keys.stride, step * keys.stride, count, p.value_dim, 1.0f,
@@ -175,9 +166,8 @@ void row_qk_unit(const UnfusedArgs& args, RowUnit& unit, char* memory) {
         tiles[i] = s.rows + int64_t{seen.row[i]} * dim * kWidth;
         finish.scores[i] = s.scores + seen.at[i] + tile.margin * kWidth;
       }
-      score_rows(seen.count, finish, tile, tiles,
-                 key_columns(ring, tile, transposed_row(ring, s.keys, p.value_dim, z, y)), pitch, p.value_dim,
-                 paired<T>(p.value_dim));
+      const float* columns = key_columns(ring, tile, transposed_row(ring, s.keys, p.value_dim, z, y));
+      score_rows(seen.count, finish, tile, tiles, columns, pitch, p.value_dim, paired<T>(p.value_dim));
     });
     float* scores = s.scores;
     for (int r = 0; r < block.count; scores += ptrdiff_t{key_rows(block.row[r++])} * tile.pitch)
@@ -195,14 +185,10 @@ inline void load_block(const UnfusedArgs& args, const RowUnit& unit, const Block
 }
 
 template <class T>
-void row_av_unit(const UnfusedArgs& args, RowUnit& unit, char* memory) {
+void row_av_unit(const UnfusedArgs& args, RowUnit& unit, Ring& ring, const RowGemmScratch& s) {
   const Problem& p = args.problem;
-  const int dim = padded(p.value_dim);
   const int64_t step = p.axis[2].dilation;
-  Arena arena{memory};
-  const RowGemmScratch s = make_row_gemm_scratch(arena, p, Pass::kAv);
   const auto values = y_view<const T>(args, unit.tile.batch, unit.tile.head);
-  Ring ring = make_ring(p, unit);
   const auto fill = [&](const Block& block) {
     fill_rows(p, unit, block, ring, [&](int z, int y, int64_t token) {
       pack_natural(values.base + token * values.stride, step * values.stride, extent(ring.columns), p.value_dim, 1.0f,
@@ -215,11 +201,9 @@ void row_av_unit(const UnfusedArgs& args, RowUnit& unit, char* memory) {
     row_products(p.value_dim, block, tile, ring, s.scores, s.keys, s.rows);
     const auto out = x_view<T>(args, unit.tile.batch, unit.tile.head);
     for (int r = 0; r < block.count; ++r)
-      for (int l = 0; l < tile.count; ++l) {
-        const float* from = s.rows + (int64_t{r} * kWidth + l) * dim;
-        T* to = out.base + (weights[r].token + l * step) * out.stride;
-        for (int d = 0; d < p.value_dim; d += kWidth) store_narrow(to + d, load(from + d), p.value_dim - d);
-      }
+      unpack_natural(
+          s.rows + int64_t{r} * kWidth * padded(p.value_dim), tile.count, p.value_dim, [](int) { return 1.0f; },
+          out.base + weights[r].token * out.stride, step * out.stride);
   });
 }
 
@@ -242,16 +226,28 @@ void row_inverse_unit(const UnfusedArgs& args, RowUnit& unit, const RowGemmScrat
       });
 }
 
-inline void row_gemm_qk(const UnfusedArgs& args, const Parallel& parallel) {
+// qk and av; body(T{}, unit, ring, scratch) for every unit.
+template <class Body>
+void for_each_gemm_unit(const UnfusedArgs& args, Pass pass, const Parallel& parallel, const Body& body) {
+  const Problem& p = args.problem;
   with_half_or_single(args.dtype, [&](auto element) {
-    for_each_row_unit(args.problem, gemm_features(args.problem, Pass::kQk), parallel,
-                      [&](RowUnit& unit, char* memory) { row_qk_unit<decltype(element)>(args, unit, memory); });
+    for_each_row_unit(p, gemm_features(p, pass), parallel, [&](RowUnit& unit, char* memory) {
+      Arena arena{memory};
+      const RowGemmScratch s = make_row_gemm_scratch(arena, p, pass);
+      Ring ring = make_ring(p, unit);
+      body(element, unit, ring, s);
+    });
+  });
+}
+
+inline void row_gemm_qk(const UnfusedArgs& args, const Parallel& parallel) {
+  for_each_gemm_unit(args, Pass::kQk, parallel, [&](auto element, RowUnit& unit, Ring& ring, const RowGemmScratch& s) {
+    row_qk_unit<decltype(element)>(args, unit, ring, s);
   });
 }
 inline void row_gemm_av(const UnfusedArgs& args, const Parallel& parallel) {
-  with_half_or_single(args.dtype, [&](auto element) {
-    for_each_row_unit(args.problem, gemm_features(args.problem, Pass::kAv), parallel,
-                      [&](RowUnit& unit, char* memory) { row_av_unit<decltype(element)>(args, unit, memory); });
+  for_each_gemm_unit(args, Pass::kAv, parallel, [&](auto element, RowUnit& unit, Ring& ring, const RowGemmScratch& s) {
+    row_av_unit<decltype(element)>(args, unit, ring, s);
   });
 }
 inline void row_gemm_inverse(const UnfusedArgs& args, const Parallel& parallel) {

@@ -46,6 +46,8 @@ enum class Side { kQueries, kKeys };
 
 inline Range present(const Group& g, Side side) { return side == Side::kQueries ? g.queries : g.keys; }
 
+inline constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
 // Tokens of a whole dilation group, at most.
 inline int64_t group_tokens(const Problem& p) {
   int64_t count = 1;

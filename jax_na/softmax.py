@@ -27,7 +27,8 @@ def _type(s: Any, *, op: Op) -> list[Any]:
 def _lower(platform: str, s: Array, *, op: Op) -> Sequence[Array]:
     if NAME in target.TARGETS.get(platform, ()) and s.dtype == jnp.float32:
         results = [(s.shape, s.dtype), (s.shape[:-1], s.dtype)]
-        return target.call(NAME, results, (s,), op, op.neighborhood.kernel_size, 1, aliases={0: 0})
+        tile, scratch = op.neighborhood.kernel_size, 1  # neither is used
+        return target.call(NAME, results, (s,), op, tile, scratch, aliases={0: 0})
     s = jnp.where(jnp.arange(op.pitch) < op.neighborhood.size, op.scale * s, -jnp.inf)
     lse = jax.nn.logsumexp(s, axis=-1)
     return jnp.exp(s - lse[..., None]), lse
@@ -37,7 +38,12 @@ softmax_p = target.primitive(NAME, _type, _lower, batched=1)
 
 
 def softmax(op: Op, s: Array) -> tuple[Array, Array]:
-    """exp(scale * s - lse), 0 in padding [..., pitch], and lse = log sum exp(scale * s) [...]."""
+    """Weights exp(scale * s - lse) [..., op.pitch], 0 in padding, and lse = log sum exp(scale * s) [...].
+
+    Args:
+        s: scores [..., op.pitch] in float32 or float64, -inf in slots without a key; what padding holds is
+            ignored.
+    """
     weights, lse = softmax_p.bind(s, op=op)
     return weights, lse
 

@@ -21,8 +21,13 @@ TWO = Case("2d", (4, 5), (3, 2), dilation=(1, 2), head_dim=2, value_dim=3)
 TOKENS = Case("tokens", (4,), 2, additional=2, head_dim=3)
 TINY = Case("tiny", (4,), 3, heads=1, head_dim=2, rpb=True)
 every_case = pytest.mark.parametrize("case", [ONE, TWO, TOKENS], ids=str)
-HESSIANS = [("rpb", "fused"), *(("query", name) for name in helpers.IMPLEMENTATIONS)]
-SECOND_ORDER = [*((ONE, name) for name in helpers.IMPLEMENTATIONS), (TWO, "fused"), (TOKENS, "naive")]
+HESSIANS = [("rpb", "fused"), ("rpb", "gemm"), *(("query", name) for name in helpers.IMPLEMENTATIONS)]
+SECOND_ORDER = [
+    *((ONE, name) for name in helpers.IMPLEMENTATIONS),
+    (TWO, "fused"),
+    (TWO, "gemm"),
+    (TOKENS, "naive"),
+]
 
 
 def reference(case):
