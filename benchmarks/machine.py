@@ -53,11 +53,11 @@ def _caches() -> dict[str, str]:
     return found
 
 
-def command_line(arguments: Sequence[str]) -> str:
+def command_line(arguments: Sequence[str], script: str = "run.py") -> str:
     """The command that was given, without folders."""
 
     def short(argument: str) -> str:
         name, equals, value = argument.rpartition("=")
         return name + equals + (pathlib.Path(value).name if os.sep in value else value)
 
-    return " ".join(["python", "benchmarks/run.py", *map(short, arguments)])
+    return " ".join(["python", f"benchmarks/{script}", *map(short, arguments)])

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 # CORE: ten problems that span the ranks and windows. MODELS: layers of published models, or like theirs.
-# LARGE: cases of published GPU benchmarks; hours on a CPU, so only measured when asked for.
-CORE, MODELS, LARGE, OVERHEAD = "core", "models", "large", "overhead"
-GROUPS = (CORE, MODELS, LARGE, OVERHEAD)
+# LARGE: cases of published GPU benchmarks; GPU: more that fill one. Hours on a CPU: only when asked for.
+CORE, MODELS, LARGE, GPU, OVERHEAD = "core", "models", "large", "gpu", "overhead"
+GROUPS = (CORE, MODELS, LARGE, GPU, OVERHEAD)
 
 
 @dataclass(frozen=True)
@@ -164,13 +164,22 @@ SPECS = (
         stride=(16, 8, 8),
         group=LARGE,
     ),
+    Spec(
+        "1d-32768-w2048-s2048", "the same, blocked", 1, (32768,), 1, 128, (2048,), stride=(2048,), group=LARGE
+    ),
+    Spec("1d-32768-w2048-h24", "long sequence, 24 heads", 1, (32768,), 24, 128, (2048,), group=GPU),
+    Spec("2d-128-w33-b4", "images, large window", 4, (128, 128), 12, 64, (33, 33), group=GPU),
+    Spec("2d-64-w13-b16", "images, 13 x 13 window", 16, (64, 64), 16, 64, (13, 13), group=GPU),
+    Spec("nat-s1-56-b128", "NAT stage 1, 128 images", 128, (56, 56), 4, 32, (7, 7), group=GPU),
+    Spec("3d-16x32x32-b4", "video, 5 x 7 x 7 window", 4, (16, 32, 32), 12, 64, (5, 7, 7), group=GPU),
+    Spec("3d-16x64x64-w3x5x5", "video decoder", 2, (16, 64, 64), 8, 64, (3, 5, 5), group=GPU),
     Spec("tiny-16-w3", "for the overhead of a call", 1, (16,), 1, 8, (3,), group=OVERHEAD),
 )
 BY_NAME = {spec.name: spec for spec in SPECS}
 
 
 def select(patterns: str) -> tuple[Spec, ...]:
-    """The specs of a comma-separated list of names, groups, "all" (but large ones) and patterns with * and ?.
+    """The specs of a comma-separated list of names, groups, "all" (but for GPUs) and patterns with * and ?.
 
     Raises:
         ValueError: for an entry that names none.
@@ -186,9 +195,9 @@ def select(patterns: str) -> tuple[Spec, ...]:
 
 def _matches(spec: Spec, pattern: str) -> bool:
     if pattern == "all":
-        return spec.group != LARGE
+        return spec.group not in (LARGE, GPU)
     if pattern in GROUPS:
         return spec.group == pattern
     if "*" in pattern or "?" in pattern:
-        return spec.group != LARGE and fnmatch.fnmatch(spec.name, pattern)
+        return spec.group not in (LARGE, GPU) and fnmatch.fnmatch(spec.name, pattern)
     return spec.name == pattern

@@ -10,8 +10,11 @@ namespace jax_na {
 
 constexpr int kAxes = 3;
 
+enum class Unfused { kQk, kAv, kInverse };  // the operations with stored weights: PN, NN, IN
+
 struct Problem {
   int64_t batch;             // product of all leading axes
+  int rank;                  // axes that the caller gave: the last ones
   Axis axis[kAxes];          // the whole grid
   int q0[kAxes], nq[kAxes];  // queries present: coordinates [q0, q0 + nq)
   int k0[kAxes], nk[kAxes];  // keys present
@@ -43,11 +46,26 @@ JAX_NA_HD constexpr Group group_of(const Problem& p, int axis, int index) {
           positions_present(a.dilation, index, p.k0[axis], p.nk[axis])};
 }
 
+// Takes over the run-time offsets, [rank, 2]: the first query and the first key of each axis.
+JAX_NA_HD constexpr void place(Problem& p, const int32_t* offsets) {
+  for (int a = 0; a < kAxes; ++a) {
+    const int i = a - (kAxes - p.rank);
+    p.q0[a] = i < 0 ? 0 : offsets[2 * i];
+    p.k0[a] = i < 0 ? 0 : offsets[2 * i + 1];
+  }
+}
+
+// Whether the queries and the keys present are inside the grid.
+JAX_NA_HD constexpr bool region_present(const Problem& p, int axis) {
+  const int64_t queries = int64_t{p.q0[axis]} + p.nq[axis], keys = int64_t{p.k0[axis]} + p.nk[axis];
+  const int length = p.axis[axis].length;
+  return p.q0[axis] >= 0 && p.k0[axis] >= 0 && queries <= length && keys <= length;
+}
+
 // Every window of the queries present must lie inside the keys present; false would be a read out of bounds.
 JAX_NA_HD constexpr bool windows_present(const Problem& p, int axis) {
   const Axis& a = p.axis[axis];
-  const int64_t queries = int64_t{p.q0[axis]} + p.nq[axis], keys = int64_t{p.k0[axis]} + p.nk[axis];
-  if (p.q0[axis] < 0 || p.k0[axis] < 0 || queries > a.length || keys > a.length) return false;
+  if (!region_present(p, axis)) return false;
   for (int g = 0; g < a.dilation; ++g) {
     const Group group = group_of(p, axis, g);
     if (group.queries.start >= group.queries.stop) continue;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// XLA FFI handlers: decode the buffers into a Problem, check it, call the kernel for this machine's instruction set.
-// Python has checked everything already; what is checked here is the second line (a run-time offset, a foreign caller).
+// XLA FFI handlers: decode the buffers into a Problem, check it, call the kernel for this machine's
+// instruction set. What Python cannot check, a run-time offset, is checked here alone.
 #include "handlers.h"
 
 #include "decode.h"
@@ -15,32 +15,22 @@ void expect_writes(ffi::AnyBuffer result) { advise_huge_pages(result.untyped_dat
 double pairs(const Problem& p) { return static_cast<double>(p.batch) * p.heads * query_tokens(p) * slots(p); }
 
 enum class Family { kNaive, kGemm };
-enum class Operation { kQk, kAv, kInverse };
 
 constexpr double kExponentialCost = 20;  // operations
 constexpr double kNaiveCost = 10;        // time for one operation of its loops, relative to the other kernels
 
-UnfusedKernel kernel_for(Family family, Operation operation) {
+UnfusedKernel kernel_for(Family family, Unfused operation) {
   const Kernels& kernels = best_kernels();
-  if (operation == Operation::kQk) return family == Family::kNaive ? naive_qk : kernels.gemm_qk;
-  if (operation == Operation::kAv) return family == Family::kNaive ? naive_av : kernels.gemm_av;
+  if (operation == Unfused::kQk) return family == Family::kNaive ? naive_qk : kernels.gemm_qk;
+  if (operation == Unfused::kAv) return family == Family::kNaive ? naive_av : kernels.gemm_av;
   return family == Family::kNaive ? naive_inverse : kernels.gemm_inverse;
 }
 
-ffi::Error run_unfused(Family family, Operation operation, ffi::ThreadPool& pool, UnfusedArgs& args,
+ffi::Error run_unfused(Family family, Unfused operation, ffi::ThreadPool& pool, const UnfusedArgs& args,
                        ffi::Result<ffi::AnyBuffer> scratch) {
   const Problem& p = args.problem;
-  if (p.pitch < slots(p)) return invalid("rows of weights are shorter than the window");
-  double work = 2 * pairs(p) * p.value_dim;
-  int64_t per_worker = 0;
-  if (family == Family::kNaive) {
-    work *= kNaiveCost;
-  } else {
-    if (args.dtype == DType::kFloat64) return invalid("the gemm kernels have no float64");
-    constexpr Pass kPasses[] = {Pass::kQk, Pass::kAv, Pass::kInverse};
-    if (!tile_is_valid(p, kPasses[static_cast<int>(operation)])) return invalid(kBadTile);
-    per_worker = best_kernels().gemm_scratch(p);
-  }
+  const double work = 2 * pairs(p) * p.value_dim * (family == Family::kNaive ? kNaiveCost : 1);
+  const int64_t per_worker = family == Family::kNaive ? 0 : best_kernels().gemm_scratch(p);
   const Parallel parallel =
       make_parallel(pool, work, scratch->untyped_data(), static_cast<int64_t>(scratch->element_count()), per_worker);
   if (parallel.workers < 1) return invalid("the scratch buffer is too small");
@@ -48,30 +38,27 @@ ffi::Error run_unfused(Family family, Operation operation, ffi::ThreadPool& pool
   return ffi::Error::Success();
 }
 
-// Operand order: qk (x, y, offsets) -> weights; av (weights, y, offsets) -> x; inverse (weights, x, offsets) -> y.
-template <Family family, Operation operation>
+template <Family family, Unfused operation>
 ffi::Error unfused(ffi::ThreadPool pool, ffi::AnyBuffer first, ffi::AnyBuffer second, ffi::Buffer<ffi::S32> offsets,
                    ffi::Result<ffi::AnyBuffer> result, ffi::Result<ffi::AnyBuffer> scratch,
                    const Attributes& attributes) {
   const size_t rank = attributes.kernel_size.size();
-  Shape one, two, three;
-  if (!parse_shape(first.dimensions(), rank, one) || !parse_shape(second.dimensions(), rank, two) ||
-      !parse_shape(result->dimensions(), rank, three))
-    return invalid("operands need at least rank + 2 axes");
-  constexpr bool kMakesWeights = operation == Operation::kQk, kMakesX = operation == Operation::kAv;
-  const Shape& x = kMakesWeights ? one : kMakesX ? three : two;
-  const Shape& y = kMakesWeights || kMakesX ? two : three;
+  UnfusedArrays arrays{};
   UnfusedArgs args{};
-  if (ffi::Error error = make_problem(attributes, x, y, offsets.typed_data(), args.problem); error.failure())
-    return error;
-  args.problem.value_dim = x.features;
-  args.problem.pitch = (kMakesWeights ? three : one).features;
-  if (!decode_dtype(second.element_type(), args.dtype)) return invalid("unsupported element type");
+  Problem& p = args.problem;
+  if (ffi::Error error = decode_unfused(operation, rank, first, second, *result, arrays); error.failure()) return error;
+  if (ffi::Error error = make_problem(attributes, arrays, p); error.failure()) return error;
+  if (ffi::Error error = check_offsets(offsets, rank); error.failure()) return error;
+  if (ffi::Error error = place_region(offsets.typed_data(), p); error.failure()) return error;
+  if (family == Family::kGemm) {
+    constexpr Pass kPasses[] = {Pass::kQk, Pass::kAv, Pass::kInverse};
+    if (arrays.dtype == DType::kFloat64) return invalid("the gemm kernels have no float64");
+    if (ffi::Error error = decode_tile(attributes.tile, kPasses[static_cast<int>(operation)], p); error.failure())
+      return error;
+  }
+  args.dtype = arrays.dtype;
+  args.weights = arrays.weights, args.x = arrays.x_data, args.y = arrays.y_data;
   expect_writes(*result);
-  void* data[3] = {first.untyped_data(), second.untyped_data(), result->untyped_data()};
-  args.weights = data[kMakesWeights ? 2 : 0];
-  args.x = data[kMakesWeights ? 0 : kMakesX ? 2 : 1];
-  args.y = data[kMakesWeights || kMakesX ? 1 : 2];
   return run_unfused(family, operation, pool, args, scratch);
 }
 
@@ -86,10 +73,18 @@ auto unfused_binding() {
       .Attrs<Attributes>();
 }
 
+ffi::Error decode_fused(const Attributes& attributes, Pass pass, const ffi::RemainingArgs& args, Problem& p,
+                        DType& dtype) {
+  if (ffi::Error error = decode_attention(attributes, args, p, dtype); error.failure()) return error;
+  if (ffi::Error error = place_region(args.get<ffi::Buffer<ffi::S32>>(3)->typed_data(), p); error.failure())
+    return error;
+  return decode_tile(attributes.tile, pass, p);
+}
+
 ffi::Error fused_forward(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::RemainingRets rets,
                          const Attributes& attributes) {
   ForwardArgs a{};
-  if (ffi::Error error = decode_attention(attributes, Pass::kForward, args, a.problem, a.dtype); error.failure())
+  if (ffi::Error error = decode_fused(attributes, Pass::kForward, args, a.problem, a.dtype); error.failure())
     return error;
   if (args.size() > 5 || rets.size() != 3) return invalid("na_fused_forward: wrong number of operands or results");
   auto operand = [&](size_t i) { return args.get<ffi::AnyBuffer>(i)->untyped_data(); };
@@ -111,7 +106,7 @@ ffi::Error fused_forward(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::Rem
 ffi::Error fused_backward(ffi::ThreadPool pool, ffi::RemainingArgs args, ffi::RemainingRets rets,
                           const Attributes& attributes) {
   BackwardArgs a{};
-  if (ffi::Error error = decode_attention(attributes, Pass::kBackward, args, a.problem, a.dtype); error.failure())
+  if (ffi::Error error = decode_fused(attributes, Pass::kBackward, args, a.problem, a.dtype); error.failure())
     return error;
   const bool has_bias = args.size() == 8;
   if (args.size() != (has_bias ? 8u : 7u) || rets.size() != (has_bias ? 5u : 4u))
@@ -172,18 +167,16 @@ auto fused_binding() {
 
 namespace {
 using jax_na::Family;
-using jax_na::Operation;
+using jax_na::Unfused;
 }  // namespace
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(JaxNaNaiveQk, (jax_na::unfused<Family::kNaive, Operation::kQk>),
+XLA_FFI_DEFINE_HANDLER_SYMBOL(JaxNaNaiveQk, (jax_na::unfused<Family::kNaive, Unfused::kQk>), jax_na::unfused_binding());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(JaxNaNaiveAv, (jax_na::unfused<Family::kNaive, Unfused::kAv>), jax_na::unfused_binding());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(JaxNaNaiveInverse, (jax_na::unfused<Family::kNaive, Unfused::kInverse>),
                               jax_na::unfused_binding());
-XLA_FFI_DEFINE_HANDLER_SYMBOL(JaxNaNaiveAv, (jax_na::unfused<Family::kNaive, Operation::kAv>),
-                              jax_na::unfused_binding());
-XLA_FFI_DEFINE_HANDLER_SYMBOL(JaxNaNaiveInverse, (jax_na::unfused<Family::kNaive, Operation::kInverse>),
-                              jax_na::unfused_binding());
-XLA_FFI_DEFINE_HANDLER_SYMBOL(JaxNaGemmQk, (jax_na::unfused<Family::kGemm, Operation::kQk>), jax_na::unfused_binding());
-XLA_FFI_DEFINE_HANDLER_SYMBOL(JaxNaGemmAv, (jax_na::unfused<Family::kGemm, Operation::kAv>), jax_na::unfused_binding());
-XLA_FFI_DEFINE_HANDLER_SYMBOL(JaxNaGemmInverse, (jax_na::unfused<Family::kGemm, Operation::kInverse>),
+XLA_FFI_DEFINE_HANDLER_SYMBOL(JaxNaGemmQk, (jax_na::unfused<Family::kGemm, Unfused::kQk>), jax_na::unfused_binding());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(JaxNaGemmAv, (jax_na::unfused<Family::kGemm, Unfused::kAv>), jax_na::unfused_binding());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(JaxNaGemmInverse, (jax_na::unfused<Family::kGemm, Unfused::kInverse>),
                               jax_na::unfused_binding());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(JaxNaFusedForward, jax_na::fused_forward, jax_na::fused_binding());
 XLA_FFI_DEFINE_HANDLER_SYMBOL(JaxNaFusedBackward, jax_na::fused_backward, jax_na::fused_binding());

@@ -5,11 +5,10 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "../common/dtype.h"
 #include "../common/isa.h"
 
 namespace jax_na {
-
-enum class DType { kFloat32, kBFloat16, kFloat16, kFloat64 };
 
 struct BFloat16 {
   uint16_t bits;

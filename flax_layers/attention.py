@@ -41,7 +41,7 @@ class NeighborhoodAttention(nn.Module):
       dropout_rate: dropout of the output projection's result. The kernels never form the attention
         probabilities, so there is no dropout of those, and no `broadcast_dropout`.
       deterministic: no dropout if True; here or in the call, needed only if `dropout_rate > 0`.
-      precision: precision of the projections.
+      precision: precision of the projections and of the attention, see `jax_na.neighborhood_attention`.
       kernel_init, bias_init: initializers of the query, key and value projections.
       out_kernel_init, out_bias_init: initializers of the output projection; the ones above if None.
       rpb_init: initializer of the relative positional bias.
@@ -114,7 +114,13 @@ class NeighborhoodAttention(nn.Module):
             rpb = self.param("rpb", self.rpb_init, shape, core.bias_dtype(self.param_dtype))
         project = functools.partial(self._project, heads)
         x = core.attend(
-            neighborhood, inputs, project, rpb=rpb, scale=self.scale, implementation=self.implementation
+            neighborhood,
+            inputs,
+            project,
+            rpb=rpb,
+            scale=self.scale,
+            implementation=self.implementation,
+            precision=self.precision,
         )
         out: jax.Array = self._dense(
             features=self.out_features or inputs_q.shape[-1],

@@ -78,6 +78,7 @@ class NeighborhoodAttention(nnx.Module):
         self.in_features = in_features
         self.scale = scale
         self.implementation = implementation
+        self.precision = precision
         heads = core.head_sizes(qkv_features or in_features, num_heads, num_kv_heads)
         shared: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         dense = functools.partial(nnx.LinearGeneral, use_bias=use_bias, precision=precision, **shared)
@@ -131,6 +132,7 @@ class NeighborhoodAttention(nnx.Module):
             rpb=None if self.rpb is None else self.rpb[...],
             scale=self.scale,
             implementation=self.implementation,
+            precision=self.precision,
         )
         x = self.out(x)
         if self.dropout.rate == 0.0:

@@ -13,9 +13,10 @@ except ImportError as error:
     ) from error
 
 from jax_na.attention import merge_attentions
-from jax_na.functional import na1d, na2d, na3d, neighborhood_attention, neighborhood_av, neighborhood_qk
+from jax_na.functional import na1d, na2d, na3d, neighborhood_attention
 from jax_na.implementations import implementations
 from jax_na.neighborhood import Neighborhood
+from jax_na.unfused import neighborhood_av, neighborhood_qk
 
 __version__ = _version("jax-na")
 

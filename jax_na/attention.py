@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jax_na import checks, rules, trilinear
+from jax_na import checks, precision, rules, trilinear
 from jax_na.implementations import row
 from jax_na.neighborhood import Axis, Neighborhood, Op, Shape, known_size, windows
-from jax_na.reference import accumulator
+from jax_na.reference import accumulator, dot
 from jax_na.softmax import softmax
 
 MAX_SCORES = 1 << 20  # scores with additional tokens that exist at a time
@@ -94,21 +94,16 @@ def weighted_sum(op: Op, weights: Array, value: Array, offsets: Array) -> Array:
 
 
 @functools.partial(jax.jit, static_argnums=0, inline=True)
-def attend_everywhere(scale: float, q: Array, k: Array, v: Array) -> tuple[Array, Array]:
+def attend_everywhere(op: Op, q: Array, k: Array, v: Array) -> tuple[Array, Array]:
     """Attention of all queries [*batch, *Sq, H, D] to tokens: k [*batch, T, G, D], v [*batch, T, G, E]."""
     batch, (tokens, groups), heads = k.ndim - 3, k.shape[-3:-1], q.shape[-2]
-    acc = accumulator(q.dtype)
-    precision = jax.lax.Precision.HIGHEST if acc == q.dtype else None
-
-    def dot(expression: str, x: Array, y: Array) -> Array:
-        return jnp.einsum(expression, x, y, precision=precision, preferred_element_type=acc)
 
     @jax.checkpoint
     def one(query: Array) -> tuple[Array, Array]:  # [*batch, H, D]
         query = query.reshape(*k.shape[:batch], groups, heads // groups, q.shape[-1])
-        s = scale * dot("...grd,...tgd->...grt", query, k)
+        s = op.scale * dot(op, "...grd,...tgd->...grt", query, k, q.dtype)
         lse = jax.nn.logsumexp(s, axis=-1)
-        out = dot("...grt,...tge->...gre", jnp.exp(s - lse[..., None]).astype(q.dtype), v)
+        out = dot(op, "...grt,...tge->...gre", jnp.exp(s - lse[..., None]), v, q.dtype)
         shape = (*k.shape[:batch], heads)
         return out.reshape(*shape, v.shape[-1]).astype(q.dtype), lse.reshape(shape)
 
@@ -179,6 +174,6 @@ def region_attention(
         offsets: int32 [rank, 2], may be traced.
     """
     scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
-    op = Op(neighborhood, tuple(length), scale, implementation)
+    op = Op(neighborhood, tuple(length), scale, implementation, precision.resolve(None))
     out, lse = attention(op, query, key, value, jnp.asarray(offsets, jnp.int32), rpb)
     return out, lse

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 
 import jax_na
-from jax_na import _cpu, planner, plot, report, tuning
+from jax_na import _cpu, devices, plan, planner, plot, report, target, tuning
 from jax_na.implementations import ALL, NAMES
 from jax_na.neighborhood import Neighborhood
 
@@ -37,6 +37,7 @@ def info(options: argparse.Namespace) -> None:
     print(f"jax-na {jax_na.__version__}, jax {jax.__version__}, Python {platform.python_version()}")
     print(f"platform {jax.default_backend()}: {', '.join(str(d) for d in jax.devices()[:8])}")
     print(f"CPU kernels: {_cpu.isa()} of {', '.join(_cpu.isa_levels())}, {planner.workers()} threads")
+    print(f"CUDA kernels: {target.refusal('cuda') or _cuda_kernels()}")
     file = tuning.path()
     print(
         f"tuning: {'off' if file is None else file}{'' if file is None or file.exists() else ' (none yet)'}"
@@ -45,6 +46,11 @@ def info(options: argparse.Namespace) -> None:
     for row in jax_na.implementations():
         state = "runs" if row.available else f"cannot run: {row.reason}"
         print(f"  {row.name:6} {state:5}  {row.about}")
+
+
+def _cuda_kernels() -> str:
+    names = f"compiled for {', '.join(target.cuda_architectures())}"
+    return names if devices.cuda_devices() else f"{names}; JAX has no CUDA device here"
 
 
 def window(options: argparse.Namespace) -> None:
@@ -78,36 +84,52 @@ def profile(options: argparse.Namespace) -> None:
 
 
 def tune(options: argparse.Namespace) -> None:
-    """Finds and stores the fastest implementation and query tile."""
-    problem = _problem(options)
-    ranked = planner.tiles("na_fused_forward", problem.op, problem.head_dim, problem.value_dim)
-    tiles = {f"fused {plot.tile(tile)}": tile for tile in ranked[: options.tiles]}
+    """Finds and stores the fastest implementation and tiles."""
+    problem, platform = _problem(options), devices.default_platform()
     runs = {r.name for r in problem.availability() if r.available}
     if "fused" not in runs:
         reason = next(r.reason for r in problem.availability() if r.name == "fused")
         raise ValueError(f"there is nothing to tune: the fused kernel cannot run this problem, {reason}")
+    choices = {f"fused {text}": choice for text, choice in _choices(problem, platform)[: options.tiles]}
     calls = {"xla": _compile(problem, "xla")}
-    calls |= {name: _compile(problem, "fused", tile) for name, tile in tiles.items()}
+    calls |= {name: _compile(problem, "fused", choice) for name, choice in choices.items()}
     if options.dry_run:
         report.dry_run(problem, options.rounds, list(calls), {})
         return
     timings = report.progress(calls, options.rounds)
     best = min(timings, key=lambda name: timings[name].median)
-    tile = tiles[min(tiles, key=lambda name: timings[name].median)]
-    file = tuning.store(problem.op, {"attention": best.split()[0], "query_tile": list(tile)})
+    choice = choices[min(choices, key=lambda name: timings[name].median)]
+    file = tuning.store(problem.op, {"attention": best.split()[0], **choice}, platform)
     report.results(problem, timings, {}, as_json=options.json)
     print(f"stored {best} in {file}", file=sys.stderr)
 
 
+def _choices(problem: Problem, platform: str) -> list[tuple[str, tuning.Choice]]:
+    """What to try, the cheapest first: a text and the tiles of the fused kernels."""
+    forward = plan.tiles(platform, "na_fused_forward", problem.op, problem.sizes)
+    if platform != "cuda":
+        return [(plot.tile(tile), {"query_tile": list(tile)}) for tile in forward]
+    if not problem.backward:
+        return [(plot.by(tile), {"tiles": {"na_fused_forward": list(tile)}}) for tile in forward]
+    both = zip(forward, plan.tiles(platform, "na_fused_backward", problem.op, problem.sizes), strict=False)
+    return [
+        (
+            f"{plot.by(f)}, {plot.by(b)}",
+            {"tiles": {"na_fused_forward": list(f), "na_fused_backward": list(b)}},
+        )
+        for f, b in both
+    ]
+
+
 def _compile(
-    problem: Problem, implementation: str, tile: Sequence[int] | None = None
+    problem: Problem, implementation: str, choice: tuning.Choice | None = None
 ) -> Callable[[], Callable[[], Any]]:
     """A function that compiles the problem: there may be many, so each is compiled when its turn comes."""
 
     def compiled() -> Callable[[], Any]:
-        if tile is None:
+        if choice is None:
             return problem.compile(implementation)
-        with tuning.trial(problem.op, {"query_tile": list(tile)}):
+        with tuning.trial(problem.op, choice, devices.default_platform()):
             return problem.compile(implementation)
 
     return compiled

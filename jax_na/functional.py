@@ -9,10 +9,12 @@ from jax import Array
 
 from jax_na import attention as compose
 from jax_na import checks, implementations
+from jax_na import precision as precisions
 from jax_na.neighborhood import Op
 
 Ints = int | tuple[int, ...]
 Flags = bool | tuple[bool, ...]
+Precision = Any  # jax.lax.PrecisionLike
 
 
 def neighborhood_attention(
@@ -30,6 +32,7 @@ def neighborhood_attention(
     additional_values: Array | None = None,
     return_lse: bool = False,
     implementation: str | None = None,
+    precision: Precision = None,
 ) -> Any:
     """Attention of every query to the keys of its neighborhood.
 
@@ -59,6 +62,9 @@ def neighborhood_attention(
         return_lse: also return the log-sum-exp, see `merge_attentions`.
         implementation: "fused", "gemm", "naive" (compiled kernels), "xla" (pure JAX), or None: the fastest
             that runs this problem on the platform it is compiled for. See `implementations`.
+        precision: of products of float32 values, as in `jax.lax.dot`; None is JAX's setting
+            jax_default_matmul_precision. On a CUDA GPU the default is TF32 for "fused" and "xla"; "highest"
+            (or "float32") is exact. "naive", and every kernel on the CPU, is exact in any case.
 
     Returns:
         out [batch..., *spatial, heads, value_dim] in the dtype of the query; with return_lse (out, lse),
@@ -86,12 +92,12 @@ def neighborhood_attention(
     checks.heads(query.shape[-2], key.shape[-2])
     rpb = checks.rpb(rpb, n, query.shape[-2])
     tokens = checks.additional(additional_keys, additional_values, n, query, value)
-    implementations.check(implementation, query.dtype)
-    length = query.shape[-n.rank - 2 : -2]
-    op = Op(n, length, checks.scale(scale, query.shape[-1]), implementation)
+    implementations.check(implementation, query, value)
+    length, factor = query.shape[-n.rank - 2 : -2], checks.scale(scale, query.shape[-1])
+    op = Op(n, length, factor, implementation, precisions.resolve(precision))
     out, lse = compose.attention(op, query, key, value, compose.whole_grid(n.rank), rpb)
     if tokens is not None:
-        out_tokens, lse_tokens = compose.attend_everywhere(op.scale, query, *tokens)
+        out_tokens, lse_tokens = compose.attend_everywhere(op, query, *tokens)
         out, lse = compose.merge_attentions((out, out_tokens), (lse, lse_tokens))
     return (out, lse) if return_lse else out
 
@@ -111,6 +117,7 @@ def na1d(
     additional_values: Array | None = None,
     return_lse: bool = False,
     implementation: str | None = None,
+    precision: Precision = None,
 ) -> Any:
     """`neighborhood_attention` on sequences [batch..., X, heads, head_dim], any number of batch axes.
 
@@ -133,6 +140,7 @@ def na1d(
         additional_values=additional_values,
         return_lse=return_lse,
         implementation=implementation,
+        precision=precision,
     )
 
 
@@ -151,6 +159,7 @@ def na2d(
     additional_values: Array | None = None,
     return_lse: bool = False,
     implementation: str | None = None,
+    precision: Precision = None,
 ) -> Any:
     """`neighborhood_attention` on images [batch..., X, Y, heads, head_dim], any number of batch axes.
 
@@ -173,6 +182,7 @@ def na2d(
         additional_values=additional_values,
         return_lse=return_lse,
         implementation=implementation,
+        precision=precision,
     )
 
 
@@ -191,6 +201,7 @@ def na3d(
     additional_values: Array | None = None,
     return_lse: bool = False,
     implementation: str | None = None,
+    precision: Precision = None,
 ) -> Any:
     """`neighborhood_attention` on volumes and videos [batch..., X, Y, Z, heads, head_dim].
 
@@ -213,84 +224,5 @@ def na3d(
         additional_values=additional_values,
         return_lse=return_lse,
         implementation=implementation,
+        precision=precision,
     )
-
-
-def neighborhood_qk(
-    query: Array,
-    key: Array,
-    kernel_size: Ints,
-    *,
-    stride: Ints = 1,
-    dilation: Ints = 1,
-    is_causal: Flags = False,
-    rpb: Array | None = None,
-    implementation: str | None = None,
-) -> Array:
-    """The products of every query with the keys of its neighborhood, without a scale (PN of the paper).
-
-        weights[q, j] = <query[q], key[k]> + rpb[k' - q' + kernel_size - 1],     k the key in slot j of q
-
-    Args:
-        query: [batch..., *spatial, heads, head_dim].
-        key: [batch..., *spatial, kv_heads, head_dim].
-        implementation: "gemm", "naive", "xla" or None; "fused" has no weights to return.
-        The rest as in `neighborhood_attention`.
-
-    Returns:
-        [batch..., *spatial, heads, prod(kernel_size)] in the dtype of the query. Slots are row-major over the
-        axes, as in `Neighborhood.indices`; causal slots past the query are -inf.
-
-    Raises:
-        TypeError, ValueError: as `neighborhood_attention`.
-
-    Example:
-        >>> weights = jax.nn.softmax(jax_na.neighborhood_qk(q * q.shape[-1] ** -0.5, k, kernel_size=7))
-        >>> out = jax_na.neighborhood_av(weights, v, kernel_size=7)
-    """
-    query, key = checks.arrays(query=query, key=key)
-    n = checks.neighborhood(query.ndim, kernel_size, stride, dilation, is_causal)
-    checks.same_grid(n, query=query, key=key)
-    checks.head_dims(query, key)
-    checks.heads(query.shape[-2], key.shape[-2])
-    rpb = checks.rpb(rpb, n, query.shape[-2])
-    implementations.check(implementation, query.dtype, unfused=True)
-    op = Op(n, query.shape[-n.rank - 2 : -2], implementation=implementation)
-    scores = compose.scores(op, query, key, compose.whole_grid(n.rank), rpb)
-    return scores[..., : n.size].astype(query.dtype)
-
-
-def neighborhood_av(
-    weights: Array,
-    value: Array,
-    kernel_size: Ints,
-    *,
-    stride: Ints = 1,
-    dilation: Ints = 1,
-    is_causal: Flags = False,
-    implementation: str | None = None,
-) -> Array:
-    """The sum of the values of every query's neighborhood, weighted (NN of the paper).
-
-        out[q] = sum_j weights[q, j] value[k],     k the key in slot j of q
-
-    Args:
-        weights: [batch..., *spatial, heads, prod(kernel_size)] in the dtype of the value or float32; causal
-            slots past the query count for nothing, whatever they hold.
-        value: [batch..., *spatial, kv_heads, value_dim].
-        The rest as in `neighborhood_qk`, which has an example.
-
-    Returns:
-        [batch..., *spatial, heads, value_dim] in the dtype of the value.
-
-    Raises:
-        TypeError, ValueError: as `neighborhood_attention`.
-    """
-    weights, value = checks.weights(weights, value)
-    n = checks.neighborhood(weights.ndim, kernel_size, stride, dilation, is_causal)
-    checks.same_grid(n, weights=weights, value=value)
-    checks.slots(weights, n)
-    checks.heads(weights.shape[-2], value.shape[-2])
-    implementations.check(implementation, value.dtype, unfused=True)
-    op = Op(n, weights.shape[-n.rank - 2 : -2], implementation=implementation)
-    return compose.weighted_sum(op, weights, value, compose.whole_grid(n.rank))

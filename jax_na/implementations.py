@@ -8,10 +8,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
-from jax_na import checks, target, tuning
+from jax_na import checks, devices, target, tuning
 from jax_na.neighborhood import Op
 
 ATTENTION, UNFUSED = "attention", "unfused"
@@ -19,12 +18,13 @@ ATTENTION, UNFUSED = "attention", "unfused"
 
 @dataclass(frozen=True)
 class Row:
-    """An implementation. `kernels` are the targets of each operation it has kernels for (none: pure JAX)."""
+    """An implementation. `kernels` are the targets that it calls on its `platforms` (none: pure JAX)."""
 
     name: str
     about: str
     dtypes: tuple[str, ...]
     kernels: tuple[str, ...]
+    platforms: tuple[str, ...]
     unfused: bool
 
     @property
@@ -32,18 +32,34 @@ class Row:
         """Whether its attention is put together from the unfused operations."""
         return self.unfused and bool(self.kernels)
 
-    def obstacle(self, platform: str, dtype: Any = None) -> str | None:
-        """Why it cannot run on this platform ("cpu", "cuda", ..; "" for others), None if it can."""
-        if dtype is not None and jnp.dtype(dtype).name not in self.dtypes:
-            return f"it takes {', '.join(self.dtypes)}, not {jnp.dtype(dtype).name}"
-        if self.kernels and target.REFUSED.get(platform):
-            return target.REFUSED[platform]
-        missing = [k for k in self.kernels if k not in target.TARGETS.get(platform, ())]
-        return f"it has no kernels for {platform or 'this platform'}" if missing else None
+    def obstacle(self, platform: str, *arrays: Any) -> str | None:
+        """Why it cannot be compiled for this platform ("cpu", "cuda", ..; "" for others), None if it can.
+
+        `arrays` are operands [.., features] or their types: the query and, if it differs, the value.
+        """
+        dtypes = {jnp.dtype(x.dtype).name for x in arrays}
+        if not dtypes <= set(self.dtypes):
+            return f"it takes {', '.join(self.dtypes)}, not {', '.join(dtypes)}"
+        if not self.kernels:
+            return None
+        if platform not in self.platforms:
+            return f"it has no kernels for {platform or 'this platform'}"
+        most = MOST_FEATURES.get((self.name, platform))
+        features = max((x.shape[-1] for x in arrays if x.shape), default=0) if most else 0
+        if most and features > most:
+            return f"on {platform} it takes up to {most} features per head, not {features}"
+        return target.refusal(platform)
+
+    def absence(self, platform: str) -> str | None:
+        """Why it cannot run on this machine, although it can be compiled for the platform."""
+        if self.kernels and platform == "cuda" and not devices.cuda_devices():
+            return "JAX has no CUDA device here: that needs a GPU, its driver, and jax[cuda13] or jax[cuda12]"
+        return None
 
 
 HALF_AND_SINGLE = ("float32", "bfloat16", "float16")
 ALL = checks.DTYPES
+MOST_FEATURES = {("fused", "cuda"): 256}
 
 # Fastest first.
 ROWS = (
@@ -52,6 +68,7 @@ ROWS = (
         "softmax and both products in one kernel; nothing is stored per query and key",
         HALF_AND_SINGLE,
         ("na_fused_forward", "na_fused_backward"),
+        ("cpu", "cuda"),
         unfused=False,
     ),
     Row(
@@ -59,6 +76,7 @@ ROWS = (
         "small matrix products over query tiles; weights are stored",
         HALF_AND_SINGLE,
         ("na_gemm_qk", "na_gemm_av", "na_gemm_inverse"),
+        ("cpu",),
         unfused=True,
     ),
     Row(
@@ -66,9 +84,10 @@ ROWS = (
         "the definition as loops; weights are stored",
         ALL,
         ("na_naive_qk", "na_naive_av", "na_naive_inverse"),
+        ("cpu", "cuda"),
         unfused=True,
     ),
-    Row("xla", "pure JAX, blocked; runs on every platform", ALL, (), unfused=True),
+    Row("xla", "pure JAX, blocked; runs on every platform", ALL, (), (), unfused=True),
 )
 NAMES = tuple(row.name for row in ROWS)
 DEFAULT_ORDER = {ATTENTION: ("fused", "xla"), UNFUSED: ("gemm", "naive", "xla")}
@@ -78,8 +97,10 @@ def row(name: str) -> Row:
     return ROWS[NAMES.index(name)]
 
 
-def choose(op: Op, operation: str, platform: str, dtype: Any) -> str:
+def choose(op: Op, operation: str, platform: str, *arrays: Any) -> str:
     """What to lower to on a platform: the implementation asked for, or for None the fastest that can run.
+
+    `arrays` are those that limit it, as in `Row.obstacle`.
 
     Raises:
         ValueError: if the one asked for cannot run.
@@ -87,17 +108,17 @@ def choose(op: Op, operation: str, platform: str, dtype: Any) -> str:
     name = op.implementation
     if name is None:
         order = DEFAULT_ORDER[operation]
-        tuned = tuning.lookup(op).get(operation) if platform == "cpu" else None
+        tuned = tuning.lookup(op, platform).get(operation) if platform in target.TARGETS else None
         if tuned in order:
             order = (tuned, *order)
-        return next(n for n in order if row(n).obstacle(platform, dtype) is None)
-    obstacle = row(name).obstacle(platform, dtype)
+        return next(n for n in order if row(n).obstacle(platform, *arrays) is None)
+    obstacle = row(name).obstacle(platform, *arrays)
     if obstacle is not None:
         raise ValueError(f"implementation {name!r} cannot run here: {obstacle}")
     return name
 
 
-def check(name: str | None, dtype: Any, unfused: bool = False) -> None:
+def check(name: str | None, *arrays: Any, unfused: bool = False) -> None:
     """An implementation asked for by name must exist, offer the operation, and run on some platform."""
     if name is None:
         return
@@ -108,9 +129,11 @@ def check(name: str | None, dtype: Any, unfused: bool = False) -> None:
     if unfused and not row(name).unfused:
         those = _list(r.name for r in ROWS if r.unfused)
         raise ValueError(f"implementation {name!r} never stores weights; {those} have the unfused operations")
-    obstacles = [row(name).obstacle(platform, dtype) for platform in {"cpu", *target.TARGETS}]
+    obstacles = [
+        row(name).obstacle(platform, *arrays) for platform in dict.fromkeys(["cpu", *target.TARGETS])
+    ]
     if all(obstacles):
-        those = _list(r.name for r in ROWS if r.obstacle("cpu", dtype) is None and r.unfused >= unfused)
+        those = _list(r.name for r in ROWS if r.obstacle("cpu", *arrays) is None and r.unfused >= unfused)
         raise ValueError(f"implementation {name!r} cannot run: {obstacles[0]}; {those} can")
 
 
@@ -156,13 +179,13 @@ def implementations(
         >>> [row.name for row in jax_na.implementations()]
         ['fused', 'gemm', 'naive', 'xla']
     """
-    platform = platform or jax.default_backend()
+    platform = platform or devices.default_platform()
     platform = "cuda" if platform == "gpu" else platform
     if query is not None and kernel_size is not None:
         neighborhood = checks.neighborhood(query.ndim, kernel_size, stride, dilation, is_causal)
         neighborhood.axes(query.shape[-neighborhood.rank - 2 : -2])
-    dtype = None if query is None else query.dtype
-    reasons = [r.obstacle(platform, dtype) for r in ROWS]
+    arrays = () if query is None else (query,)
+    reasons = [r.obstacle(platform, *arrays) or r.absence(platform) for r in ROWS]
     return tuple(
         Availability(r.name, why is None, why, r.unfused, r.about)
         for r, why in zip(ROWS, reasons, strict=True)

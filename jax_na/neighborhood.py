@@ -264,6 +264,7 @@ class Op:
     length: Shape  # of the whole grid, per axis
     scale: float = 1.0
     implementation: str | None = None
+    precision: Any = None  # of products of float32 values, as jax.lax takes it; hashable
 
     @property
     def axes(self) -> tuple[Axis, ...]:

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax_na.functional import neighborhood_attention
 from jax_na.implementations import Availability, implementations
 from jax_na.neighborhood import Neighborhood, Op, Shape
+from jax_na.plan import Sizes
 
 LEAST_SECONDS = 2e-3  # a sample repeats the call until it is this long, so that the clock does not matter
 
@@ -39,6 +40,11 @@ class Problem:
     @property
     def op(self) -> Op:
         return Op(self.neighborhood, self.shape, self.head_dim**-0.5)
+
+    @property
+    def sizes(self) -> Sizes:
+        queries = self.batch * math.prod(self.shape) * self.heads
+        return Sizes(queries, self.head_dim, self.value_dim, self.dtype)
 
     @property
     def flops(self) -> int:

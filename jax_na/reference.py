@@ -25,17 +25,15 @@ def accumulator(dtype: jnp.dtype) -> jnp.dtype:
     return jnp.promote_types(dtype, jnp.float32)
 
 
-def _dot(expression: str, x: Array, y: Array, dtype: jnp.dtype) -> Array:
+def dot(op: Op, expression: str, x: Array, y: Array, dtype: jnp.dtype) -> Array:
     """einsum of operands rounded to `dtype`, summed in the accumulator's dtype."""
-    acc = accumulator(dtype)
-    precision = lax.Precision.HIGHEST if acc == dtype else None
     x, y = x.astype(dtype), y.astype(dtype)
-    return jnp.einsum(expression, x, y, precision=precision, preferred_element_type=acc)
+    return jnp.einsum(expression, x, y, precision=op.precision, preferred_element_type=accumulator(dtype))
 
 
 def _scores(op: Op, blocks: Blocks, spans: tuple[Span, ...], q: Array, k: Array, *rpb: Array) -> Array:
     """S = scale * q k + rpb for the queries and keys of a step, hugely negative outside the windows."""
-    s = op.scale * _dot("...grtd,...gud->...grtu", q, k, q.dtype)
+    s = op.scale * dot(op, "...grtd,...gud->...grtu", q, k, q.dtype)
     for table in rpb:
         s = s + blocks.bias(table, spans)
     return jnp.where(blocks.mask(spans), s, np.finfo(s.dtype).min)  # -inf: nan in rows that only fill a tile
@@ -55,7 +53,7 @@ def attention_forward(
         m = lax.stop_gradient(s.max(-1))
         p = jnp.exp(s - m[..., None])
         z = p.sum(-1)
-        out = _dot("...grtu,...gue->...grte", p, blocks.take_keys(values, spans), q.dtype) / z[..., None]
+        out = dot(op, "...grtu,...gue->...grte", p, blocks.take_keys(values, spans), q.dtype) / z[..., None]
         return None, (out.astype(q.dtype), m + jnp.log(z))
 
     queries = blocks.split_queries(q)
@@ -81,10 +79,10 @@ def attention_backward(op: Op, *operands: Array) -> tuple[Array, ...]:
         spans = blocks.spans(tile)
         k_t, v_t = blocks.take_keys(keys, spans), blocks.take_keys(values, spans)
         p = jnp.exp(_scores(op, blocks, spans, q_t, k_t, *rpb) - lse_t[..., None])
-        ds = p * (_dot("...grte,...gue->...grtu", do_t, v_t, q.dtype) - delta_t[..., None])
-        dq_t = op.scale * _dot("...grtu,...gud->...grtd", ds, k_t, q.dtype)
-        dk = blocks.add_keys(dk, op.scale * _dot("...grtu,...grtd->...gud", ds, q_t, q.dtype), spans)
-        dv = blocks.add_keys(dv, _dot("...grtu,...grte->...gue", p, do_t, q.dtype), spans)
+        ds = p * (dot(op, "...grte,...gue->...grtu", do_t, v_t, q.dtype) - delta_t[..., None])
+        dq_t = op.scale * dot(op, "...grtu,...gud->...grtd", ds, k_t, q.dtype)
+        dk = blocks.add_keys(dk, op.scale * dot(op, "...grtu,...grtd->...gud", ds, q_t, q.dtype), spans)
+        dv = blocks.add_keys(dv, dot(op, "...grtu,...grte->...gue", p, do_t, q.dtype), spans)
         for table in rpb:
             scatter = jax.linear_transpose(lambda table: blocks.bias(table, spans), table)
             drpb = [drpb[0] + scatter(ds.sum(range(blocks.batch)))[0]]
@@ -118,7 +116,7 @@ def qk(op: Op, x: Array, y: Array, offsets: Array) -> Array:
     def step(_: None, xs: tuple[Array, Array]) -> tuple[None, Array]:
         tile, query = xs
         spans = blocks.spans(tile)
-        dense = _dot("...grtd,...gud->...grtu", query, blocks.take_keys(keys, spans), x.dtype)
+        dense = dot(op, "...grtd,...gud->...grtu", query, blocks.take_keys(keys, spans), x.dtype)
         return None, blocks.to_slots(dense, spans)
 
     queries = blocks.split_queries(x)
@@ -136,7 +134,7 @@ def av(op: Op, a: Array, y: Array, offsets: Array) -> Array:
         tile, weights = xs
         spans = blocks.spans(tile)
         dense = blocks.from_slots(weights, spans)
-        x = _dot("...grtu,...gue->...grte", dense, blocks.take_keys(keys, spans), y.dtype)
+        x = dot(op, "...grtu,...gue->...grte", dense, blocks.take_keys(keys, spans), y.dtype)
         return None, x.astype(y.dtype)
 
     weights = blocks.split_queries(a[..., : op.neighborhood.size])
@@ -153,7 +151,7 @@ def inverse(op: Op, a: Array, x: Array, offsets: Array, keys: Shape) -> Array:
         tile, weights, query = xs
         spans = blocks.spans(tile)
         dense = blocks.from_slots(weights, spans)
-        part = _dot("...grtu,...grte->...gue", dense, query, x.dtype)
+        part = dot(op, "...grtu,...grte->...gue", dense, query, x.dtype)
         return blocks.add_keys(total, part, spans), None
 
     rows = blocks.split_queries(a[..., : op.neighborhood.size]), blocks.split_queries(x)

@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from jax_na import planner, plot
+from jax_na import devices, plan, plot
 from jax_na.profiler import Problem, Timing, measure
 
 Call = Callable[[], Any]
@@ -108,8 +108,9 @@ def dry_run(problem: Problem, rounds: int, names: list[str], missing: Mapping[st
     """Prints what would be measured, and computes nothing."""
     print(title(problem))
     print(f"weights of a stored neighborhood: {problem.weight_bytes / 1e6:.3g} MB (naive, gemm)")
-    tile = planner.tile("na_fused_forward", problem.op, problem.head_dim, problem.value_dim)
-    print(f"query tile of the fused kernel: {plot.tile(tile)}")
+    if any(name.startswith("fused") for name in names):
+        tile = plan.plan(devices.default_platform(), "na_fused_forward", problem.op, problem.sizes).tile
+        print(f"tile of the fused kernel: {plot.tile(tile)}")
     for name in names:
         print(f"would time {name}, {rounds} rounds")
     for name, reason in missing.items():

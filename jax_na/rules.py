@@ -21,15 +21,13 @@ import jax.numpy as jnp
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
-from jax_na import planner, reference, target
+from jax_na import plan, reference, target
 from jax_na.implementations import ATTENTION, choose
 from jax_na.neighborhood import Op
 from jax_na.reference import accumulator
 from jax_na.target import align, instantiate, is_linear, is_zero, like
 
 Results = tuple[list[Any], list[Any] | None]  # of a jvp rule: outputs, and their tangents unless all are zero
-
-DRPB_PARTS = 16  # partial sums of d_rpb: written in parallel, added in a fixed order
 
 
 def _attention_type(q: Any, k: Any, v: Any, offsets: Any, *rpb: Any, op: Op) -> list[Any]:
@@ -46,17 +44,19 @@ def _backward_type(
     return [like(q), like(k), like(v), *map(like, rpb)]
 
 
+def _plan(platform: str, name: str, op: Op, q: Array, v: Array) -> plan.Plan:
+    sizes = plan.Sizes(math.prod(q.shape[:-1]), q.shape[-1], v.shape[-1], q.dtype)
+    return plan.plan(platform, name, op, sizes)
+
+
 def _lower_attention(
     platform: str, q: Array, k: Array, v: Array, offsets: Array, *rpb: Array, op: Op
 ) -> Sequence[Array]:
-    if choose(op, ATTENTION, platform, q.dtype) == "xla":
+    if choose(op, ATTENTION, platform, q, v) == "xla":
         return reference.attention_forward(op, q, k, v, offsets, *rpb)
     name = "na_fused_forward"
     results = [((*q.shape[:-1], v.shape[-1]), q.dtype), (q.shape[:-1], jnp.float32)]
-    dims = q.shape[-1], v.shape[-1]
-    tile = planner.tile(name, op, *dims)
-    scratch = planner.scratch(name, op, tile, *dims, math.prod(q.shape[:-1]))
-    return target.call(name, results, (q, k, v, offsets, *rpb), op, tile, scratch)
+    return target.call(name, results, (q, k, v, offsets, *rpb), op, _plan(platform, name, op, q, v))
 
 
 def _lower_tangent(platform: str, *operands: Array, op: Op) -> Sequence[Array]:
@@ -67,17 +67,14 @@ def _lower_tangent(platform: str, *operands: Array, op: Op) -> Sequence[Array]:
 
 def _lower_backward(platform: str, *operands: Array, op: Op) -> Sequence[Array]:
     q, k, v, out, lse, dout, dlse, offsets, *rpb = operands
-    if choose(op, ATTENTION, platform, q.dtype) == "xla":
+    if choose(op, ATTENTION, platform, q, v) == "xla":
         return reference.attention_backward(op, *operands)
-    name = "na_fused_backward"
+    name, sums = "na_fused_backward", plan.sums_dtype(platform, q.dtype)
     delta = jnp.sum(dout.astype(jnp.float32) * out.astype(jnp.float32), -1) - dlse
-    results = [(q.shape, q.dtype), (k.shape, jnp.float32), (v.shape, jnp.float32)]
-    results += [((DRPB_PARTS, *table.shape), jnp.float32) for table in rpb]
-    dims = q.shape[-1], v.shape[-1]
-    tile = planner.tile(name, op, *dims)
-    scratch = planner.scratch(name, op, tile, *dims, math.prod(q.shape[:-1]))
+    results = [(q.shape, q.dtype), (k.shape, sums), (v.shape, sums)]
+    results += [((plan.bias_parts(platform, table.shape), *table.shape), jnp.float32) for table in rpb]
     inputs = (q, k, v, offsets, lse, delta, dout, *rpb)
-    dq, dk, dv, *drpb = target.call(name, results, inputs, op, tile, scratch)
+    dq, dk, dv, *drpb = target.call(name, results, inputs, op, _plan(platform, name, op, q, v))
     return dq, dk.astype(k.dtype), dv.astype(v.dtype), *(parts.sum(0) for parts in drpb)
 
 

@@ -15,6 +15,7 @@ from jax import Array
 
 from jax_na import target
 from jax_na.neighborhood import Op
+from jax_na.plan import Plan
 from jax_na.target import instantiate, is_zero, like
 
 NAME = "na_softmax"
@@ -27,8 +28,8 @@ def _type(s: Any, *, op: Op) -> list[Any]:
 def _lower(platform: str, s: Array, *, op: Op) -> Sequence[Array]:
     if NAME in target.TARGETS.get(platform, ()) and s.dtype == jnp.float32:
         results = [(s.shape, s.dtype), (s.shape[:-1], s.dtype)]
-        tile, scratch = op.neighborhood.kernel_size, 1  # neither is used
-        return target.call(NAME, results, (s,), op, tile, scratch, aliases={0: 0})
+        plan = Plan(op.neighborhood.kernel_size, scratch=1)  # neither is used
+        return target.call(NAME, results, (s,), op, plan, aliases={0: 0})
     s = jnp.where(jnp.arange(op.pitch) < op.neighborhood.size, op.scale * s, -jnp.inf)
     lse = jax.nn.logsumexp(s, axis=-1)
     return jnp.exp(s - lse[..., None]), lse

@@ -8,6 +8,8 @@ batch shares (the positional bias). Its parameters are `op` and, for one, static
 from __future__ import annotations
 
 import functools
+import importlib
+import importlib.util
 import pathlib
 import re
 from collections.abc import Callable, Sequence
@@ -20,8 +22,9 @@ from jax import Array
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from jax_na import _cpu
+from jax_na import _cpu, devices
 from jax_na.neighborhood import Op, Shape
+from jax_na.plan import Plan
 
 instantiate: Callable[[Any], Any] = (
     ad.instantiate_zeros
@@ -66,13 +69,40 @@ def _register(platform: str, module: Any) -> str | None:
     reason = _refusal(tuple(module.ffi_api_version()), _runtime_ffi_version())
     if reason is None:
         for name, handler in module.handlers().items():
-            jax.ffi.register_ffi_target(name, handler, platform=platform)
+            jax.ffi.register_ffi_target(name, handler, platform=FFI_PLATFORMS[platform])
         TARGETS[platform] = frozenset(module.handlers())
     return reason
 
 
+def _register_cuda() -> str | None:
+    """The same for the CUDA kernels, if this installation has them. It needs no GPU: XLA asks later."""
+    if importlib.util.find_spec("jax_na._cuda") is None:
+        return NOT_BUILT
+    try:
+        return _register("cuda", importlib.import_module("jax_na._cuda"))
+    except ImportError as error:
+        return f"the CUDA kernels do not load: {error}"
+
+
+NOT_BUILT = (
+    "this installation has no CUDA kernels; install jax-na again from source where there is an nvcc, or with "
+    "JAX_NA_CUDA_TOOLKIT=pypi in the environment"
+)
+FFI_PLATFORMS = {"cpu": "cpu", "cuda": "CUDA"}  # JAX's name -> the name that registration takes
 TARGETS: dict[str, frozenset[str]] = {}  # platform -> names of its registered kernels
-REFUSED: dict[str, str | None] = {"cpu": _register("cpu", _cpu)}  # platform -> why it has none
+REFUSED = {"cpu": _register("cpu", _cpu), "cuda": _register_cuda()}  # platform -> why it has none
+
+
+def refusal(platform: str) -> str | None:
+    """Why no kernel runs on a platform, as far as it can be known when compiling for it."""
+    if platform == "cuda" and platform in TARGETS:
+        return devices.cuda_refusal(cuda_architectures())
+    return REFUSED.get(platform)
+
+
+def cuda_architectures() -> list[str]:
+    """What the CUDA kernels were compiled for, see `devices.runs_on`."""
+    return list(importlib.import_module("jax_na._cuda").architectures())
 
 
 def call(
@@ -80,11 +110,10 @@ def call(
     results: Sequence[tuple[Shape, Any]],
     operands: Sequence[Array],
     op: Op,
-    tile: Shape,
-    scratch: int,
+    plan: Plan,
     aliases: dict[int, int] | None = None,
 ) -> list[Array]:
-    """Calls a kernel. `results` are shapes and dtypes, `scratch` is in bytes.
+    """Calls a kernel. `results` are shapes and dtypes.
 
     `aliases` are the operands that a result may overwrite, operand -> result.
 
@@ -97,13 +126,14 @@ def call(
         "dilation": n.dilation,
         "is_causal": n.is_causal,
         "length": op.length,
-        "tile": tile,
+        "tile": plan.tile,
     }
-    shapes = [jax.ShapeDtypeStruct(*r) for r in (*results, ((scratch,), jnp.uint8))]
+    scratch = [] if plan.scratch is None else [((plan.scratch,), jnp.uint8)]
+    shapes = [jax.ShapeDtypeStruct(*r) for r in (*results, *scratch)]
     kernel = jax.ffi.ffi_call(name, shapes, input_output_aliases=aliases)
     attributes = {key: np.array(values, np.int64) for key, values in axes.items()}
-    *outputs, _ = kernel(*operands, **attributes, scale=np.float64(op.scale))
-    return outputs
+    outputs = kernel(*operands, **attributes, **plan.attributes, scale=np.float64(op.scale))
+    return list(outputs[: len(results)])
 
 
 # Primitives.
@@ -117,8 +147,8 @@ def primitive(
     """A primitive whose operands are `batched` arrays with batch axes, then shared ones.
 
     `abstract(*avals, **params)` gives the results' types (see `like`), `lower(platform, *operands, **params)`
-    their values in JAX; platform is "cpu", or "" where there are no kernels. `sums` says that some results
-    are sums over the batch when there are shared operands besides `offsets`.
+    their values in JAX; platform is "cpu", "cuda", or "" for others. `sums` says that some results are sums
+    over the batch when there are shared operands besides `offsets`.
     """
     p = Primitive(name)
     p.multiple_results = True
@@ -133,7 +163,7 @@ def primitive(
             return compiled(tuple(sorted(params.items())))(*args)
 
     p.def_impl(impl)
-    for platform in ("", *TARGETS):
+    for platform in ("", *FFI_PLATFORMS):
         rule = mlir.lower_fun(functools.partial(lower, platform), multiple_results=True)
         mlir.register_lowering(p, rule, platform=platform or None)
     batching.primitive_batchers[p] = functools.partial(_batch, p, batched, sums)

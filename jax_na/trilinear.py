@@ -20,7 +20,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array
 
-from jax_na import planner, reference, target
+from jax_na import plan, reference, target
 from jax_na.implementations import UNFUSED, choose
 from jax_na.neighborhood import Op, Shape
 from jax_na.reference import accumulator
@@ -42,16 +42,16 @@ def _primitive(operation: str) -> Any:
 
     def lower(platform: str, *operands: Array, op: Op, **keys: Shape) -> Sequence[Array]:
         first, second, _ = operands
-        implementation = choose(op, UNFUSED, platform, second.dtype)
+        implementation = choose(op, UNFUSED, platform, second)
         if implementation == "xla":
             return [getattr(reference, operation)(op, *operands, **keys)]
         name, features = f"na_{implementation}_{operation}", second.shape[-1]
-        tile = planner.tile(name, op, features, features)
         shape, dtype = _result(operation, op, first, second, **keys)
         sums = jnp.float32 if name == "na_gemm_inverse" else dtype
         queries = math.prod((second if operation == "inverse" else first).shape[:-1])
-        scratch = planner.scratch(name, op, tile, features, features, queries)
-        (result,) = target.call(name, [(shape, sums)], operands, op, tile, scratch)
+        sizes = plan.Sizes(queries, features, features, second.dtype)
+        how = plan.plan(platform, name, op, sizes)
+        (result,) = target.call(name, [(shape, sums)], operands, op, how)
         return [result.astype(dtype)]
 
     def jvp(

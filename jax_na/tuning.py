@@ -5,9 +5,10 @@ The file is `$JAX_NA_TUNING`, else `jax-na/tuning.json` in the user's cache dire
 for none. It maps a key, the machine and the geometry of a problem as in
 
     cpu avx512 | 56x56 | kernel 7x7 stride 1x1 dilation 1x1 causal 0x0
+    cuda NVIDIA H100 | ...
 
-to what was fastest there, `{"attention": "fused", "query_tile": [4, 4]}`; either may be missing. Nothing but
-speed depends on it. Functions that are compiled already keep what they were compiled with.
+to what was fastest there, `{"attention": "fused", "query_tile": [4, 4]}`; any of it may be missing. Nothing
+but speed depends on it. Functions that are compiled already keep what they were compiled with.
 """
 
 from __future__ import annotations
@@ -23,40 +24,47 @@ import warnings
 from collections.abc import Iterable, Iterator
 from typing import TypedDict
 
-from jax_na import _cpu
+from jax_na import _cpu, devices
 from jax_na.neighborhood import Op
 
 
 class Choice(TypedDict, total=False):
-    """`attention`: the implementation for `implementation=None`; `query_tile`: as in `planner.tile`."""
+    """What is fastest.
+
+    `attention`: the implementation for `implementation=None`. `query_tile`, on the CPU: as in `planner.tile`.
+    `tiles`, on CUDA: of every target as in `cuda_planner.tile`, ignored where no kernel has such tiles.
+    """
 
     attention: str
     query_tile: list[int]
+    tiles: dict[str, list[int]]
 
 
-def key(op: Op) -> str:
+def key(op: Op, platform: str = "cpu") -> str:
     """The machine and the geometry; batch, heads and dtype hardly change which choice is the fastest."""
+    machine = devices.cuda_kind() if platform == "cuda" else _cpu.isa()
     n = op.neighborhood
     window = zip(
         ("kernel", "stride", "dilation", "causal"),
         (n.kernel_size, n.stride, n.dilation, map(int, n.is_causal)),
         strict=True,
     )
-    return f"cpu {_cpu.isa()} | {_by(op.length)} | {' '.join(f'{name} {_by(v)}' for name, v in window)}"
+    return f"{platform} {machine} | {_by(op.length)} | {' '.join(f'{name} {_by(v)}' for name, v in window)}"
 
 
-def lookup(op: Op) -> Choice:
+def lookup(op: Op, platform: str = "cpu") -> Choice:
     """What is known about this problem, {} if nothing is."""
-    return _trials.get(key(op)) or _entries().get(key(op), {})
+    name = key(op, platform)
+    return _trials.get(name) or _entries().get(name, {})
 
 
-def store(op: Op, choice: Choice) -> pathlib.Path:
+def store(op: Op, choice: Choice, platform: str = "cpu") -> pathlib.Path:
     """Adds a choice to the file, or replaces the one with the same key; returns the file."""
     file = path()
     if file is None:
         raise ValueError("JAX_NA_TUNING=off: there is no file to store the result in")
     file.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"version": 1, "choices": _entries() | {key(op): choice}}, indent=1)
+    text = json.dumps({"version": 1, "choices": _entries() | {key(op, platform): choice}}, indent=1)
     with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False) as new:
         new.write(text)
     os.replace(new.name, file)  # a reader sees the old file or the new one
@@ -64,13 +72,14 @@ def store(op: Op, choice: Choice) -> pathlib.Path:
 
 
 @contextlib.contextmanager
-def trial(op: Op, choice: Choice) -> Iterator[None]:
+def trial(op: Op, choice: Choice, platform: str = "cpu") -> Iterator[None]:
     """Inside it, `lookup(op)` is `choice`: what is to be measured. Compile the function anew inside."""
-    _trials[key(op)] = choice
+    name = key(op, platform)
+    _trials[name] = choice
     try:
         yield
     finally:
-        del _trials[key(op)]
+        del _trials[name]
 
 
 _trials: dict[str, Choice] = {}

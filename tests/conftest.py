@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Eight CPU devices, fresh random numbers, 64-bit on request. Warnings are errors (pyproject.toml)."""
+"""Eight CPU devices, fresh random numbers, 64-bit on request. Warnings are errors (pyproject.toml).
+
+The tests run on the platform that JAX has: on a GPU, products of float32 values are exact there too.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,11 @@ import jax
 import numpy as np
 import pytest
 
-jax.config.update("jax_num_cpu_devices", 8)
 os.environ["JAX_NA_TUNING"] = "off"  # what was measured on this machine is no part of a test
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # several processes share a GPU
+jax.config.update("jax_num_cpu_devices", 8)
+if jax.default_backend() == "gpu":
+    jax.config.update("jax_default_matmul_precision", "highest")
 
 SEED = int(os.environ.get("JAX_NA_TEST_SEED") or np.random.SeedSequence().entropy % 2**32)
 

@@ -7,7 +7,7 @@ import jax
 import pytest
 
 import jax_na
-from jax_na import Neighborhood, cli, planner, tuning
+from jax_na import Neighborhood, cli, cuda_planner, devices, plan, tuning
 from jax_na.implementations import NAMES
 from jax_na.neighborhood import Op
 
@@ -16,7 +16,6 @@ from .cases import Case
 
 SMALL = ["6x6", "--kernel-size", "3", "--heads", "1", "--head-dim", "4", "--rounds", "2"]
 OP = Op(Neighborhood((3, 3)), (6, 6), 0.5)
-DIMS = 4, 4  # head_dim, value_dim
 
 
 @pytest.fixture
@@ -37,8 +36,9 @@ def test_info(capsys):
     text = run(capsys, "info")
     assert f"jax-na {jax_na.__version__}, jax {jax.__version__}" in text
     assert "tuning: off" in text
+    assert "CUDA kernels: " in text
     rows = [line.split()[:2] for line in text.splitlines()[-len(NAMES) :]]
-    assert rows == [[name, "runs"] for name in NAMES]
+    assert rows == [[n, "runs" if n in helpers.IMPLEMENTATIONS else "cannot"] for n in NAMES]
 
 
 def test_window_as_text(capsys):
@@ -88,11 +88,14 @@ def test_tune_stores_the_fastest(capsys, tuning_file):
     text = run(capsys, "tune", *SMALL, "--json", "--tiles", "2")
     assert len(json.loads(text)["results"]) == 3
     choices = json.loads(tuning_file.read_text())["choices"]
-    assert list(choices) == [tuning.key(OP)]
+    platform = devices.default_platform()
+    assert list(choices) == [tuning.key(OP, platform)]
     (choice,) = choices.values()
     assert choice["attention"] in ("fused", "xla")
-    assert choice == tuning.lookup(OP)
-    assert tuple(choice["query_tile"]) in planner.tiles("na_fused_forward", OP, *DIMS)
+    assert choice == tuning.lookup(OP, platform)
+    name = "na_fused_forward"
+    tile = choice["tiles"][name] if platform == "cuda" else choice["query_tile"]
+    assert tuple(tile) in plan.tiles(platform, name, OP, plan.Sizes(36, 4, 4, "float32"))
 
 
 def test_tune_tries_nothing_when_dry(capsys, tuning_file):
@@ -104,6 +107,7 @@ def test_tune_tries_nothing_when_dry(capsys, tuning_file):
 TILED = Case("tiled", (7, 9), (3, 3), batch=(1,), dilation=(1, 2), heads=2, rpb=True)
 
 
+@pytest.mark.skipif(helpers.ON_GPU, reason="tiles of the CPU")
 @pytest.mark.parametrize("tile", [(16, 1), (8, 2), (1, 16), (1, 0), (3, 0), (4, 0)], ids=str)
 def test_every_tile_is_correct(tile, rng, monkeypatch):
     """A stored tile changes the speed of the fused kernels and nothing else."""
@@ -114,11 +118,24 @@ def test_every_tile_is_correct(tile, rng, monkeypatch):
     helpers.assert_correct(TILED, found, inputs, cotangents)
 
 
+@pytest.mark.skipif(not helpers.ON_GPU, reason="tiles of a GPU")
+@pytest.mark.parametrize("rank", [0, 1, 5, 20, 60, -1])
+def test_every_kind_of_tile_is_correct(rank, rng):
+    """The same on a GPU: the cheapest, others, and the most expensive."""
+    op = Op(Neighborhood(**TILED.spec), TILED.grid, TILED.head_dim**-0.5, "fused")
+    dims = 4, TILED.head_dim, TILED.head_dim
+    tiles = {name: list(cuda_planner.tiles(name, op, *dims)[rank]) for name in cuda_planner.PASSES}
+    inputs, cotangents = TILED.inputs(rng), TILED.cotangents(rng)
+    with tuning.trial(op, {"tiles": tiles}, "cuda"):
+        found = helpers.evaluate(helpers.attend(TILED, "fused"), inputs, cotangents)
+    helpers.assert_correct(TILED, found, inputs, cotangents)
+
+
 def test_a_stored_choice_is_used(rng, tuning_file):
     """implementation=None follows the file: the bits of "xla" instead of those of "fused"."""
     inputs = TILED.inputs(rng)
     op = Op(Neighborhood(**TILED.spec), TILED.grid, TILED.head_dim**-0.5)
-    tuning.store(op, {"attention": "xla"})
+    tuning.store(op, {"attention": "xla"}, devices.default_platform())
     chosen = jax.jit(helpers.attend(TILED, None))(**inputs)
     helpers.assert_identical(chosen, jax.jit(helpers.attend(TILED, "xla"))(**inputs))
 

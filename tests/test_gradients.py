@@ -21,12 +21,15 @@ TWO = Case("2d", (4, 5), (3, 2), dilation=(1, 2), head_dim=2, value_dim=3)
 TOKENS = Case("tokens", (4,), 2, additional=2, head_dim=3)
 TINY = Case("tiny", (4,), 3, heads=1, head_dim=2, rpb=True)
 every_case = pytest.mark.parametrize("case", [ONE, TWO, TOKENS], ids=str)
-HESSIANS = [("rpb", "fused"), ("rpb", "gemm"), *(("query", name) for name in helpers.IMPLEMENTATIONS)]
+FUSED_AND_GEMM = helpers.available("fused", "gemm")
+HESSIANS = [
+    *(("rpb", name) for name in FUSED_AND_GEMM),
+    *(("query", name) for name in helpers.IMPLEMENTATIONS),
+]
 SECOND_ORDER = [
     *((ONE, name) for name in helpers.IMPLEMENTATIONS),
-    (TWO, "fused"),
-    (TWO, "gemm"),
-    (TOKENS, "naive"),
+    *((TWO, name) for name in FUSED_AND_GEMM),
+    *((TOKENS, name) for name in helpers.available("naive")),
 ]
 
 
@@ -104,10 +107,11 @@ def test_second_order(case, implementation, rng, x64):
     expected = jax.jit(lambda *a: hessian_times(reference(case), *a))(*double((weights, inputs, direction)))
     for result in found.values():
         helpers.assert_close(result, expected, TOLERANCE)
-    helpers.assert_identical(program(weights, inputs, direction), found)
+    if not helpers.ON_GPU:  # there XLA scatters in any order
+        helpers.assert_identical(program(weights, inputs, direction), found)
 
 
-@pytest.mark.parametrize("implementation", ["fused", "gemm"])
+@pytest.mark.parametrize("implementation", FUSED_AND_GEMM)
 def test_third_order(implementation, rng, x64):
     inputs, direction, weights = problem(TINY, rng)
 

@@ -1,11 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is installed: names, version, types, the built wheel, registration with XLA, every instruction set."""
 
+import importlib
 import importlib.metadata
 import importlib.resources
+import importlib.util
 import inspect
+import itertools
 import os
 import pathlib
+import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -15,11 +20,12 @@ import numpy as np
 import pytest
 
 import jax_na
-from jax_na import _cpu, target
+from jax_na import _cpu, cuda_planner, target
 from jax_na.implementations import ROWS
 
 from . import helpers
 
+needs_cuda_module = pytest.mark.skipif("cuda" not in target.TARGETS, reason="CUDA kernels are not built")
 NAMES = {
     "Neighborhood",
     "implementations",
@@ -54,7 +60,8 @@ def test_signatures_are_one():
         assert list(inspect.signature(function).parameters.items()) == list(expected.items())
     names = list(expected)
     assert names[:8] == ["query", "key", "value", "kernel_size", "stride", "dilation", "is_causal", "scale"]
-    assert names[8:] == ["rpb", "additional_keys", "additional_values", "return_lse", "implementation"]
+    assert names[8:11] == ["rpb", "additional_keys", "additional_values"]
+    assert names[11:] == ["return_lse", "implementation", "precision"]
     assert all(expected[name].kind is inspect.Parameter.KEYWORD_ONLY for name in names[4:])
 
 
@@ -83,15 +90,45 @@ def test_kernels_of_the_table_are_registered():
     assert names <= target.TARGETS["cpu"] == set(_cpu.handlers())
 
 
+@needs_cuda_module
+def test_cuda_kernels_of_the_table_are_registered():
+    cuda = importlib.import_module("jax_na._cuda")
+    names = {kernel for row in ROWS if "cuda" in row.platforms for kernel in row.kernels}
+    assert names <= target.TARGETS["cuda"] == set(cuda.handlers()) <= target.TARGETS["cpu"]
+    assert cuda.ffi_api_version() == _cpu.ffi_api_version()
+    assert cuda.architectures()
+
+
+@needs_cuda_module
+def test_cuda_kernels_that_exist():
+    cuda = importlib.import_module("jax_na._cuda")
+    passes = itertools.chain(*cuda_planner.PASSES.values())
+    for name, element_bytes, dim in itertools.product(passes, (2, 4), (1, 32, 100, 256)):
+        shapes = cuda.shapes(name, element_bytes, 1, dim)
+        assert {rows for rows, _, _ in shapes} >= {16}
+        assert all(rows % warp == 0 and warp in (16, 32) for rows, warp, _ in shapes)
+    assert cuda.shapes("forward", 2, 257, 8) == []
+
+
+@needs_cuda_module
+@pytest.mark.skipif(shutil.which("readelf") is None, reason="needs readelf")
+def test_cuda_module_needs_no_driver():
+    """It links to nothing of CUDA: the runtime is inside, and finds a driver when there is one."""
+    file = importlib.util.find_spec("jax_na._cuda").origin
+    text = subprocess.run(["readelf", "-d", file], capture_output=True, text=True, check=True).stdout
+    needed = re.findall(r"NEEDED.*\[(.*)\]", text)
+    assert needed
+    assert not [name for name in needed if re.match(r"libcu|libnv|libstdc", name)], needed
+
+
 # In fresh interpreters
 
 
 def python(code, *arguments, **environment):
-    """Runs code in another process with more environment variables."""
+    """Runs code in another process, on the CPU, with more environment variables."""
     command = [sys.executable, "-P", "-c", code, *arguments]  # -P: not the source folder
-    return subprocess.run(
-        command, capture_output=True, text=True, env={**os.environ, **environment}, timeout=300
-    )
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", **environment}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
 
 
 OLDER_JAXLIB = """

@@ -51,12 +51,14 @@ def test_compiled_forward_of_fused(rng):
     assert " dot(" not in text
 
 
-@pytest.mark.parametrize("implementation", ["naive", "gemm"])
+@pytest.mark.parametrize("implementation", helpers.available("naive", "gemm"))
 def test_compiled_gradient_of_unfused(implementation, rng):
     """Forward PN, softmax, NN; the products have two derivatives each: twice PN, NN and IN at most."""
     count, text = calls(jax.grad(total(helpers.attend(CASE, implementation))), CASE.inputs(rng))
     expected = {f"{implementation}_{operation}": 2 for operation in ("qk", "av", "inverse")}
-    assert count == {**expected, "softmax": 1}
+    if not helpers.ON_GPU:  # there the softmax is JAX's
+        expected["softmax"] = 1
+    assert count == expected
     assert " dot(" not in text
 
 
@@ -99,10 +101,12 @@ def mesh(kind):
     return jax.make_mesh((2, 2), ("data", "model"), axis_types=(axis_type,) * 2, devices=jax.devices()[:4])
 
 
+several_devices = pytest.mark.skipif(len(jax.devices()) < 4, reason="needs 4 devices")
 SHARDED = Case("sharded", (6,), 3, batch=(4,), heads=4, kv_heads=2, head_dim=3)
 SPEC = PartitionSpec("data", None, "model", None)
 
 
+@several_devices
 @every_implementation
 def test_shard_map(implementation, rng):
     """Batch and heads split over devices by hand, differentiated inside and outside."""
@@ -121,6 +125,7 @@ def test_shard_map(implementation, rng):
     helpers.assert_close(jax.jit(gradient)(inputs, cotangents), found[1], 1e-6)
 
 
+@several_devices
 @every_implementation
 def test_sharded_arguments(implementation, rng):
     """Arrays that lie on several devices go in, the right numbers come out."""

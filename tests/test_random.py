@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from jax_na import planner
+from jax_na import cuda_planner, planner
 
 from . import helpers
 from .cases import Case
 
 LONGEST = {1: 40, 2: 9, 3: 5}
+NAIVE_TILE = (1,)  # it is not used
 DIMS = st.sampled_from([1, 2, 3, 4, 5, 7, 8, 12, 16, 17, 24, 33])
 
 
@@ -65,12 +66,18 @@ def test_random_problems(implementation, case, seed):
     rng = np.random.default_rng(seed)
     inputs, cotangents = case.inputs(rng), case.cotangents(rng)
 
-    def any_tile(*problem):
+    def any_of(tiles):
+        return tiles[rng.integers(len(tiles))] if rng.random() < 0.5 else tiles[0]
+
+    def cpu_tile(*problem):
         legal = planner.tiles(*problem)
-        rows = [tile for tile in legal if tile[-1] == 0]
-        return (rows or legal)[rng.integers(len(rows or legal))] if rng.random() < 0.5 else legal[0]
+        return any_of([tile for tile in legal if tile[-1] == 0] or legal)
+
+    def cuda_tile(name, *problem):
+        return any_of(cuda_planner.tiles(name, *problem)) if name in cuda_planner.PASSES else NAIVE_TILE
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(planner, "tile", any_tile)
+        patch.setattr(planner, "tile", cpu_tile)
+        patch.setattr(cuda_planner, "tile", cuda_tile)
         found = helpers.evaluate(helpers.attend(case, implementation), inputs, cotangents)
     helpers.assert_correct(case, found, inputs, cotangents)

@@ -223,6 +223,7 @@ def test_windows_inside_the_keys(implementation):
     assert helpers.relative_error(lse, np.full((4, 2), 3**0.5 + np.log(3))) < 1e-6
 
 
+@pytest.mark.skipif(helpers.ON_GPU, reason="a GPU's kernels cannot raise errors")
 @pytest.mark.parametrize("implementation", KERNELS)
 @pytest.mark.parametrize("reason", OUTSIDE)
 def test_windows_outside_the_keys_are_errors(reason, implementation):
@@ -230,6 +231,22 @@ def test_windows_outside_the_keys_are_errors(reason, implementation):
     run = region_program(implementation)
     with pytest.raises((jax.errors.JaxRuntimeError, ValueError), match="INVALID_ARGUMENT: jax_na: on axis 0"):
         jax.block_until_ready(run(**OUTSIDE[reason]))
+
+
+@pytest.mark.skipif(not helpers.ON_GPU, reason="on the CPU it is an error")
+@pytest.mark.parametrize("implementation", KERNELS)
+@pytest.mark.parametrize("reason", OUTSIDE)
+def test_windows_outside_the_keys_are_nan(reason, implementation):
+    """Kernels on a GPU read offsets where nothing can be raised: no number comes out that is not one."""
+    offsets = OUTSIDE[reason]
+    out, lse = map(np.asarray, region_program(implementation)(**offsets))
+    for x in range(4):
+        query = min(max(offsets["query_start"] + x, 0), 11)
+        window = range(min(max(query - 1, 0), 9), min(max(query - 1, 0), 9) + 3)
+        keys = range(offsets["key_start"], offsets["key_start"] + 6)
+        if not (query == offsets["query_start"] + x and set(window) <= set(keys)):
+            assert np.isnan(out[x]).all()
+            assert np.isnan(lse[x]).all()
 
 
 def test_region_of_a_batch_0(rng):

@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: Apache-2.0
+// Fused attention, forward, for tensor cores with mma.sync (compute capability 8.0 and later):
+//
+//     S = scale Q K^T + bias,   m = max S,   P = exp(S - m),   O = P V / sum P,   LSE = m + log sum P
+//
+// with m, the sum and O corrected from box of keys to box of keys (online softmax).
+#pragma once
+
+#include "fused_scores.cuh"
+#include "fused_store.cuh"
+
+namespace jax_na::cuda {
+
+struct ForwardParams {
+  Geometry geometry;
+  Operand query, key, value;
+  void* out;   // [batch, queries, heads, value_dim]
+  float* lse;  // [batch, queries, heads]
+};
+
+// Running maximum and sum of a thread's rows, two per row tile.
+template <int kRowTiles>
+struct OnlineSoftmax {
+  float top[kRowTiles][2], sum[kRowTiles][2];
+
+  __device__ __forceinline__ void start() {
+#pragma unroll
+    for (int m = 0; m < kRowTiles; ++m)
+#pragma unroll
+      for (int half = 0; half < 2; ++half) top[m][half] = -INFINITY, sum[m][half] = 0;
+  }
+
+  // scores -> weights relative to the new maximum; sums and `out` follow it. `factor` > 0.
+  template <int kColumnTiles, int kFeatureTiles>
+  __device__ __forceinline__ void update(float (&scores)[kRowTiles][kColumnTiles][4],
+                                         float (&out)[kRowTiles][kFeatureTiles][4], float factor) {
+#pragma unroll
+    for (int m = 0; m < kRowTiles; ++m)
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        float highest = top[m][half];
+#pragma unroll
+        for (int c = 0; c < kColumnTiles; ++c)
+          highest = fmaxf(highest, fmaxf(scores[m][c][2 * half], scores[m][c][2 * half + 1]));
+        highest = fmaxf(highest, shuffle_xor(highest, 1));
+        highest = fmaxf(highest, shuffle_xor(highest, 2));
+        const float base = highest == -INFINITY ? 0 : highest * factor;  // nothing seen yet: all weights are 0
+        const float correction = exp2_approx(top[m][half] * factor - base);
+        float added = 0;
+#pragma unroll
+        for (int c = 0; c < kColumnTiles; ++c)
+#pragma unroll
+          for (int e = 0; e < 2; ++e) {
+            float& x = scores[m][c][2 * half + e];
+            x = exp2_approx(x * factor - base);
+            added += x;
+          }
+        top[m][half] = highest;
+        sum[m][half] = sum[m][half] * correction + added;
+        if (warp_all(correction == 1)) continue;  // after the first boxes the maximum hardly changes
+#pragma unroll
+        for (int f = 0; f < kFeatureTiles; ++f)
+          out[m][f][2 * half] *= correction, out[m][f][2 * half + 1] *= correction;
+      }
+  }
+};
+
+template <class S>
+struct ForwardShared {
+  static constexpr int kQuery = 0, kKey = kQuery + S::kRowTileBytes, kValue = kKey + S::kStages * S::kColumnTileBytes,
+                       kWindows = kValue + S::kStages * S::kColumnTileBytes, kBytes = kWindows + S::kWindowBytes;
+};
+
+template <class S>
+__global__ void __launch_bounds__(S::kThreads, S::kMinWarps / S::kWarps)
+    fused_forward_kernel(const __grid_constant__ ForwardParams p) {
+  using Shared = ForwardShared<S>;
+  using Tile = typename S::Tile;
+  const Geometry& g = p.geometry;
+  Block b;
+  if (!find_block<Rows::kQueries>(g, blockIdx.x, p.query.heads, b)) return;
+
+  char* shared = dynamic_shared();
+  const Tile query{shared + Shared::kQuery};
+  int* windows = reinterpret_cast<int*>(shared + Shared::kWindows);
+  const int lane = threadIdx.x % 32, first_row = static_cast<int>(threadIdx.x) / 32 * 16 * S::kRowTiles;
+  const int kv_head = b.head / query_heads_per_kv_head(g.problem);
+
+  auto load_box = [&](const Walk& walk, int stage) {
+    const Tile tiles[] = {Tile{shared + Shared::kKey + stage * S::kColumnTileBytes},
+                          Tile{shared + Shared::kValue + stage * S::kColumnTileBytes}};
+    const Operand operands[] = {p.key, p.value};
+    load_tokens<S, S::kColumns>(g, b.columns, b, column_box(g.tiling, b, walk), g.tiling.columns, operands, kv_head,
+                                tiles);
+    cp_async_commit();
+  };
+
+  load_tokens<S, S::kRows>(g, b.rows, b, row_box(b), g.tiling.rows, {p.query}, b.head, {query});
+  store_windows<S, Rows::kQueries>(g, b, windows);
+  Walk walk = make_walk(g.tiling, b.axis);
+  const int total = walk.total();
+  load_box(walk, 0);
+
+  OnlineSoftmax<S::kRowTiles> softmax;
+  softmax.start();
+  float out[S::kRowTiles][S::kFeatures / 8][4] = {};
+  Range inner[kAxes];
+  for (int step = 0; step < total; ++step) {
+    cp_async_wait<0>();
+    block_sync();  // this box has landed, and nobody reads the one before
+    const int stage = step % S::kStages;
+    const Box box = column_box(g.tiling, b, walk);
+    walk.step();
+    if (S::kStages > 1 && step + 1 < total) load_box(walk, (step + 1) % S::kStages);
+    if (step == 0) find_inner<S>(windows, first_row, lane, inner);
+
+    typename S::Scores scores;
+    const Tile key{shared + Shared::kKey + stage * S::kColumnTileBytes},
+        value{shared + Shared::kValue + stage * S::kColumnTileBytes};
+    score_product<typename S::Math>(scores, query, first_row, key, lane);
+    finish_scores<S, Rows::kQueries>(g, b, windows, inner, box.start, b.head, first_row, lane, scores);
+    softmax.update(scores, out, g.factor);
+    weighted_product<typename S::Math>(out, scores, value, 0, lane);
+
+    if (S::kStages == 1 && step + 1 < total) {
+      block_sync();
+      load_box(walk, 0);
+    }
+  }
+  cp_async_wait<0>();  // copies of a block without columns
+
+  float scale[S::kRowTiles][2];
+  const float valid = b.complete ? 1.f : NAN;  // a window reaches beyond the keys present: say so
+#pragma unroll
+  for (int m = 0; m < S::kRowTiles; ++m)
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      float& sum = softmax.sum[m][half];
+      sum += shuffle_xor(sum, 1);
+      sum += shuffle_xor(sum, 2);
+      scale[m][half] = valid / sum;
+    }
+  store_rows<S>(g, b, p.out, p.query.heads, p.value.features, 0, first_row, lane, out, scale);
+  if (lane % 4 != 0) return;
+  for_each_row<S>(g, b, p.query.heads, first_row, lane, [&](int m, int half, int64_t row) {
+    p.lse[row] = valid * kLn2 * (softmax.top[m][half] * g.factor + log2f(softmax.sum[m][half]));
+  });
+}
+
+}  // namespace jax_na::cuda

@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: Apache-2.0
+// XLA FFI handlers: decode the buffers into arguments, enqueue the kernels on XLA's stream. Nothing here waits for the
+// device or allocates on it, so XLA may record the calls into a CUDA graph.
+#include "handlers.h"
+
+#include "../common/decode.h"
+#include "kernels.h"
+
+namespace jax_na::cuda {
+
+// The attributes of the fused targets.
+struct FusedAttributes {
+  Integers kernel_size, stride, dilation, is_causal, length, tile;
+  double scale;
+  int64_t is_exact;  // products of float32 values: exact, else rounded to TF32
+
+  Attributes common() const { return {kernel_size, stride, dilation, is_causal, length, tile, scale}; }
+};
+
+}  // namespace jax_na::cuda
+
+XLA_FFI_REGISTER_STRUCT_ATTR_DECODING(jax_na::cuda::FusedAttributes, ffi::StructMember<jax_na::Integers>("kernel_size"),
+                                      ffi::StructMember<jax_na::Integers>("stride"),
+                                      ffi::StructMember<jax_na::Integers>("dilation"),
+                                      ffi::StructMember<jax_na::Integers>("is_causal"),
+                                      ffi::StructMember<jax_na::Integers>("length"),
+                                      ffi::StructMember<jax_na::Integers>("tile"), ffi::StructMember<double>("scale"),
+                                      ffi::StructMember<int64_t>("is_exact"));
+
+namespace jax_na::cuda {
+namespace {
+
+ffi::Error result_of(const char* error) {
+  return error == nullptr ? ffi::Error::Success() : ffi::Error::Internal(std::string("jax_na: ") + error);
+}
+
+template <Unfused operation>
+ffi::Error unfused(Stream stream, ffi::AnyBuffer first, ffi::AnyBuffer second, ffi::Buffer<ffi::S32> offsets,
+                   ffi::Result<ffi::AnyBuffer> result, const Attributes& attributes) {
+  const size_t rank = attributes.kernel_size.size();
+  UnfusedArrays arrays{};
+  UnfusedArgs args{};
+  if (ffi::Error error = decode_unfused(operation, rank, first, second, *result, arrays); error.failure()) return error;
+  if (ffi::Error error = make_problem(attributes, arrays, args.problem); error.failure()) return error;
+  if (ffi::Error error = check_offsets(offsets, rank); error.failure()) return error;
+  args.dtype = arrays.dtype;
+  args.offsets = offsets.typed_data();
+  args.weights = arrays.weights, args.x = arrays.x_data, args.y = arrays.y_data;
+  if (operation == Unfused::kQk) return result_of(naive_qk(args, stream));
+  if (operation == Unfused::kAv) return result_of(naive_av(args, stream));
+  return result_of(naive_inverse(args, stream));
+}
+
+// Pairs of tiles from the attribute: extents along the axes given for queries, then for keys, pair after pair.
+template <size_t kPairs>
+bool decode_tiles(Integers values, int rank, Tiles* const (&pairs)[kPairs]) {
+  if (values.size() != 2 * kPairs * static_cast<size_t>(rank)) return false;
+  const int64_t* next = values.begin();
+  for (Tiles* tiles : pairs)
+    for (int* side : {tiles->query, tiles->key})
+      for (int a = 0; a < kAxes; ++a) side[a] = a < kAxes - rank ? 1 : static_cast<int>(*next++);
+  return true;
+}
+constexpr char kBadTiles[] = "the attribute tile has a wrong number of extents";
+
+Precision decode_precision(const FusedAttributes& attributes) {
+  return attributes.is_exact != 0 ? Precision::kExact : Precision::kDefault;
+}
+
+ffi::Error fused_forward_call(Stream stream, ffi::RemainingArgs args, ffi::RemainingRets rets,
+                              const FusedAttributes& attributes) {
+  ForwardArgs a{};
+  if (ffi::Error error = decode_attention(attributes.common(), args, a.problem, a.dtype); error.failure()) return error;
+  if (args.size() > 5 || rets.size() != 2) return invalid("na_fused_forward: wrong number of operands or results");
+  if (!decode_tiles(attributes.tile, a.problem.rank, {&a.tiles})) return invalid(kBadTiles);
+  auto operand = [&](size_t i) { return args.get<ffi::AnyBuffer>(i)->untyped_data(); };
+  auto result = [&](size_t i) { return (*rets.get<ffi::AnyBuffer>(i))->untyped_data(); };
+  a.precision = decode_precision(attributes);
+  a.query = operand(0), a.key = operand(1), a.value = operand(2);
+  a.offsets = static_cast<const int32_t*>(operand(3));
+  a.rpb = args.size() == 5 ? static_cast<const float*>(operand(4)) : nullptr;
+  a.out = result(0);
+  a.lse = static_cast<float*>(result(1));
+  return result_of(fused_forward(a, stream));
+}
+
+ffi::Error fused_backward_call(Stream stream, ffi::RemainingArgs args, ffi::RemainingRets rets,
+                               const FusedAttributes& attributes) {
+  BackwardArgs a{};
+  if (ffi::Error error = decode_attention(attributes.common(), args, a.problem, a.dtype); error.failure()) return error;
+  const bool has_bias = args.size() == 8;
+  if (args.size() != (has_bias ? 8u : 7u) || rets.size() != (has_bias ? 4u : 3u))
+    return invalid("na_fused_backward: wrong number of operands or results");
+  if (!decode_tiles(attributes.tile, a.problem.rank, {&a.query_tiles, &a.key_tiles})) return invalid(kBadTiles);
+  auto operand = [&](size_t i) { return args.get<ffi::AnyBuffer>(i)->untyped_data(); };
+  auto result = [&](size_t i) { return *rets.get<ffi::AnyBuffer>(i); };
+  a.precision = decode_precision(attributes);
+  a.query = operand(0), a.key = operand(1), a.value = operand(2);
+  a.offsets = static_cast<const int32_t*>(operand(3));
+  a.lse = static_cast<const float*>(operand(4)), a.delta = static_cast<const float*>(operand(5)), a.dout = operand(6);
+  a.rpb = has_bias ? static_cast<const float*>(operand(7)) : nullptr;
+  a.dquery = result(0)->untyped_data();
+  a.dkey = result(1)->untyped_data();
+  a.dvalue = result(2)->untyped_data();
+  a.drpb = has_bias ? static_cast<float*>(result(3)->untyped_data()) : nullptr;
+  a.drpb_parts = has_bias ? static_cast<int>(result(3)->dimensions()[0]) : 0;
+  return result_of(fused_backward(a, stream));
+}
+
+// Does nothing: what a custom call itself costs, for the benchmarks to subtract.
+ffi::Error empty(ffi::RemainingArgs, ffi::RemainingRets) { return ffi::Error::Success(); }
+
+auto unfused_binding() {
+  return ffi::Ffi::Bind()
+      .Ctx<ffi::PlatformStream<Stream>>()
+      .Arg<ffi::AnyBuffer>()
+      .Arg<ffi::AnyBuffer>()
+      .Arg<ffi::Buffer<ffi::S32>>()
+      .Ret<ffi::AnyBuffer>()
+      .Attrs<Attributes>();
+}
+
+auto fused_binding() {
+  return ffi::Ffi::Bind().Ctx<ffi::PlatformStream<Stream>>().RemainingArgs().RemainingRets().Attrs<FusedAttributes>();
+}
+
+}  // namespace
+}  // namespace jax_na::cuda
+
+namespace {
+using jax_na::Unfused;
+namespace cuda = jax_na::cuda;
+}  // namespace
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(JaxNaCudaNaiveQk, cuda::unfused<Unfused::kQk>, cuda::unfused_binding(),
+                              {ffi::Traits::kCmdBufferCompatible});
+XLA_FFI_DEFINE_HANDLER_SYMBOL(JaxNaCudaNaiveAv, cuda::unfused<Unfused::kAv>, cuda::unfused_binding(),
+                              {ffi::Traits::kCmdBufferCompatible});
+XLA_FFI_DEFINE_HANDLER_SYMBOL(JaxNaCudaNaiveInverse, cuda::unfused<Unfused::kInverse>, cuda::unfused_binding(),
+                              {ffi::Traits::kCmdBufferCompatible});
+XLA_FFI_DEFINE_HANDLER_SYMBOL(JaxNaCudaFusedForward, cuda::fused_forward_call, cuda::fused_binding(),
+                              {ffi::Traits::kCmdBufferCompatible});
+XLA_FFI_DEFINE_HANDLER_SYMBOL(JaxNaCudaFusedBackward, cuda::fused_backward_call, cuda::fused_binding(),
+                              {ffi::Traits::kCmdBufferCompatible});
+XLA_FFI_DEFINE_HANDLER_SYMBOL(JaxNaCudaEmpty, cuda::empty, ffi::Ffi::Bind().RemainingArgs().RemainingRets(),
+                              {ffi::Traits::kCmdBufferCompatible});

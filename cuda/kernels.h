@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the handlers can call: arguments as plain data, launchers as plain functions. No CUDA header is needed here.
+//
+// Every launcher enqueues its kernels on the stream and returns; it never waits, allocates or reads device memory.
+// Result: null, or a static text of what went wrong. Results are written completely, whatever the sizes: with an empty
+// batch drpb is zero. All pointers are to device memory.
+#pragma once
+
+#include "../common/dtype.h"
+#include "../common/problem.h"
+
+struct CUstream_st;
+
+namespace jax_na::cuda {
+
+using Stream = CUstream_st*;  // cudaStream_t
+
+// Extents of the two sides of a kernel's tiles, powers of two. The side that stays has a product of 16, 64 or 128
+// tokens, each of them another kernel; that of the other side is the number of tokens streamed per step.
+struct Tiles {
+  int query[kAxes], key[kAxes];
+};
+
+// Of products of float32 values: rounded to TF32, or exact to float32 by three products. Other types ignore it.
+enum class Precision { kDefault, kExact };
+
+// The three unfused operations share one signature; of weights, x and y one is the result.
+//
+// In all arguments below the problem has everything but the offsets q0 and k0 (and no tile): those are run-time values
+// in device memory, [rank, 2], first query and first key of each axis. Where a window reaches beyond the keys present,
+// results are NaN and nothing is read.
+struct UnfusedArgs {
+  Problem problem;  // value_dim is the feature size of x and y
+  DType dtype;
+  const int32_t* offsets;
+  void* weights;  // [batch, queries, heads, pitch], float32, of float64 values float64
+  void* x;        // [batch, queries, heads, value_dim]
+  void* y;        // [batch, keys, kv_heads, value_dim]
+};
+
+struct ForwardArgs {
+  Problem problem;
+  Tiles tiles;  // queries stay
+  DType dtype;
+  Precision precision;
+  const int32_t* offsets;
+  const void* query;  // [batch, queries, heads, head_dim]
+  const void* key;    // [batch, keys, kv_heads, head_dim]
+  const void* value;  // [batch, keys, kv_heads, value_dim]
+  const float* rpb;   // [heads, bias_entries] or null
+  void* out;          // [batch, queries, heads, value_dim]
+  float* lse;         // [batch, queries, heads], natural logarithm
+};
+
+struct BackwardArgs {
+  Problem problem;
+  Tiles query_tiles;  // of the kernel of dquery and drpb: queries stay
+  Tiles key_tiles;    // of the kernel of dkey and dvalue: keys stay
+  DType dtype;
+  Precision precision;
+  const int32_t* offsets;
+  const void *query, *key, *value;
+  const float* lse;
+  const float* delta;  // [batch, queries, heads]: rowsum(dout * out) - dlse
+  const void* dout;
+  const float* rpb;
+  void *dquery, *dkey, *dvalue;
+  float* drpb;  // [drpb_parts, heads, bias_entries] or null; the caller adds the parts
+  int drpb_parts;
+};
+
+const char* naive_qk(const UnfusedArgs&, Stream);
+const char* naive_av(const UnfusedArgs&, Stream);
+const char* naive_inverse(const UnfusedArgs&, Stream);
+const char* fused_forward(const ForwardArgs&, Stream);
+const char* fused_backward(const BackwardArgs&, Stream);
+
+}  // namespace jax_na::cuda

@@ -1,0 +1,278 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The CUDA kernels as Python functions of numpy arrays: on the host executor, or on the GPU of this machine.
+
+Both run the launchers of cuda/kernels.h through tests/simt/harness.h, without JAX. Every array lies between
+guard areas, and results are poisoned; what the executor finds is an AssertionError. JAX_NA_KERNELS=device
+chooses the GPU (it needs nvcc).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import enum
+import functools
+import itertools
+import math
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from . import oracle
+from .cuda_problems import Problem, Tile, boxes_visited, dtype_of
+from .simt import build
+
+Array = np.ndarray
+AXES = 3  # kAxes
+DTYPES = {"float32": 0, "bfloat16": 1, "float16": 2, "float64": 3}  # DType
+PRECISIONS = {"default": 0, "exact": 1}  # Precision
+ON_DEVICE = os.environ.get("JAX_NA_KERNELS") == "device"
+GUARD, GUARD_BYTE = 256, 0xA5
+NAN, NO_NAN = 0xFF, 0x40  # bytes to poison results with; the others are between 2 and 4
+
+
+class Kernel(enum.IntEnum):
+    NAIVE_QK, NAIVE_AV, NAIVE_INVERSE, FORWARD, BACKWARD = range(5)
+
+
+# The interface of tests/simt/harness.h
+
+
+class _Axis(ctypes.Structure):
+    _fields_ = [(n, ctypes.c_int) for n in ("length", "kernel_size", "stride", "dilation")]
+    _fields_ += [("is_causal", ctypes.c_bool)]
+
+
+class NativeProblem(ctypes.Structure):
+    """Problem of common/problem.h; what is present starts at `offsets` instead of q0 and k0."""
+
+    _fields_ = [("batch", ctypes.c_int64), ("rank", ctypes.c_int), ("axis", _Axis * AXES)]
+    _fields_ += [(name, ctypes.c_int * AXES) for name in ("q0", "nq", "k0", "nk")]
+    _fields_ += [(name, ctypes.c_int) for name in ("heads", "kv_heads", "head_dim", "value_dim", "pitch")]
+    _fields_ += [("tile", ctypes.c_int * AXES), ("scale", ctypes.c_double)]
+
+
+class _Buffer(ctypes.Structure):
+    _fields_ = [("data", ctypes.c_void_p), ("bytes", ctypes.c_int64), ("name", ctypes.c_char_p)]
+    _fields_ += [("is_result", ctypes.c_int32)]
+
+
+class _Call(ctypes.Structure):
+    _fields_ = [("problem", NativeProblem)]
+    _fields_ += [(name, ctypes.c_int32) for name in ("kernel", "dtype", "precision", "drpb_parts")]
+    _fields_ += [("seed", ctypes.c_uint32), ("tiles", ctypes.c_int32 * AXES * 4)]
+
+
+def padded(values: Sequence[int]) -> tuple[int, ...]:
+    return (1,) * (AXES - len(values)) + tuple(values)
+
+
+def native(problem: Problem) -> NativeProblem:
+    """The problem as the C++ sources know it, padded to three axes."""
+    n = NativeProblem(
+        batch=problem.batch, rank=len(problem.axes), scale=problem.softmax_scale, pitch=problem.pitch
+    )
+    for name in ("heads", "kv_heads", "head_dim", "value_dim"):
+        setattr(n, name, getattr(problem, name))
+    axes = [oracle.Axis(1, 1)] * (AXES - len(problem.axes)) + list(problem.axes)
+    for a, axis in enumerate(axes):
+        n.axis[a] = _Axis(axis.length, axis.kernel_size, axis.stride, axis.dilation, axis.is_causal)
+        n.nq[a], n.nk[a] = len(axis.queries), len(axis.keys)
+    return n
+
+
+@functools.cache
+def library() -> ctypes.CDLL:
+    """The kernels, built.
+
+    Raises:
+        simt.build.BuildError: if they cannot be.
+    """
+    if not ON_DEVICE and build.host_compiler() is None:
+        pytest.skip("there is no C++ compiler to build the CUDA kernels for the host with")
+    cuda = build.ROOT / "cuda"
+    kernels, dispatch = sorted(cuda.glob("*.cu")), [cuda / "fused.cc", cuda / "naive.cc"]
+    if ON_DEVICE:
+        path = build.device_library("kernels", [*kernels, *dispatch, build.SIMT / "harness_device.cu"])
+    else:
+        path = build.host_library("kernels", kernels, [*dispatch, build.SIMT / "harness.cc"])
+    return ctypes.CDLL(str(path))
+
+
+class _Arena:
+    """Arrays between guard areas, aligned to 16 bytes and not more: the least that callers promise."""
+
+    def __init__(self) -> None:
+        self.memory: list[Array] = []
+        self.buffers: list[_Buffer] = []
+
+    def add(self, name: str, array: Array | None, is_result: bool = False) -> Array | None:
+        """A copy of the array, the kernel's next buffer; None for an array that is not there."""
+        if array is None:
+            self.buffers.append(_Buffer(None, 0, name.encode(), is_result))
+            return None
+        memory = np.full(array.nbytes + 2 * GUARD + 256, GUARD_BYTE, np.uint8)
+        start = GUARD + (16 - memory.ctypes.data - GUARD) % 256
+        copy = memory[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+        copy[...] = array
+        self.memory.append(memory)
+        self.buffers.append(_Buffer(memory.ctypes.data + start, array.nbytes, name.encode(), is_result))
+        return copy
+
+    def intact(self) -> bool:
+        """Whether the guard areas are as they were."""
+        starts = (b.data - m.ctypes.data for b, m in zip(self._present(), self.memory, strict=True))
+        return all(
+            (m[:s] == GUARD_BYTE).all() and (m[s + b.bytes :] == GUARD_BYTE).all()
+            for s, b, m in zip(starts, self._present(), self.memory, strict=True)
+        )
+
+    def _present(self) -> list[_Buffer]:
+        return [b for b in self.buffers if b.data is not None]
+
+
+def run(
+    kernel: Kernel,
+    problem: Problem,
+    dtype: str,
+    operands: Mapping[str, Array | None],
+    results: Mapping[str, Array | None],
+    *,
+    tiles: Sequence[Tile] = (),
+    precision: str = "default",
+    seed: int = 0,
+    drpb_parts: int = 0,
+) -> dict[str, Array]:
+    """Runs a kernel; `results` are poisoned arrays of the right shapes, of which changed copies come back.
+
+    The order of operands, then results, is that of harness.h.
+    """
+    arena = _Arena()
+    arena.add("offsets", problem.offsets)
+    inputs = {name: arena.add(name, x) for name, x in operands.items()}
+    outputs = {name: arena.add(name, x, is_result=True) for name, x in results.items()}
+    call = _Call(
+        problem=native(problem),
+        kernel=kernel,
+        dtype=DTYPES[dtype],
+        precision=PRECISIONS[precision],
+        drpb_parts=drpb_parts,
+        seed=seed,
+    )
+    for i, tile in enumerate(tiles):
+        call.tiles[i] = (ctypes.c_int32 * AXES)(*padded(tile))
+    report = ctypes.create_string_buffer(4096)
+    buffers = (_Buffer * len(arena.buffers))(*arena.buffers)
+    library().jax_na_run(ctypes.byref(call), buffers, len(buffers), report, len(report))
+    assert not report.value, (
+        f"{kernel.name} {problem} {dtype} tiles {tiles} seed {seed}:\n{report.value.decode()}"
+    )
+    assert arena.intact(), "bytes beside an array have changed"
+    for name, x in operands.items():
+        assert x is None or x.tobytes() == inputs[name].tobytes(), f"the operand {name} has changed"
+    return {name: x for name, x in outputs.items() if x is not None}
+
+
+def any_seed(rng: np.random.Generator) -> int:
+    return int(rng.integers(2**32))
+
+
+def poisoned(shape: Sequence[int], dtype: Any, byte: int = NAN) -> Array:
+    """An array whose bytes are all the same."""
+    array = np.empty(tuple(shape), dtype)
+    array.view(np.uint8).reshape(-1)[...] = byte
+    return array
+
+
+def forward(
+    problem: Problem, dtype: str, inputs: Mapping[str, Array], poison: int = NAN, **how: Any
+) -> dict[str, Array]:
+    """out and lse."""
+    shapes = problem.shapes()
+    results = {
+        "out": poisoned(shapes["out"], dtype_of(dtype), poison),
+        "lse": poisoned(shapes["lse"], np.float32, poison),
+    }
+    operands = {name: inputs.get(name) for name in ("query", "key", "value", "rpb")}
+    return run(Kernel.FORWARD, problem, dtype, operands, results, **how)
+
+
+def backward(
+    problem: Problem,
+    dtype: str,
+    inputs: Mapping[str, Array],
+    given: Mapping[str, Array],
+    poison: int = NAN,
+    parts: int = 4,
+    **how: Any,
+) -> dict[str, Array]:
+    """Gradients of the inputs, named like them; `given` are lse, delta and dout."""
+    names = ("query", "key", "value")
+    operands = {name: inputs[name] for name in names} | {
+        name: given[name] for name in ("lse", "delta", "dout")
+    }
+    operands["rpb"] = inputs.get("rpb")
+    results: dict[str, Array | None] = {
+        f"d{name}": poisoned(inputs[name].shape, dtype_of(dtype), poison) for name in names
+    }
+    results["drpb"] = poisoned((parts, *inputs["rpb"].shape), np.float32, poison) if problem.rpb else None
+    found = run(Kernel.BACKWARD, problem, dtype, operands, results, drpb_parts=parts, **how)
+    if problem.rpb:
+        found["drpb"] = found["drpb"].sum(0)
+    return {name[1:]: x for name, x in found.items()}
+
+
+# Tiles
+
+Mode = tuple[str, str]  # dtype, precision
+ENOUGH_WORK = 1 << 20  # multiplications of a product that the executor does in a fraction of a second
+FORWARD_PASS, QUERIES_PASS, KEYS_PASS = 0, 1, 2  # Pass
+
+
+def boxes(tokens: int, rank: int) -> list[Tile]:
+    """All boxes of so many tokens whose extents are powers of two."""
+    sizes = [1 << i for i in range(tokens.bit_length())]
+    return [t for t in itertools.product(sizes, repeat=rank) if math.prod(t) == tokens]
+
+
+def kernel_shape(which: int, problem: Problem, mode: Mode, rows: int) -> tuple[int, int]:
+    """(rows that stay, tokens streamed) of the kernel for so many rows, or of the largest smaller one."""
+    width = dtype_of(mode[0]).itemsize
+    while rows:
+        streamed = library().jax_na_streamed_tokens(which, width, problem.head_dim, problem.value_dim, rows)
+        if streamed:
+            return rows, streamed
+        rows //= 2
+    raise ValueError(f"there is no kernel for {problem}")
+
+
+def _any_tiles(which: int, problem: Problem, mode: Mode, rows: int, rng: np.random.Generator) -> list[Tile]:
+    """Random ones, not so badly suited to the problem that the executor takes long."""
+    rank, shape = len(problem.axes), kernel_shape(which, problem, mode, rows)
+    choices = [boxes(tokens, rank) for tokens in shape]
+    each = math.prod(shape) * max(32, problem.head_dim, problem.value_dim) * problem.batch * problem.heads
+    whole = {"query_start": 0, "num_queries": None, "key_start": 0, "num_keys": None}
+    grid = [dataclasses.replace(axis, **whole) for axis in problem.axes]
+    best, least = [], math.inf
+    for _ in range(10):
+        tiles = [c[rng.integers(len(c))] for c in choices]
+        cost = each * boxes_visited(grid, *tiles, keys_stay=which == KEYS_PASS)
+        if cost < least:
+            best, least = tiles, cost
+        if cost < ENOUGH_WORK:
+            break
+    return best
+
+
+def forward_tiles(problem: Problem, mode: Mode, rows: int, rng: np.random.Generator) -> list[Tile]:
+    """Random tiles of queries and keys for the kernel of so many rows."""
+    return _any_tiles(FORWARD_PASS, problem, mode, rows, rng)
+
+
+def backward_tiles(problem: Problem, mode: Mode, rows: int, rng: np.random.Generator) -> list[Tile]:
+    """Random tiles of queries and keys: where queries stay and keys stream, then the other way round."""
+    queries, keys = (_any_tiles(p, problem, mode, rows, rng) for p in (QUERIES_PASS, KEYS_PASS))
+    return [*queries, *reversed(keys)]

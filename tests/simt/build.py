@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Builds the CUDA sources as shared libraries, with a C++ compiler for the executor or with nvcc.
+
+Objects are kept in a temporary folder under a hash of everything they depend on, so that a run of the tests
+compiles only what has changed, and processes that start together compile it once.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import fcntl
+import functools
+import hashlib
+import os
+import pathlib
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+SIMT = ROOT / "tests" / "simt"
+HEADERS = ("common/*.h", "cuda/*.h", "cuda/*.cuh", "tests/simt/*.h", "tests/simt/*.cuh")
+HEADERS += ("tests/simt/executor/*.h",)
+FLAGS = (
+    "-std=c++17",
+    "-O1",
+    "-gdwarf-4",
+    "-fno-optimize-sibling-calls",
+    "-fPIC",
+    "-Wall",
+    "-Wno-unknown-pragmas",
+)
+FLAGS += ("-DJAX_NA_SIMT", f"-I{ROOT / 'tests'}")
+KERNEL_FLAGS = ("-x", "c++", "-fsanitize=thread")  # every access becomes a call that the executor checks
+NVCC_FLAGS = ("-std=c++17", "-O3", "-Xcompiler", "-fPIC", "-lineinfo")
+KEPT_SECONDS = 3 * 24 * 3600
+
+
+class BuildError(RuntimeError):
+    """A source does not compile; the message has the compiler's."""
+
+
+def host_compiler() -> str | None:
+    """$CXX, g++ or clang++, None if there is none."""
+    return next(filter(None, map(shutil.which, (os.environ.get("CXX") or "", "g++", "clang++"))), None)
+
+
+def nvcc() -> str | None:
+    """The CUDA compiler on the PATH or in $CUDA_HOME, None if there is none."""
+    home = pathlib.Path(os.environ.get("CUDA_HOME") or "/usr/local/cuda", "bin", "nvcc")
+    return shutil.which("nvcc") or shutil.which(str(home))
+
+
+def host_library(name: str, kernels: Sequence[pathlib.Path], host: Sequence[pathlib.Path]) -> pathlib.Path:
+    """A library of `kernels`, which the executor runs and checks, and of ordinary sources.
+
+    Raises:
+        BuildError: if one does not compile, or if there is no compiler.
+    """
+    compiler = host_compiler()
+    if compiler is None:
+        raise BuildError("there is no C++ compiler")
+    commands = [(source, (compiler, *FLAGS, *KERNEL_FLAGS)) for source in kernels]
+    executor = sorted((SIMT / "executor").glob("*.cc")) if kernels else []
+    commands += [(source, (compiler, *FLAGS)) for source in (*host, *executor)]
+    return _library(name, commands, (compiler, "-shared"))
+
+
+def device_library(name: str, sources: Sequence[pathlib.Path], architecture: str = "") -> pathlib.Path:
+    """The same with nvcc, for an architecture such as "90a" or that of this machine's GPU.
+
+    Raises:
+        BuildError: if one does not compile, or if there is no nvcc.
+    """
+    compiler = nvcc()
+    if compiler is None:
+        raise BuildError("there is no nvcc")
+    code = f"-gencode=arch=compute_{architecture},code=sm_{architecture}" if architecture else "-arch=native"
+    command = (compiler, *NVCC_FLAGS, code)
+    link = (compiler, "-shared", code)
+    return _library(
+        name, [(s, (*command, "-x", "cu") if s.suffix == ".cc" else command) for s in sources], link
+    )
+
+
+Commands = Sequence[tuple[pathlib.Path, tuple[str, ...]]]
+
+
+def _library(name: str, commands: Commands, link: tuple[str, ...]) -> pathlib.Path:
+    with _locked_folder() as folder:
+        targets = [folder / f"{source.stem}-{_hash(source, command)}.o" for source, command in commands]
+        missing = [(c, s, t) for (s, c), t in zip(commands, targets, strict=True) if not t.exists()]
+        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+            list(pool.map(lambda job: _run([*job[0], "-c", str(job[1])], job[2]), missing))
+        digest = hashlib.sha256(" ".join(t.name for t in targets).encode()).hexdigest()[:16]
+        library = folder / f"{name}-{digest}.so"
+        if not library.exists():
+            _run([*link, *map(str, targets)], library)
+        for used in (*targets, library):
+            used.touch()
+    return library
+
+
+def _run(command: Sequence[str], target: pathlib.Path) -> None:
+    """Runs a compiler; the target appears only when it is complete."""
+    part = target.with_suffix(f".{os.getpid()}{target.suffix}")
+    result = subprocess.run([*command, "-o", str(part)], capture_output=True, text=True)
+    if result.returncode != 0:
+        raise BuildError(f"{' '.join(command)}\n{result.stdout}{result.stderr}")
+    part.replace(target)
+
+
+def _hash(source: pathlib.Path, command: Sequence[str]) -> str:
+    digest = hashlib.sha256(" ".join(command).encode() + _headers() + _version(command[0]))
+    digest.update(source.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+@functools.cache
+def _headers() -> bytes:
+    files = sorted(file for pattern in HEADERS for file in ROOT.glob(pattern))
+    return hashlib.sha256(b"".join(file.name.encode() + file.read_bytes() for file in files)).digest()
+
+
+@functools.cache
+def _version(compiler: str) -> bytes:
+    return subprocess.run([compiler, "--version"], capture_output=True).stdout
+
+
+@contextlib.contextmanager
+def _locked_folder() -> Iterator[pathlib.Path]:
+    """The folder of all objects, for one process at a time, without what has not been used for days."""
+    folder = pathlib.Path(tempfile.gettempdir(), f"jax-na-simt-{os.getuid()}")
+    folder.mkdir(mode=0o700, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for file in folder.glob("*.*"):
+            if file.stat().st_mtime < time.time() - KEPT_SECONDS:
+                file.unlink(missing_ok=True)
+        yield folder

@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: Apache-2.0
+// One call of a CUDA kernel as plain data, which tests/cuda_kernels.py fills in through ctypes: keep both alike.
+// Each library has one source that includes this.
+#pragma once
+
+#include <stdint.h>
+
+#include "../../cuda/fused_config.h"
+#include "../../cuda/kernels.h"
+
+namespace jax_na::cuda {
+
+enum class Kernel : int32_t { kNaiveQk, kNaiveAv, kNaiveInverse, kForward, kBackward };
+
+// An array of the caller; the kernel must not touch one byte before or after it.
+struct Buffer {
+  void* data;
+  int64_t bytes;
+  const char* name;
+  int32_t is_result;
+};
+
+struct Call {
+  Problem problem;
+  Kernel kernel;
+  int32_t dtype, precision, drpb_parts;
+  uint32_t seed;            // of the executor's schedule
+  int32_t tiles[4][kAxes];  // query, key; for the backward pass those of dQ, then those of dK and dV
+};
+
+inline Tiles tiles_of(const Call& call, int first) {
+  Tiles tiles{};
+  for (int a = 0; a < kAxes; ++a) {
+    tiles.query[a] = call.tiles[first][a];
+    tiles.key[a] = call.tiles[first + 1][a];
+  }
+  return tiles;
+}
+
+// Runs the launcher on buffers in device memory: offsets, then operands, then results, in the order of the arguments.
+inline const char* launch(const Call& call, void* const* buffer, Stream stream) {
+  const auto dtype = static_cast<DType>(call.dtype);
+  const auto precision = static_cast<Precision>(call.precision);
+  const auto* offsets = static_cast<const int32_t*>(buffer[0]);
+  if (call.kernel == Kernel::kForward) {
+    ForwardArgs args{};
+    args.problem = call.problem, args.tiles = tiles_of(call, 0), args.dtype = dtype, args.precision = precision;
+    args.offsets = offsets;
+    args.query = buffer[1], args.key = buffer[2], args.value = buffer[3];
+    args.rpb = static_cast<const float*>(buffer[4]);
+    args.out = buffer[5], args.lse = static_cast<float*>(buffer[6]);
+    return fused_forward(args, stream);
+  }
+  if (call.kernel == Kernel::kBackward) {
+    BackwardArgs args{};
+    args.problem = call.problem, args.query_tiles = tiles_of(call, 0), args.key_tiles = tiles_of(call, 2);
+    args.dtype = dtype, args.precision = precision, args.offsets = offsets;
+    args.query = buffer[1], args.key = buffer[2], args.value = buffer[3];
+    args.lse = static_cast<const float*>(buffer[4]), args.delta = static_cast<const float*>(buffer[5]);
+    args.dout = buffer[6], args.rpb = static_cast<const float*>(buffer[7]);
+    args.dquery = buffer[8], args.dkey = buffer[9], args.dvalue = buffer[10];
+    args.drpb = static_cast<float*>(buffer[11]), args.drpb_parts = call.drpb_parts;
+    return fused_backward(args, stream);
+  }
+  UnfusedArgs args{};
+  args.problem = call.problem, args.dtype = dtype, args.offsets = offsets;
+  if (call.kernel == Kernel::kNaiveQk) {
+    args.x = buffer[1], args.y = buffer[2], args.weights = buffer[3];
+    return naive_qk(args, stream);
+  }
+  args.weights = buffer[1];
+  (call.kernel == Kernel::kNaiveAv ? args.y : args.x) = buffer[2];
+  (call.kernel == Kernel::kNaiveAv ? args.x : args.y) = buffer[3];
+  return call.kernel == Kernel::kNaiveAv ? naive_av(args, stream) : naive_inverse(args, stream);
+}
+
+}  // namespace jax_na::cuda
+
+// Tokens that the fused kernel with so many rows streams per step, 0 if there is none.
+extern "C" int jax_na_streamed_tokens(int pass, int element_bytes, int head_dim, int value_dim, int rows) {
+  using namespace jax_na::cuda;
+  const int row_bytes = feature_bucket(head_dim, value_dim) * element_bytes;
+  const bool exists = row_bytes > 0 && has_shape(static_cast<Pass>(pass), row_bytes, element_bytes, rows);
+  return exists ? streamed_tokens(static_cast<Pass>(pass), row_bytes, rows) : 0;
+}

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What blocks of the fused CUDA kernels visit: every legal pair once, no box and no mask for nothing."""
+
+import ctypes
+import functools
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+from . import cuda_kernels, oracle
+from .cases import CASES, NAMED
+from .cuda_problems import Problem, boxes_visited, region
+from .simt import build
+from .test_regions import CUTS, PLACES, places, regions
+from .test_window import legal_axes
+
+QUERIES, KEYS = "queries", "keys"  # which side's tokens stay in a block, as rows
+
+
+@functools.cache
+def library():
+    if build.host_compiler() is None:
+        pytest.skip("there is no C++ compiler to build cuda/tile.cuh for the host with")
+    walk = ctypes.CDLL(str(build.host_library("schedule", [], [build.SIMT / "schedule.cc"]))).jax_na_schedule
+    walk.restype = ctypes.c_int64
+    walk.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p, ctypes.c_int]
+    walk.argtypes += [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
+    return walk
+
+
+def schedule(axes, side, row_tile, column_tile, warp_rows):
+    """[rows, columns] how often a pair is computed; [visits, 2] whether unmasked, and whether all is seen."""
+    problem = cuda_kernels.native(Problem(axes))
+    for a, axis in enumerate(axes, cuda_kernels.AXES - len(axes)):
+        problem.q0[a], problem.k0[a] = axis.query_start, axis.key_start
+    shape = [
+        math.prod(len(x) for x in side_of)
+        for side_of in zip(*((a.queries, a.keys) for a in axes), strict=True)
+    ]
+    pairs = np.zeros(shape if side == QUERIES else shape[::-1], np.uint8)
+    tiles = np.array([cuda_kernels.padded(t) for t in (row_tile, column_tile)], np.int32)
+    visits = np.zeros(
+        (boxes_visited(axes, row_tile, column_tile, side == KEYS) * math.prod(row_tile) // warp_rows, 2),
+        np.int32,
+    )
+    arrays = tiles.ctypes.data, warp_rows, pairs.ctypes.data, visits.ctypes.data, len(visits)
+    count = library()(ctypes.addressof(problem), side == KEYS, *arrays)
+    assert 0 <= count <= len(visits)
+    return pairs, visits[:count]
+
+
+def assert_schedule(axes, side, row_tile, column_tile, warp_rows):
+    what = axes, side, row_tile, column_tile, warp_rows
+    pairs, visits = schedule(*what)
+    mask = oracle.Geometry(tuple(axes)).mask
+    assert np.array_equal(pairs, mask if side == QUERIES else mask.T), what
+    unmasked, all_seen = visits.T
+    assert np.array_equal(unmasked, all_seen), what
+    if warp_rows == math.prod(row_tile):
+        assert len(visits) == boxes_visited(axes, row_tile, column_tile, side == KEYS), what
+
+
+def any_box(rng, tokens, rank):
+    choices = cuda_kernels.boxes(tokens, rank)
+    return choices[rng.integers(len(choices))]
+
+
+def assert_schedules(axes, rng):
+    """Both sides, with random tiles of the sizes that the kernels have and with tiny ones."""
+    for side, (rows, columns) in itertools.product(
+        (QUERIES, KEYS), [(16, 32), (64, 64), (128, 64), (32, 16), (4, 8)]
+    ):
+        tiles = any_box(rng, rows, len(axes)), any_box(rng, columns, len(axes))
+        for warp_rows in {rows, min(rows, 16)}:
+            assert_schedule(axes, side, *tiles, warp_rows)
+
+
+@pytest.mark.parametrize("length", range(1, 14))
+def test_every_short_axis(length, rng):
+    """Every legal axis of a length, with every tile up to 8 rows in turn."""
+    for i, axis in enumerate(legal_axes(length)):
+        rows, columns = 1 << i % 4, 1 << i // 4 % 4
+        for side in (QUERIES, KEYS):
+            assert_schedule((axis,), side, (rows,), (columns,), rows)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_cases(case, rng):
+    assert_schedules(case.axes, rng)
+
+
+@pytest.mark.parametrize("name", CUTS)
+def test_regions(name, rng):
+    case = NAMED[name]
+    for queries, keys in regions(case, CUTS[name]):
+        assert_schedules(region(case, queries, keys), rng)
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_every_place(name, rng):
+    for geometry in places(PLACES[name]):
+        for side in (QUERIES, KEYS):
+            assert_schedule(geometry.axes, side, (4,), (2,), 4)
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+@pytest.mark.parametrize("number", range(8))
+def test_random_problems(rank, number, rng):
+    lengths = {1: 200, 2: 24, 3: 9}
+    axes = []
+    for _ in range(rank):
+        length = int(rng.integers(1, lengths[rank] + 1))
+        dilation = int(rng.integers(1, min(length, 4) + 1))
+        kernel_size = int(rng.integers(1, length // dilation + 1))
+        stride = int(rng.integers(1, kernel_size + 1))
+        axes.append(oracle.Axis(length, kernel_size, stride, dilation, bool(rng.integers(2))))
+    assert_schedules(tuple(axes), rng)
