@@ -20,11 +20,15 @@ os.environ["JAX_PLATFORMS"] = "cpu"  # of JAX only the windows are needed
 import gpu_check
 import numpy as np
 import torch
+import torch._functorch.config
 from gpu_timing import Timing, time_calls
 from specs import BY_NAME, Spec
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 import jax_na
+
+# A backward pass is timed many times over one forward pass, whose results must stay.
+torch._functorch.config.donated_buffer = False
 
 BLOCK = 128  # of the mask: FlexAttention's own choice on GPUs
 TILES = {1: (128,), 2: (8, 16), 3: (4, 4, 8)}  # tokens that lie together, as many as a block

@@ -79,7 +79,8 @@ __device__ __forceinline__ void tma_load(uint32_t to, const TensorMap* map, uint
       "r"(coordinate[4]) : "memory");
 }
 
-// Shared to global memory, in the thread's open group.
+// Shared to global memory, in the thread's open group. Coordinates may end outside of the tensor, but not begin there:
+// negative ones stop an H200 with an illegal instruction.
 __device__ __forceinline__ void tma_store(const TensorMap* map, uint32_t from, const int (&coordinate)[kTensorRank]) {
   JAX_NA_SM90A(
       "cp.async.bulk.tensor.5d.global.shared::cta.tile.bulk_group [%0, {%2, %3, %4, %5, %6}], [%1];" ::"l"(map),

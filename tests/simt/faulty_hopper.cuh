@@ -26,6 +26,7 @@ enum HopperFault {
   kMissingNamedBarrier,
   kMissingStoreWait,
   kMisalignedBox,
+  kStoreBeforeTensor,
   kMisalignedRows,
   kMissingRegisters,
   kMapTooLong,
@@ -79,8 +80,9 @@ __device__ __forceinline__ void store_tile(const TensorProductParams& p, int hal
   if (p.fault != kMissingProxyFence) fence_proxy_async();
   if (p.fault != kMissingNamedBarrier) named_barrier_sync(1 + half, 128);
   if (thread != 0) return;
-  // at kMissingProxyFence, kMissingNamedBarrier, kMissingStoreWait
-  tma_store(&p.out, shared_address(tile), {0, (static_cast<int>(blockIdx.x) * 2 + half) * kTile, 0, 0, 0});
+  const int batch = p.fault == kStoreBeforeTensor ? -1 : 0;
+  // at kMissingProxyFence, kMissingNamedBarrier, kMissingStoreWait, kStoreBeforeTensor
+  tma_store(&p.out, shared_address(tile), {0, (static_cast<int>(blockIdx.x) * 2 + half) * kTile, batch, 0, 0});
   bulk_commit();
   if (p.fault != kMissingStoreWait) bulk_wait_read<0>();
 }

@@ -56,6 +56,7 @@ TENSOR_PRODUCT = {
     "MissingNamedBarrier": "race",
     "MissingStoreWait": "copy never waited for",
     "MisalignedBox": "misaligned",
+    "StoreBeforeTensor": "box before the tensor",
     "MisalignedRows": "misaligned",
     "MissingRegisters": "deadlock",
     "MapTooLong": "out of bounds",

@@ -94,6 +94,11 @@ void start(const TensorCopy& copy, const Access& shared_access) {
     record("misaligned",
            text("rows of a box at element %d, inside of 16 bytes, in block %u", copy.coordinate[0], block.index),
            {{"tensor copy", copy.site}});
+  for (int axis = 1; axis < 5 && !copy.load; ++axis)
+    if (copy.coordinate[axis] < 0)  // of loads these elements are zero; of a store they are an illegal instruction
+      record("box before the tensor",
+             text("it begins at %d of axis %d, in block %u", copy.coordinate[axis], axis, block.index),
+             {{"tensor store", copy.site}});
   const size_t bytes = static_cast<size_t>(box_bytes(copy.map));
   char* shared = access_shared(copy.shared, bytes, pattern_bytes(copy.map.swizzle), shared_access);
   if (copy.load) poison(shared, bytes);
