@@ -24,6 +24,7 @@ namespace {
 const char* check(const Problem& p) {
   for (int a = 0; a < kAxes; ++a)
     if (p.nq[a] > p.axis[a].length || p.nk[a] > p.axis[a].length) return "more tokens than the grid has";
+  if (query_tokens(p) > INT32_MAX || key_tokens(p) > INT32_MAX) return "the grid has more than 2^31 - 1 tokens";
   return nullptr;
 }
 
