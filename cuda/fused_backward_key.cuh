@@ -54,15 +54,12 @@ __global__ void __launch_bounds__(S::kThreads, 8 / S::kWarps)
   auto statistics = [&](int offset, int stage) {
     return reinterpret_cast<float*>(shared + offset + stage * Shared::kColumnBytes);
   };
-  auto load_box = [&](const Walk& walk, int repeat, int stage) {
-    const Tile tiles[] = {Tile{shared + Shared::kQuery + stage * S::kColumnTileBytes},
-                          Tile{shared + Shared::kDout + stage * S::kColumnTileBytes}};
-    const Operand operands[] = {p.query, p.dout};
+  const ColumnTiles<S> tiles{shared + Shared::kQuery};
+  auto load = [&](const Walk& walk, int repeat, int stage) {
     const int head = b.head * repeats + repeat;
-    const Box box = column_box(g.tiling, b, walk);
-    load_tokens<S, S::kColumns>(g, b.columns, b, box, g.tiling.columns, operands, head, tiles);
-    cp_async_commit();
-    load_statistics<S>(p, b, box, head, statistics(Shared::kLse, stage), statistics(Shared::kDelta, stage));
+    load_box(g, b, walk, p.query, p.dout, head, tiles, stage);
+    load_statistics<S>(p, b, column_box(g.tiling, b, walk), head, statistics(Shared::kLse, stage),
+                       statistics(Shared::kDelta, stage));
   };
 
   load_tokens<S, S::kRows>(g, b.rows, b, row_box(b), g.tiling.rows, {p.key, p.value}, b.head, {key, value});
@@ -77,7 +74,7 @@ __global__ void __launch_bounds__(S::kThreads, 8 / S::kWarps)
       walk.step();
     }
   };
-  load_box(walk, 0, 0);
+  load(walk, 0, 0);
 
   float dkey[S::kRowTiles][kFeatureTiles][4] = {}, dvalue[S::kRowTiles][kFeatureTiles][4] = {};
   Range inner[kAxes];
@@ -87,12 +84,11 @@ __global__ void __launch_bounds__(S::kThreads, 8 / S::kWarps)
     const int stage = step % S::kStages, query_head = b.head * repeats + repeat;
     const Box box = column_box(g.tiling, b, walk);
     advance(step);
-    if (S::kStages > 1 && step + 1 < total) load_box(walk, repeat, (step + 1) % S::kStages);
+    if (S::kStages > 1 && step + 1 < total) load(walk, repeat, (step + 1) % S::kStages);
     if (step == 0) find_inner<S>(windows, first_row, lane, inner);
 
     typename S::Scores weights, dscores;
-    const Tile query{shared + Shared::kQuery + stage * S::kColumnTileBytes},
-        dout{shared + Shared::kDout + stage * S::kColumnTileBytes};
+    const Tile query = tiles.at(0, stage), dout = tiles.at(1, stage);
     const float *lse = statistics(Shared::kLse, stage), *delta = statistics(Shared::kDelta, stage);
     score_product<typename S::Math>(weights, key, first_row, query, lane);
     finish_scores<S, Rows::kKeys>(g, b, windows, inner, box.start, query_head, first_row, lane, weights);
@@ -116,7 +112,7 @@ __global__ void __launch_bounds__(S::kThreads, 8 / S::kWarps)
 
     if (S::kStages == 1 && step + 1 < total) {
       block_sync();
-      load_box(walk, repeat, 0);
+      load(walk, repeat, 0);
     }
   }
   cp_async_wait<0>();  // copies of a block without columns

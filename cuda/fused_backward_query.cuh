@@ -40,20 +40,14 @@ __device__ __forceinline__ void for_each_score_gradient(const BackwardParams& p,
   const int lane = threadIdx.x % 32, first_row = static_cast<int>(threadIdx.x) / 32 * 16 * S::kRowTiles;
   const int kv_head = b.head / query_heads_per_kv_head(g.problem);
 
-  auto load_box = [&](const Walk& walk, int stage) {
-    const Tile tiles[] = {Tile{shared + Shared::kKey + stage * S::kColumnTileBytes},
-                          Tile{shared + Shared::kValue + stage * S::kColumnTileBytes}};
-    const Operand operands[] = {p.key, p.value};
-    load_tokens<S, S::kColumns>(g, b.columns, b, column_box(g.tiling, b, walk), g.tiling.columns, operands, kv_head,
-                                tiles);
-    cp_async_commit();
-  };
+  const ColumnTiles<S> tiles{shared + Shared::kKey};
+  auto load = [&](const Walk& walk, int stage) { load_box(g, b, walk, p.key, p.value, kv_head, tiles, stage); };
 
   load_tokens<S, S::kRows>(g, b.rows, b, row_box(b), g.tiling.rows, {p.query, p.dout}, b.head, {query, dout});
   store_windows<S, Rows::kQueries>(g, b, windows);
   Walk walk = make_walk(g.tiling, b.axis);
   const int total = walk.total();
-  load_box(walk, 0);
+  load(walk, 0);
 
   float lse[S::kRowTiles][2] = {}, delta[S::kRowTiles][2] = {};  // 0 for rows that do not exist: their dS is 0
   for_each_row<S>(g, b, p.query.heads, first_row, lane, [&](int m, int half, int64_t row) {
@@ -68,12 +62,11 @@ __device__ __forceinline__ void for_each_score_gradient(const BackwardParams& p,
     const int stage = step % S::kStages;
     const Box box = column_box(g.tiling, b, walk);
     walk.step();
-    if (S::kStages > 1 && step + 1 < total) load_box(walk, (step + 1) % S::kStages);
+    if (S::kStages > 1 && step + 1 < total) load(walk, (step + 1) % S::kStages);
     if (step == 0) find_inner<S>(windows, first_row, lane, inner);
 
     typename S::Scores scores, dweights;
-    const Tile key{shared + Shared::kKey + stage * S::kColumnTileBytes},
-        value{shared + Shared::kValue + stage * S::kColumnTileBytes};
+    const Tile key = tiles.at(0, stage), value = tiles.at(1, stage);
     score_product<typename S::Math>(scores, query, first_row, key, lane);
     finish_scores<S, Rows::kQueries>(g, b, windows, inner, box.start, b.head, first_row, lane, scores);
     score_product<typename S::Math>(dweights, dout, first_row, value, lane);
@@ -89,7 +82,7 @@ __device__ __forceinline__ void for_each_score_gradient(const BackwardParams& p,
 
     if (S::kStages == 1 && step + 1 < total) {
       block_sync();
-      load_box(walk, 0);
+      load(walk, 0);
     }
   }
   cp_async_wait<0>();  // copies of a block without columns

@@ -236,4 +236,23 @@ __device__ __forceinline__ void load_tokens(const Geometry& g, const Grid& grid,
   }
 }
 
+// The buffers of two operands of the columns, kStages for each, side by side in shared memory.
+template <class S>
+struct ColumnTiles {
+  char* base;
+
+  __device__ __forceinline__ typename S::Tile at(int operand, int stage) const {
+    return {base + (operand * S::kStages + stage) * S::kColumnTileBytes};
+  }
+};
+
+// Starts copying the box that `walk` is at, as one group.
+template <class S>
+__device__ __forceinline__ void load_box(const Geometry& g, const Block& b, const Walk& walk, const Operand& first,
+                                         const Operand& second, int head, ColumnTiles<S> tiles, int stage) {
+  load_tokens<S, S::kColumns>(g, b.columns, b, column_box(g.tiling, b, walk), g.tiling.columns, {first, second}, head,
+                              {tiles.at(0, stage), tiles.at(1, stage)});
+  cp_async_commit();
+}
+
 }  // namespace jax_na::cuda

@@ -86,20 +86,14 @@ __global__ void __launch_bounds__(S::kThreads, S::kMinWarps / S::kWarps)
   const int lane = threadIdx.x % 32, first_row = static_cast<int>(threadIdx.x) / 32 * 16 * S::kRowTiles;
   const int kv_head = b.head / query_heads_per_kv_head(g.problem);
 
-  auto load_box = [&](const Walk& walk, int stage) {
-    const Tile tiles[] = {Tile{shared + Shared::kKey + stage * S::kColumnTileBytes},
-                          Tile{shared + Shared::kValue + stage * S::kColumnTileBytes}};
-    const Operand operands[] = {p.key, p.value};
-    load_tokens<S, S::kColumns>(g, b.columns, b, column_box(g.tiling, b, walk), g.tiling.columns, operands, kv_head,
-                                tiles);
-    cp_async_commit();
-  };
+  const ColumnTiles<S> tiles{shared + Shared::kKey};
+  auto load = [&](const Walk& walk, int stage) { load_box(g, b, walk, p.key, p.value, kv_head, tiles, stage); };
 
   load_tokens<S, S::kRows>(g, b.rows, b, row_box(b), g.tiling.rows, {p.query}, b.head, {query});
   store_windows<S, Rows::kQueries>(g, b, windows);
   Walk walk = make_walk(g.tiling, b.axis);
   const int total = walk.total();
-  load_box(walk, 0);
+  load(walk, 0);
 
   OnlineSoftmax<S::kRowTiles> softmax;
   softmax.start();
@@ -111,12 +105,11 @@ __global__ void __launch_bounds__(S::kThreads, S::kMinWarps / S::kWarps)
     const int stage = step % S::kStages;
     const Box box = column_box(g.tiling, b, walk);
     walk.step();
-    if (S::kStages > 1 && step + 1 < total) load_box(walk, (step + 1) % S::kStages);
+    if (S::kStages > 1 && step + 1 < total) load(walk, (step + 1) % S::kStages);
     if (step == 0) find_inner<S>(windows, first_row, lane, inner);
 
     typename S::Scores scores;
-    const Tile key{shared + Shared::kKey + stage * S::kColumnTileBytes},
-        value{shared + Shared::kValue + stage * S::kColumnTileBytes};
+    const Tile key = tiles.at(0, stage), value = tiles.at(1, stage);
     score_product<typename S::Math>(scores, query, first_row, key, lane);
     finish_scores<S, Rows::kQueries>(g, b, windows, inner, box.start, b.head, first_row, lane, scores);
     softmax.update(scores, out, g.factor);
@@ -124,7 +117,7 @@ __global__ void __launch_bounds__(S::kThreads, S::kMinWarps / S::kWarps)
 
     if (S::kStages == 1 && step + 1 < total) {
       block_sync();
-      load_box(walk, 0);
+      load(walk, 0);
     }
   }
   cp_async_wait<0>();  // copies of a block without columns
