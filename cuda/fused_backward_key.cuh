@@ -57,12 +57,12 @@ __global__ void __launch_bounds__(S::kThreads, 8 / S::kWarps)
   const ColumnTiles<S> tiles{shared + Shared::kQuery};
   auto load = [&](const Walk& walk, int repeat, int stage) {
     const int head = b.head * repeats + repeat;
-    load_box(g, b, walk, p.query, p.dout, head, tiles, stage);
+    load_box(g, b, walk, {p.query, p.dout}, head, tiles, stage);
     load_statistics<S>(p, b, column_box(g.tiling, b, walk), head, statistics(Shared::kLse, stage),
                        statistics(Shared::kDelta, stage));
   };
 
-  load_tokens<S, S::kRows>(g, b.rows, b, row_box(b), g.tiling.rows, {p.key, p.value}, b.head, {key, value});
+  load_rows<S>(g, b, {p.key, p.value}, {key, value});
   store_windows<S, Rows::kKeys>(g, b, windows);
   Walk walk = make_walk(g.tiling, b.axis);
   const int boxes = walk.total(), total = boxes * repeats;

@@ -6,7 +6,7 @@
 // Nothing is added by two blocks to the same place: results do not depend on the order of execution.
 #pragma once
 
-#include "fused_scores.cuh"
+#include "fused_keys.cuh"
 #include "fused_store.cuh"
 
 namespace jax_na::cuda {
@@ -14,6 +14,7 @@ namespace jax_na::cuda {
 struct BackwardParams {
   Geometry geometry;
   Operand query, key, value, dout;
+  AdditionalTokens additional;
   const float *lse, *delta;  // [batch, queries, heads]; delta = sum(dO O) - dLSE
   void *dquery, *dkey, *dvalue;
   float* dbias;  // [parts, heads, entries]
@@ -38,16 +39,14 @@ __device__ __forceinline__ void for_each_score_gradient(const BackwardParams& p,
   const Tile query{shared + Shared::kQuery}, dout{shared + Shared::kDout};
   int* windows = reinterpret_cast<int*>(shared + Shared::kWindows);
   const int lane = threadIdx.x % 32, first_row = static_cast<int>(threadIdx.x) / 32 * 16 * S::kRowTiles;
-  const int kv_head = b.head / query_heads_per_kv_head(g.problem);
 
   const ColumnTiles<S> tiles{shared + Shared::kKey};
-  auto load = [&](const Walk& walk, int stage) { load_box(g, b, walk, p.key, p.value, kv_head, tiles, stage); };
 
-  load_tokens<S, S::kRows>(g, b.rows, b, row_box(b), g.tiling.rows, {p.query, p.dout}, b.head, {query, dout});
+  load_rows<S>(g, b, {p.query, p.dout}, {query, dout});
   store_windows<S, Rows::kQueries>(g, b, windows);
-  Walk walk = make_walk(g.tiling, b.axis);
-  const int total = walk.total();
-  load(walk, 0);
+  KeyStream<S> keys(g, b, p.key, p.value, p.additional, tiles);
+  const int total = keys.total();
+  keys.load(0);
 
   float lse[S::kRowTiles][2] = {}, delta[S::kRowTiles][2] = {};  // 0 for rows that do not exist: their dS is 0
   for_each_row<S>(g, b, p.query.heads, first_row, lane, [&](int m, int half, int64_t row) {
@@ -60,15 +59,14 @@ __device__ __forceinline__ void for_each_score_gradient(const BackwardParams& p,
     cp_async_wait<0>();
     block_sync();  // this box has landed, and nobody reads the one before
     const int stage = step % S::kStages;
-    const Box box = column_box(g.tiling, b, walk);
-    walk.step();
-    if (S::kStages > 1 && step + 1 < total) load(walk, (step + 1) % S::kStages);
+    const Box box = keys.next_box();
+    if (S::kStages > 1 && step + 1 < total) keys.load((step + 1) % S::kStages);
     if (step == 0) find_inner<S>(windows, first_row, lane, inner);
 
     typename S::Scores scores, dweights;
     const Tile key = tiles.at(0, stage), value = tiles.at(1, stage);
     score_product<typename S::Math>(scores, query, first_row, key, lane);
-    finish_scores<S, Rows::kQueries>(g, b, windows, inner, box.start, b.head, first_row, lane, scores);
+    keys.finish(step, box, windows, inner, first_row, lane, scores);
     score_product<typename S::Math>(dweights, dout, first_row, value, lane);
 #pragma unroll
     for (int m = 0; m < S::kRowTiles; ++m)
@@ -82,7 +80,7 @@ __device__ __forceinline__ void for_each_score_gradient(const BackwardParams& p,
 
     if (S::kStages == 1 && step + 1 < total) {
       block_sync();
-      load(walk, 0);
+      keys.load(0);
     }
   }
   cp_async_wait<0>();  // copies of a block without columns

@@ -136,11 +136,17 @@ __device__ __forceinline__ int64_t token_of(const Geometry& g, const Grid& grid,
 
 // The same for many tokens of one box: what does not depend on the token is computed once.
 struct BoxTokens {
+  int64_t before;    // tokens of the batches before this one
   int first;         // index of the box's first token, whether it exists or not
   int step[kAxes];   // to the index of the next token along an axis
   int count[kAxes];  // tokens that exist along it
 
-  __device__ __forceinline__ BoxTokens(const Geometry& g, const Grid& grid, const Block& b, const Box& box) : first(0) {
+  // Of `count` tokens in a row, those from `start` on.
+  __device__ __forceinline__ BoxTokens(const Block& b, int count_, int start)
+      : before(b.batch * count_), first(start), step{0, 0, 1}, count{1, 1, count_ - start} {}
+
+  __device__ __forceinline__ BoxTokens(const Geometry& g, const Grid& grid, const Block& b, const Box& box)
+      : before(b.batch * grid.tokens()), first(0) {
     int stride = 1;
 #pragma unroll
     for (int a = kAxes - 1; a >= 0; --a) {
@@ -187,8 +193,8 @@ __device__ __forceinline__ void copy_token(Tile tile, const Element* first, int 
 // Starts copying `kCount` tokens of a box, for one or two operands that have these tokens. Zeros for missing tokens and
 // features.
 template <class S, int kCount, int kOperands>
-__device__ __forceinline__ void load_tokens(const Geometry& g, const Grid& grid, const Block& b, const Box& box,
-                                            const int (&log2)[kAxes], const Operand (&x)[kOperands], int head,
+__device__ __forceinline__ void load_tokens(const BoxTokens& tokens, const int (&log2)[kAxes],
+                                            const Operand (&x)[kOperands], int head,
                                             const typename S::Tile (&tile)[kOperands]) {
   using Element = typename S::Element;
   constexpr int kChunks = S::kRowBytes / 16, kPerChunk = 16 / static_cast<int>(sizeof(Element));
@@ -200,7 +206,6 @@ __device__ __forceinline__ void load_tokens(const Geometry& g, const Grid& grid,
                         : S::kWarps == 1   ? 2
                                            : 4,
                 kGroup = kTokens < kMost ? kTokens : kMost;  // at a time, not to need too many registers
-  const BoxTokens tokens(g, grid, b, box);
 #pragma unroll 1
   for (int begin = 0; begin < kTokens; begin += kGroup) {
     int token[kGroup];
@@ -213,9 +218,9 @@ __device__ __forceinline__ void load_tokens(const Geometry& g, const Grid& grid,
     }
 #pragma unroll
     for (int i = 0; i < kOperands; ++i) {
-      // The head's features of the first token present.
+      // The head's features of the batch's first token.
       const auto* head_base =
-          static_cast<const Element*>(x[i].data) + (b.batch * grid.tokens() * x[i].heads + head) * x[i].features;
+          static_cast<const Element*>(x[i].data) + (tokens.before * x[i].heads + head) * x[i].features;
       const int stride = x[i].heads * x[i].features;
 #pragma unroll
       for (int c = 0; c < kSteps; ++c) {
@@ -246,11 +251,18 @@ struct ColumnTiles {
   }
 };
 
+// Starts copying the block's own tokens, of one or two operands.
+template <class S, int kOperands>
+__device__ __forceinline__ void load_rows(const Geometry& g, const Block& b, const Operand (&x)[kOperands],
+                                          const typename S::Tile (&tile)[kOperands]) {
+  load_tokens<S, S::kRows>(BoxTokens(g, b.rows, b, row_box(b)), g.tiling.rows, x, b.head, tile);
+}
+
 // Starts copying the box that `walk` is at, as one group.
 template <class S>
-__device__ __forceinline__ void load_box(const Geometry& g, const Block& b, const Walk& walk, const Operand& first,
-                                         const Operand& second, int head, ColumnTiles<S> tiles, int stage) {
-  load_tokens<S, S::kColumns>(g, b.columns, b, column_box(g.tiling, b, walk), g.tiling.columns, {first, second}, head,
+__device__ __forceinline__ void load_box(const Geometry& g, const Block& b, const Walk& walk, const Operand (&x)[2],
+                                         int head, ColumnTiles<S> tiles, int stage) {
+  load_tokens<S, S::kColumns>(BoxTokens(g, b.columns, b, column_box(g.tiling, b, walk)), g.tiling.columns, x, head,
                               {tiles.at(0, stage), tiles.at(1, stage)});
   cp_async_commit();
 }

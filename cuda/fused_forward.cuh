@@ -6,7 +6,7 @@
 // with m, the sum and O corrected from box of keys to box of keys (online softmax).
 #pragma once
 
-#include "fused_scores.cuh"
+#include "fused_keys.cuh"
 #include "fused_store.cuh"
 
 namespace jax_na::cuda {
@@ -14,6 +14,7 @@ namespace jax_na::cuda {
 struct ForwardParams {
   Geometry geometry;
   Operand query, key, value;
+  AdditionalTokens additional;
   void* out;   // [batch, queries, heads, value_dim]
   float* lse;  // [batch, queries, heads]
 };
@@ -84,16 +85,14 @@ __global__ void __launch_bounds__(S::kThreads, S::kMinWarps / S::kWarps)
   const Tile query{shared + Shared::kQuery};
   int* windows = reinterpret_cast<int*>(shared + Shared::kWindows);
   const int lane = threadIdx.x % 32, first_row = static_cast<int>(threadIdx.x) / 32 * 16 * S::kRowTiles;
-  const int kv_head = b.head / query_heads_per_kv_head(g.problem);
 
   const ColumnTiles<S> tiles{shared + Shared::kKey};
-  auto load = [&](const Walk& walk, int stage) { load_box(g, b, walk, p.key, p.value, kv_head, tiles, stage); };
 
-  load_tokens<S, S::kRows>(g, b.rows, b, row_box(b), g.tiling.rows, {p.query}, b.head, {query});
+  load_rows<S>(g, b, {p.query}, {query});
   store_windows<S, Rows::kQueries>(g, b, windows);
-  Walk walk = make_walk(g.tiling, b.axis);
-  const int total = walk.total();
-  load(walk, 0);
+  KeyStream<S> keys(g, b, p.key, p.value, p.additional, tiles);
+  const int total = keys.total();
+  keys.load(0);
 
   OnlineSoftmax<S::kRowTiles> softmax;
   softmax.start();
@@ -103,21 +102,20 @@ __global__ void __launch_bounds__(S::kThreads, S::kMinWarps / S::kWarps)
     cp_async_wait<0>();
     block_sync();  // this box has landed, and nobody reads the one before
     const int stage = step % S::kStages;
-    const Box box = column_box(g.tiling, b, walk);
-    walk.step();
-    if (S::kStages > 1 && step + 1 < total) load(walk, (step + 1) % S::kStages);
+    const Box box = keys.next_box();
+    if (S::kStages > 1 && step + 1 < total) keys.load((step + 1) % S::kStages);
     if (step == 0) find_inner<S>(windows, first_row, lane, inner);
 
     typename S::Scores scores;
     const Tile key = tiles.at(0, stage), value = tiles.at(1, stage);
     score_product<typename S::Math>(scores, query, first_row, key, lane);
-    finish_scores<S, Rows::kQueries>(g, b, windows, inner, box.start, b.head, first_row, lane, scores);
+    keys.finish(step, box, windows, inner, first_row, lane, scores);
     softmax.update(scores, out, g.factor);
     weighted_product<typename S::Math>(out, scores, value, 0, lane);
 
     if (S::kStages == 1 && step + 1 < total) {
       block_sync();
-      load(walk, 0);
+      keys.load(0);
     }
   }
   cp_async_wait<0>();  // copies of a block without columns

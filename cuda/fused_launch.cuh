@@ -50,6 +50,12 @@ Operand make_operand(const void* data, int heads, int features) {
   return {data, heads, features, is_chunked(data, features, sizeof(typename Math::Element))};
 }
 
+template <class Math>
+AdditionalTokens make_additional(const Additional& a, const Problem& p) {
+  return {make_operand<Math>(a.key, p.kv_heads, p.head_dim), make_operand<Math>(a.value, p.kv_heads, p.value_dim),
+          a.tokens};
+}
+
 // Scores become exponents of 2 by a positive factor, applied together with the subtraction of their maximum. A bias, a
 // scale that is not positive, need a multiplication of their own before.
 template <Rows rows>
@@ -83,6 +89,7 @@ const char* launch_forward(const ForwardArgs& a, Stream stream) {
   params.query = make_operand<typename S::Math>(a.query, p.heads, p.head_dim);
   params.key = make_operand<typename S::Math>(a.key, p.kv_heads, p.head_dim);
   params.value = make_operand<typename S::Math>(a.value, p.kv_heads, p.value_dim);
+  params.additional = make_additional<typename S::Math>(a.additional, p);
   params.out = a.out;
   params.lse = a.lse;
   return launch(fused_forward_kernel<S>, p.batch * p.heads * params.geometry.tiles, S::kThreads,
@@ -119,6 +126,7 @@ BackwardParams backward_params(const BackwardArgs& a) {
   params.key = make_operand<Math>(a.key, p.kv_heads, p.head_dim);
   params.value = make_operand<Math>(a.value, p.kv_heads, p.value_dim);
   params.dout = make_operand<Math>(a.dout, p.heads, p.value_dim);
+  params.additional = make_additional<Math>(a.additional, p);
   params.lse = a.lse;
   params.delta = a.delta;
   params.dquery = a.dquery;
@@ -139,6 +147,7 @@ const char* launch_bias(const BackwardArgs& a, BackwardParams params, Stream str
   for (int axis = 0; volume(columns) > kColumns; axis = (axis + 1) % kAxes)
     if (columns[axis] > 1) columns[axis] /= 2;
   params.geometry = make_geometry<Rows::kQueries>(a.problem, a.query_tiles.query, columns, a.offsets, a.rpb);
+  params.additional.count = 0;  // they have no bias
   return launch(fused_backward_bias_kernel<Bias>, int64_t{a.drpb_parts} * a.problem.heads, Bias::kThreads,
                 BiasShared<Bias>::kBytes, stream, params);
 }

@@ -107,18 +107,24 @@ __device__ __forceinline__ void add_bias(const Geometry& g, const Block& b, cons
     }
 }
 
-// Scores in the units of the exponents up to `factor`: scaled, masked, with bias.
+// Products in the units of the exponents up to `factor`.
+template <class S>
+__device__ __forceinline__ void scale_scores(const Geometry& g, typename S::Scores& scores) {
+  if (g.premultiplier == 1) return;
+#pragma unroll
+  for (int m = 0; m < S::kRowTiles; ++m)
+#pragma unroll
+    for (int c = 0; c < S::kColumnTiles; ++c)
+#pragma unroll
+      for (int e = 0; e < 4; ++e) scores[m][c][e] *= g.premultiplier;
+}
+
+// Scores of a box of the grid: scaled, masked, with bias.
 template <class S, Rows rows>
 __device__ __forceinline__ void finish_scores(const Geometry& g, const Block& b, const int* windows,
                                               const Range (&inner)[kAxes], const int (&start)[kAxes], int query_head,
                                               int first_row, int lane, typename S::Scores& scores) {
-  if (g.premultiplier != 1)
-#pragma unroll
-    for (int m = 0; m < S::kRowTiles; ++m)
-#pragma unroll
-      for (int c = 0; c < S::kColumnTiles; ++c)
-#pragma unroll
-        for (int e = 0; e < 4; ++e) scores[m][c][e] *= g.premultiplier;
+  scale_scores<S>(g, scores);
   mask_scores<S>(g, windows, inner, start, first_row, lane, scores);
   if (g.rpb != nullptr) add_bias<S, rows>(g, b, start, query_head, first_row, lane, scores);
 }

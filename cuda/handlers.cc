@@ -67,18 +67,37 @@ Precision decode_precision(const FusedAttributes& attributes) {
   return attributes.is_exact != 0 ? Precision::kExact : Precision::kDefault;
 }
 
+// Operands `first` and `first + 1`, if there are so many: additional keys and values.
+ffi::Error decode_additional(const ffi::RemainingArgs& args, size_t first, const Problem& p, Additional& additional) {
+  if (args.size() == first) return ffi::Error::Success();
+  const ffi::AnyBuffer key = *args.get<ffi::AnyBuffer>(first), value = *args.get<ffi::AnyBuffer>(first + 1);
+  Shape k, v;
+  if (ffi::Error error = parse_shape(key.dimensions(), 1, k); error.failure()) return error;
+  if (ffi::Error error = parse_shape(value.dimensions(), 1, v); error.failure()) return error;
+  const int tokens = k.spatial[kAxes - 1];
+  if (k.batch != p.batch || v.batch != p.batch || v.spatial[kAxes - 1] != tokens || k.heads != p.kv_heads ||
+      v.heads != p.kv_heads || k.features != p.head_dim || v.features != p.value_dim)
+    return invalid("additional keys and values must be [batch, tokens, kv_heads, features]");
+  additional = {key.untyped_data(), value.untyped_data(), tokens};
+  return ffi::Error::Success();
+}
+
 ffi::Error fused_forward_call(Stream stream, ffi::RemainingArgs args, ffi::RemainingRets rets,
                               const FusedAttributes& attributes) {
   ForwardArgs a{};
   if (ffi::Error error = decode_attention(attributes.common(), args, a.problem, a.dtype); error.failure()) return error;
-  if (args.size() > 5 || rets.size() != 2) return invalid("na_fused_forward: wrong number of operands or results");
+  const bool has_bias = args.size() % 2 == 1;
+  const size_t operands = has_bias ? 5 : 4;  // without additional keys and values
+  if (args.size() > operands + 2 || rets.size() != 2)
+    return invalid("na_fused_forward: wrong number of operands or results");
   if (!decode_tiles(attributes.tile, a.problem.rank, {&a.tiles})) return invalid(kBadTiles);
   auto operand = [&](size_t i) { return args.get<ffi::AnyBuffer>(i)->untyped_data(); };
   auto result = [&](size_t i) { return (*rets.get<ffi::AnyBuffer>(i))->untyped_data(); };
   a.precision = decode_precision(attributes);
   a.query = operand(0), a.key = operand(1), a.value = operand(2);
   a.offsets = static_cast<const int32_t*>(operand(3));
-  a.rpb = args.size() == 5 ? static_cast<const float*>(operand(4)) : nullptr;
+  a.rpb = has_bias ? static_cast<const float*>(operand(4)) : nullptr;
+  if (ffi::Error error = decode_additional(args, operands, a.problem, a.additional); error.failure()) return error;
   a.out = result(0);
   a.lse = static_cast<float*>(result(1));
   return result_of(fused_forward(a, stream));
@@ -88,8 +107,9 @@ ffi::Error fused_backward_call(Stream stream, ffi::RemainingArgs args, ffi::Rema
                                const FusedAttributes& attributes) {
   BackwardArgs a{};
   if (ffi::Error error = decode_attention(attributes.common(), args, a.problem, a.dtype); error.failure()) return error;
-  const bool has_bias = args.size() == 8;
-  if (args.size() != (has_bias ? 8u : 7u) || rets.size() != (has_bias ? 4u : 3u))
+  const bool has_bias = args.size() % 2 == 0;
+  const size_t operands = has_bias ? 8 : 7;  // without additional keys and values
+  if (args.size() < operands || args.size() > operands + 2 || rets.size() != (has_bias ? 4u : 3u))
     return invalid("na_fused_backward: wrong number of operands or results");
   if (!decode_tiles(attributes.tile, a.problem.rank, {&a.query_tiles, &a.key_tiles})) return invalid(kBadTiles);
   auto operand = [&](size_t i) { return args.get<ffi::AnyBuffer>(i)->untyped_data(); };
@@ -99,6 +119,7 @@ ffi::Error fused_backward_call(Stream stream, ffi::RemainingArgs args, ffi::Rema
   a.offsets = static_cast<const int32_t*>(operand(3));
   a.lse = static_cast<const float*>(operand(4)), a.delta = static_cast<const float*>(operand(5)), a.dout = operand(6);
   a.rpb = has_bias ? static_cast<const float*>(operand(7)) : nullptr;
+  if (ffi::Error error = decode_additional(args, operands, a.problem, a.additional); error.failure()) return error;
   a.dquery = result(0)->untyped_data();
   a.dkey = result(1)->untyped_data();
   a.dvalue = result(2)->untyped_data();

@@ -38,6 +38,13 @@ struct UnfusedArgs {
   void* y;        // [batch, keys, kv_heads, value_dim]
 };
 
+// Tokens beside the grid that every query sees; null for none.
+struct Additional {
+  const void* key;    // [batch, tokens, kv_heads, head_dim]
+  const void* value;  // [batch, tokens, kv_heads, value_dim]
+  int tokens;
+};
+
 struct ForwardArgs {
   Problem problem;
   Tiles tiles;  // queries stay
@@ -48,8 +55,9 @@ struct ForwardArgs {
   const void* key;    // [batch, keys, kv_heads, head_dim]
   const void* value;  // [batch, keys, kv_heads, value_dim]
   const float* rpb;   // [heads, bias_entries] or null
-  void* out;          // [batch, queries, heads, value_dim]
-  float* lse;         // [batch, queries, heads], natural logarithm
+  Additional additional;
+  void* out;   // [batch, queries, heads, value_dim]
+  float* lse;  // [batch, queries, heads], natural logarithm
 };
 
 struct BackwardArgs {
@@ -64,6 +72,7 @@ struct BackwardArgs {
   const float* delta;  // [batch, queries, heads]: rowsum(dout * out) - dlse
   const void* dout;
   const float* rpb;
+  Additional additional;  // their share of dquery; their own gradients are the caller's matter
   void *dquery, *dkey, *dvalue;
   float* drpb;  // [drpb_parts, heads, bias_entries] or null; the caller adds the parts
   int drpb_parts;

@@ -12,10 +12,10 @@ except ImportError as error:
         "(pip install -e .)"
     ) from error
 
-from jax_na.attention import merge_attentions
 from jax_na.functional import na1d, na2d, na3d, neighborhood_attention
 from jax_na.implementations import implementations
 from jax_na.neighborhood import Neighborhood
+from jax_na.tokens import merge_attentions
 from jax_na.unfused import neighborhood_av, neighborhood_qk
 
 __version__ = _version("jax-na")

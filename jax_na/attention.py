@@ -1,25 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Neighborhood attention put together from the primitives, and what comes on top of them."""
+"""Neighborhood attention put together from the primitives."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import math
-import operator
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jax_na import checks, precision, rules, trilinear
+from jax_na import precision, rules, tokens, trilinear
 from jax_na.implementations import row
-from jax_na.neighborhood import Axis, Neighborhood, Op, Shape, known_size, windows
-from jax_na.reference import accumulator, dot
+from jax_na.neighborhood import Axis, Neighborhood, Op, Shape, windows
+from jax_na.reference import accumulator
 from jax_na.softmax import softmax
-
-MAX_SCORES = 1 << 20  # scores with additional tokens that exist at a time
+from jax_na.tokens import Tokens
 
 
 def whole_grid(rank: int) -> Array:
@@ -29,12 +25,20 @@ def whole_grid(rank: int) -> Array:
 
 @functools.partial(jax.jit, static_argnums=0, inline=True)
 def attention(
-    op: Op, q: Array, k: Array, v: Array, offsets: Array, rpb: Array | None = None
+    op: Op, q: Array, k: Array, v: Array, offsets: Array, rpb: Array | None = None, more: Tokens = ()
 ) -> tuple[Array, Array]:
-    """(O, LSE) with the implementation of `op`; `offsets` [rank, 2]: first query and first key per axis."""
+    """(O, LSE) with the implementation of `op`; `offsets` [rank, 2]: first query and first key per axis.
+
+    `more` are additional keys and values, [*batch, tokens, kv_heads, features], if there are any.
+    """
     rpb = None if rpb is None else rpb.astype(accumulator(q.dtype))
     if op.implementation is None or not row(op.implementation).composed:
-        return rules.attention(op, q, k, v, offsets, rpb)
+        return rules.attention(op, (q, k, v, *more), offsets, rpb)
+    out, lse = _composed(op, q, k, v, offsets, rpb)
+    return tokens.include(op, out, lse, q, *more)
+
+
+def _composed(op: Op, q: Array, k: Array, v: Array, offsets: Array, rpb: Array | None) -> tuple[Array, Array]:
     if rpb is None and not any(op.neighborhood.is_causal):
         weights, lse = softmax(op, trilinear.qk(op, q, k, offsets))
     else:
@@ -91,67 +95,6 @@ def _pad_slots(op: Op, x: Array) -> Array:
 def weighted_sum(op: Op, weights: Array, value: Array, offsets: Array) -> Array:
     """NN for weights [..., prod(kernel_size)]."""
     return trilinear.av(op, _pad_slots(op, weights.astype(accumulator(value.dtype))), value, offsets)
-
-
-@functools.partial(jax.jit, static_argnums=0, inline=True)
-def attend_everywhere(op: Op, q: Array, k: Array, v: Array) -> tuple[Array, Array]:
-    """Attention of all queries [*batch, *Sq, H, D] to tokens: k [*batch, T, G, D], v [*batch, T, G, E]."""
-    batch, (tokens, groups), heads = k.ndim - 3, k.shape[-3:-1], q.shape[-2]
-
-    @jax.checkpoint
-    def one(query: Array) -> tuple[Array, Array]:  # [*batch, H, D]
-        query = query.reshape(*k.shape[:batch], groups, heads // groups, q.shape[-1])
-        s = op.scale * dot(op, "...grd,...tgd->...grt", query, k, q.dtype)
-        lse = jax.nn.logsumexp(s, axis=-1)
-        out = dot(op, "...grt,...tge->...gre", jnp.exp(s - lse[..., None]), v, q.dtype)
-        shape = (*k.shape[:batch], heads)
-        return out.reshape(*shape, v.shape[-1]).astype(q.dtype), lse.reshape(shape)
-
-    grid = q.shape[batch:-2]
-    rows = jnp.moveaxis(q.reshape(*q.shape[:batch], math.prod(grid), *q.shape[-2:]), batch, 0)
-    size = max(1, MAX_SCORES // (known_size(k.shape[:batch]) * heads * tokens))
-    out, lse = jax.lax.map(one, rows, batch_size=min(size, len(rows)))
-    out, lse = (jnp.moveaxis(x, 0, batch) for x in (out, lse))
-    return out.reshape(*q.shape[:-1], v.shape[-1]), lse.reshape(q.shape[:-1])
-
-
-def merge_attentions(outputs: Sequence[Array], lses: Sequence[Array]) -> tuple[Array, Array]:
-    """The attention over the union of disjoint key sets, from the attentions over each of them.
-
-        LSE = log sum_i exp(LSE_i),    O = sum_i exp(LSE_i - LSE) O_i
-
-    Args:
-        outputs: arrays [..., heads, value_dim], one per key set.
-        lses: their log-sum-exps [..., heads], natural logarithm; -inf for a query whose key set is empty
-            (its output is then ignored).
-
-    Returns:
-        (out, lse): out in the dtype of the outputs; lse, and what is computed inside, at least float32.
-
-    Raises:
-        ValueError: if there are none, if their numbers differ, or if shapes do not match.
-
-    Differentiable to every order. (Source: the merge of partial softmaxes of FlashAttention's split keys.)
-
-    Example:
-        >>> out, lse = jax_na.merge_attentions([out_a, out_b], [lse_a, lse_b])
-    """
-    checks.partial_attentions(outputs, lses)
-    dtype = jnp.result_type(*outputs)
-    acc = accumulator(dtype)
-    stacked = jnp.stack([x.astype(acc) for x in lses])
-    top = jax.lax.stop_gradient(stacked.max(0))
-    top = jnp.where(jnp.isfinite(top), top, 0)
-    some = stacked > -jnp.inf  # selected before and after exp and log, so that no gradient is 0 * inf
-    weights = jnp.where(some, jnp.exp(jnp.where(some, stacked - top, 0)), 0)
-    total = weights.sum(0)
-    safe = jnp.where(total > 0, total, 1)
-    parts = (
-        jnp.where(w[..., None] > 0, w[..., None] * o.astype(acc), 0)
-        for w, o in zip(weights / safe, outputs, strict=True)
-    )
-    out = functools.reduce(operator.add, parts)
-    return out.astype(dtype), jnp.where(total > 0, top + jnp.log(safe), -jnp.inf)
 
 
 def region_attention(

@@ -142,10 +142,10 @@ def rpb(rpb: Any, n: Neighborhood, heads: int) -> Array | None:
 
 def additional(
     keys: Any, values: Any, n: Neighborhood, query: Array, value: Array
-) -> tuple[Array, Array] | None:
-    """The tokens that every query sees, None if there are none."""
+) -> tuple[()] | tuple[Array, Array]:
+    """The tokens that every query sees, if there are any."""
     if keys is None and values is None:
-        return None
+        return ()
     if keys is None or values is None:
         given, missing = ("values", "keys") if keys is None else ("keys", "values")
         raise ValueError(f"additional_{given} without additional_{missing}; give both or neither")
@@ -160,7 +160,7 @@ def additional(
                 f"additional_{name} has shape {x.shape}; [batch..., tokens, kv_heads, features] is {legal} "
                 f"for {tokens} tokens"
             )
-    return None if 0 in k.shape else (k, v)  # no token, or an empty batch
+    return () if 0 in k.shape else (k, v)  # no token, or an empty batch
 
 
 def weights(weights: Any, value: Any) -> tuple[Array, Array]:

@@ -95,10 +95,7 @@ def neighborhood_attention(
     implementations.check(implementation, query, value)
     length, factor = query.shape[-n.rank - 2 : -2], checks.scale(scale, query.shape[-1])
     op = Op(n, length, factor, implementation, precisions.resolve(precision))
-    out, lse = compose.attention(op, query, key, value, compose.whole_grid(n.rank), rpb)
-    if tokens is not None:
-        out_tokens, lse_tokens = compose.attend_everywhere(op, query, *tokens)
-        out, lse = compose.merge_attentions((out, out_tokens), (lse, lse_tokens))
+    out, lse = compose.attention(op, query, key, value, compose.whole_grid(n.rank), rpb, tokens)
     return (out, lse) if return_lse else out
 
 

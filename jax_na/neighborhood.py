@@ -265,6 +265,7 @@ class Op:
     scale: float = 1.0
     implementation: str | None = None
     precision: Any = None  # of products of float32 values, as jax.lax takes it; hashable
+    tokens: int = 0  # additional ones, which every query sees
 
     @property
     def axes(self) -> tuple[Axis, ...]:

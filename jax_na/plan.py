@@ -55,6 +55,11 @@ def sums_dtype(platform: str, dtype: Any) -> Any:
     return dtype if platform == "cuda" else jnp.float32
 
 
+def takes_tokens(platform: str) -> bool:
+    """Whether the fused kernels take additional tokens; else those are merged outside."""
+    return platform == "cuda"
+
+
 def bias_parts(platform: str, table: Shape) -> int:
     """How many partial sums of d_rpb there are: written in parallel, added in a fixed order."""
     return max(1, min(64, 2**22 // math.prod(table))) if platform == "cuda" else 16

@@ -142,9 +142,13 @@ Lower = Callable[..., Sequence[Array]]
 
 
 def primitive(
-    name: str, abstract: Callable[..., list[Any]], lower: Lower, batched: int, sums: bool = False
+    name: str,
+    abstract: Callable[..., list[Any]],
+    lower: Lower,
+    batched: Callable[[Op], int],
+    sums: bool = False,
 ) -> Primitive:
-    """A primitive whose operands are `batched` arrays with batch axes, then shared ones.
+    """A primitive whose operands are `batched(op)` arrays with batch axes, then shared ones.
 
     `abstract(*avals, **params)` gives the results' types (see `like`), `lower(platform, *operands, **params)`
     their values in JAX; platform is "cpu", "cuda", or "" for others. `sums` says that some results are sums
@@ -181,9 +185,15 @@ def like(aval: Any, shape: Shape | None = None, dtype: Any = None) -> Any:
 
 
 def _batch(
-    p: Primitive, batched: int, sums: bool, args: Sequence[Array], dims: Sequence[int | None], **params: Any
+    p: Primitive,
+    with_batch: Callable[[Op], int],
+    sums: bool,
+    args: Sequence[Array],
+    dims: Sequence[int | None],
+    **params: Any,
 ) -> tuple[list[Array], list[int]]:
     """The mapped axis becomes a new leading batch axis; where results mix the batch, map one by one."""
+    batched = with_batch(params["op"])
     pairs = list(zip(args, dims, strict=True))
     size = next(x.shape[d] for x, d in pairs if d is not None)
     mapped = [None if d is None else jnp.moveaxis(x, d, 0) for x, d in pairs]

@@ -62,7 +62,7 @@ def _primitive(operation: str) -> Any:
         terms = terms if is_zero(dsecond) else [*terms, *p.bind(first, dsecond, offsets, **params)]
         return p.bind(*primals, **params), [sum(terms[1:], terms[0])] if terms else None
 
-    p = target.primitive(f"na_{operation}", abstract, lower, batched=2)
+    p = target.primitive(f"na_{operation}", abstract, lower, batched=lambda op: 2)
     target.define_jvp(p, jvp)
     return p
 

@@ -31,6 +31,7 @@ DTYPES = {"float32": 0, "bfloat16": 1, "float16": 2, "float64": 3}  # DType
 PRECISIONS = {"default": 0, "exact": 1}  # Precision
 ON_DEVICE = os.environ.get("JAX_NA_KERNELS") == "device"
 GUARD, GUARD_BYTE = 256, 0xA5
+ADDITIONAL = ("additional_keys", "additional_values")
 NAN, NO_NAN = 0xFF, 0x40  # bytes to poison results with; the others are between 2 and 4
 
 
@@ -63,6 +64,7 @@ class _Buffer(ctypes.Structure):
 class _Call(ctypes.Structure):
     _fields_ = [("problem", NativeProblem)]
     _fields_ += [(name, ctypes.c_int32) for name in ("kernel", "dtype", "precision", "drpb_parts")]
+    _fields_ += [("additional_tokens", ctypes.c_int32)]
     _fields_ += [("seed", ctypes.c_uint32), ("tiles", ctypes.c_int32 * AXES * 4)]
 
 
@@ -160,6 +162,7 @@ def run(
         dtype=DTYPES[dtype],
         precision=PRECISIONS[precision],
         drpb_parts=drpb_parts,
+        additional_tokens=problem.additional,
         seed=seed,
     )
     for i, tile in enumerate(tiles):
@@ -196,7 +199,7 @@ def forward(
         "out": poisoned(shapes["out"], dtype_of(dtype), poison),
         "lse": poisoned(shapes["lse"], np.float32, poison),
     }
-    operands = {name: inputs.get(name) for name in ("query", "key", "value", "rpb")}
+    operands = {name: inputs.get(name) for name in ("query", "key", "value", "rpb", *ADDITIONAL)}
     return run(Kernel.FORWARD, problem, dtype, operands, results, **how)
 
 
@@ -209,12 +212,12 @@ def backward(
     parts: int = 4,
     **how: Any,
 ) -> dict[str, Array]:
-    """Gradients of the inputs, named like them; `given` are lse, delta and dout."""
+    """Gradients of all inputs but additional tokens, named like them; `given` are lse, delta and dout."""
     names = ("query", "key", "value")
     operands = {name: inputs[name] for name in names} | {
         name: given[name] for name in ("lse", "delta", "dout")
     }
-    operands["rpb"] = inputs.get("rpb")
+    operands |= {name: inputs.get(name) for name in ("rpb", *ADDITIONAL)}
     results: dict[str, Array | None] = {
         f"d{name}": poisoned(inputs[name].shape, dtype_of(dtype), poison) for name in names
     }

@@ -15,7 +15,7 @@ from .cases import CASES, Case
 
 Array = np.ndarray
 Tile = tuple[int, ...]
-UNMERGED = tuple(case for case in CASES if not case.additional)  # kernels know no additional tokens
+UNMERGED = tuple(case for case in CASES if not case.additional)  # unfused kernels know no additional tokens
 LONGEST = {1: 90, 2: 12, 3: 5}  # axes of random problems, by their number
 
 
@@ -35,6 +35,7 @@ class Problem:
     value_dim: int = 8
     rpb: bool = False
     scale: float | None = None
+    additional: int = 0
 
     @classmethod
     def of(cls, case: Case, axes: Sequence[oracle.Axis] | None = None) -> Problem:
@@ -49,6 +50,7 @@ class Problem:
             shapes["value"][-1],
             case.rpb,
             case.scale,
+            case.additional,
         )
 
     @property
@@ -74,6 +76,12 @@ class Problem:
         table = (self.heads, *(2 * a.kernel_size - 1 for a in self.axes))
         shapes = {"query": (*queries, self.head_dim), "key": (*keys, self.head_dim)}
         shapes |= {"value": (*keys, self.value_dim), "out": (*queries, self.value_dim), "lse": queries}
+        if self.additional:
+            tokens = (self.batch, self.additional, self.kv_heads)
+            shapes |= {
+                "additional_keys": (*tokens, self.head_dim),
+                "additional_values": (*tokens, self.value_dim),
+            }
         return shapes | ({"rpb": table} if self.rpb else {})
 
     def inputs(self, rng: np.random.Generator, dtype: str) -> dict[str, Array]:
@@ -152,4 +160,5 @@ def any_problem(rng: np.random.Generator) -> Problem:
     bias = rng.random() < 0.4
     scale = float(rng.choice([0.7, -0.3])) if rng.random() < 0.2 else None
     batch, heads = int(rng.integers(1, 3)), kv_heads * int(rng.integers(1, 3))
-    return Problem(axes, batch, heads, kv_heads, *dims, bias, scale)
+    additional = int(rng.integers(1, 80)) if rng.random() < 0.2 else 0
+    return Problem(axes, batch, heads, kv_heads, *dims, bias, scale, additional)

@@ -23,7 +23,7 @@ struct Buffer {
 struct Call {
   Problem problem;
   Kernel kernel;
-  int32_t dtype, precision, drpb_parts;
+  int32_t dtype, precision, drpb_parts, additional_tokens;
   uint32_t seed;            // of the executor's schedule
   int32_t tiles[4][kAxes];  // query, key; for the backward pass those of dQ, then those of dK and dV
 };
@@ -48,7 +48,8 @@ inline const char* launch(const Call& call, void* const* buffer, Stream stream) 
     args.offsets = offsets;
     args.query = buffer[1], args.key = buffer[2], args.value = buffer[3];
     args.rpb = static_cast<const float*>(buffer[4]);
-    args.out = buffer[5], args.lse = static_cast<float*>(buffer[6]);
+    args.additional = {buffer[5], buffer[6], call.additional_tokens};
+    args.out = buffer[7], args.lse = static_cast<float*>(buffer[8]);
     return fused_forward(args, stream);
   }
   if (call.kernel == Kernel::kBackward) {
@@ -58,8 +59,9 @@ inline const char* launch(const Call& call, void* const* buffer, Stream stream) 
     args.query = buffer[1], args.key = buffer[2], args.value = buffer[3];
     args.lse = static_cast<const float*>(buffer[4]), args.delta = static_cast<const float*>(buffer[5]);
     args.dout = buffer[6], args.rpb = static_cast<const float*>(buffer[7]);
-    args.dquery = buffer[8], args.dkey = buffer[9], args.dvalue = buffer[10];
-    args.drpb = static_cast<float*>(buffer[11]), args.drpb_parts = call.drpb_parts;
+    args.additional = {buffer[8], buffer[9], call.additional_tokens};
+    args.dquery = buffer[10], args.dkey = buffer[11], args.dvalue = buffer[12];
+    args.drpb = static_cast<float*>(buffer[13]), args.drpb_parts = call.drpb_parts;
     return fused_backward(args, stream);
   }
   UnfusedArgs args{};
