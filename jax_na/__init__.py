@@ -13,8 +13,9 @@ except ImportError as error:
     ) from error
 
 from jax_na.functional import na1d, na2d, na3d, neighborhood_attention
-from jax_na.implementations import implementations
+from jax_na.implementations import export_safety_checks, implementations
 from jax_na.neighborhood import Neighborhood
+from jax_na.regions import region_attention
 from jax_na.tokens import merge_attentions
 from jax_na.unfused import neighborhood_av, neighborhood_qk
 
@@ -22,6 +23,7 @@ __version__ = _version("jax-na")
 
 __all__ = [
     "Neighborhood",
+    "export_safety_checks",
     "implementations",
     "merge_attentions",
     "na1d",
@@ -30,4 +32,5 @@ __all__ = [
     "neighborhood_attention",
     "neighborhood_av",
     "neighborhood_qk",
+    "region_attention",
 ]

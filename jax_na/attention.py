@@ -9,10 +9,11 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.ad_checkpoint import checkpoint_name
 
-from jax_na import precision, rules, tokens, trilinear
+from jax_na import rules, tokens, trilinear
 from jax_na.implementations import row
-from jax_na.neighborhood import Axis, Neighborhood, Op, Shape, windows
+from jax_na.neighborhood import Axis, Op, Shape, windows
 from jax_na.reference import accumulator
 from jax_na.softmax import softmax
 from jax_na.tokens import Tokens
@@ -43,7 +44,8 @@ def _composed(op: Op, q: Array, k: Array, v: Array, offsets: Array, rpb: Array |
         weights, lse = softmax(op, trilinear.qk(op, q, k, offsets))
     else:
         weights, lse = softmax(dataclasses.replace(op, scale=1.0), scores(op, q, k, offsets, rpb))
-    return trilinear.av(op, weights, v, offsets), lse
+    out = trilinear.av(op, weights, v, offsets)
+    return checkpoint_name(out, "jax_na_out"), checkpoint_name(lse, "jax_na_lse")
 
 
 def scores(op: Op, q: Array, k: Array, offsets: Array, rpb: Array | None = None) -> Array:
@@ -95,28 +97,3 @@ def _pad_slots(op: Op, x: Array) -> Array:
 def weighted_sum(op: Op, weights: Array, value: Array, offsets: Array) -> Array:
     """NN for weights [..., prod(kernel_size)]."""
     return trilinear.av(op, _pad_slots(op, weights.astype(accumulator(value.dtype))), value, offsets)
-
-
-def region_attention(
-    query: Array,
-    key: Array,
-    value: Array,
-    neighborhood: Neighborhood,
-    length: Shape,
-    offsets: Array,
-    *,
-    scale: float | None = None,
-    rpb: Array | None = None,
-    implementation: str | None = None,
-) -> tuple[Array, Array]:
-    """(out, lse) of the queries of a region, given the keys of a region that holds all their windows.
-
-    Args:
-        query: [batch..., *queries, heads, head_dim], coordinates offsets[:, 0] onwards of a grid `length`.
-        key, value: [batch..., *keys, kv_heads, ...], coordinates offsets[:, 1] onwards.
-        offsets: int32 [rank, 2], may be traced.
-    """
-    scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
-    op = Op(neighborhood, tuple(length), scale, implementation, precision.resolve(None))
-    out, lse = attention(op, query, key, value, jnp.asarray(offsets, jnp.int32), rpb)
-    return out, lse

@@ -160,6 +160,13 @@ class Blocks:
             rpb.reshape(*rpb.shape[:r], self.groups, self.heads // self.groups, *rpb.shape[r + 1 :])
         )
 
+    def covered(self) -> Array:
+        """bool [*Sq]: whether the keys hold the whole window of a query."""
+        result = jnp.ones((), bool)
+        for line, offset in zip(self.lines, self.offsets, strict=True):
+            result = result[..., None] & line.covered(offset[0], offset[1])
+        return result
+
     def to_slots(self, scores: Array, spans: tuple[Span, ...]) -> Array:
         """[.., prod(T), prod(U)] -> [.., prod(T), prod(w)]; invisible slots are 0."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import numbers
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jax_na.neighborhood import MAX_RANK, Neighborhood, given_rank
+from jax_na.neighborhood import MAX_RANK, Neighborhood, Shape, given_rank, per_axis, positive
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
@@ -84,10 +85,91 @@ def same_grid(n: Neighborhood, **named: Array) -> None:
                 f"{name} has shape {x.shape}, {first} {query.shape}; the batch and spatial axes of {layout} "
                 f"must be the same, legal is ({legal}, heads, features)"
             )
+    known_sizes(n, **named)
+    n.axes(query.shape[-n.rank - 2 : -2])
+
+
+def known_sizes(n: Neighborhood, **named: Array) -> None:
+    """There must be heads and features, and only batch axes may have the symbolic sizes of jax.export."""
     for name, x in named.items():
+        if not all(isinstance(size, int) for size in x.shape[-n.rank - 2 :]):
+            raise ValueError(
+                f"{name} has shape {x.shape}; the batch axes of [batch..., {', '.join('XYZ'[: n.rank])}, "
+                "heads, features] can have symbolic sizes, all others must be known"
+            )
         if 0 in x.shape[-2:]:
             raise ValueError(f"{name} has shape {x.shape}; it needs at least 1 head and 1 feature")
-    n.axes(query.shape[-n.rank - 2 : -2])
+
+
+def grid(n: Neighborhood, length: Any, **starts: Any) -> Shape:
+    """The shape of a whole grid; what is given per axis must have the rank of the neighborhood."""
+    given_rank(kernel_size=n.kernel_size, length=length, **starts)
+    lengths = per_axis("length", length, n.rank, positive)
+    n.axes(lengths)
+    return lengths
+
+
+def starts(name: str, value: Any, rank: int) -> tuple[Any, ...]:
+    """A position per axis: integers, or traced scalars."""
+    if isinstance(value, (jax.Array, np.ndarray)) and value.ndim:
+        if value.shape != (rank,):
+            raise ValueError(f"{name} has shape {value.shape}; legal are () and ({rank},)")
+        value = tuple(value)
+    return per_axis(name, value, rank, _position)
+
+
+def _position(name: str, value: Any) -> Any:
+    if isinstance(value, (jax.Array, np.ndarray, np.generic)):
+        legal = value.ndim == 0 and jnp.issubdtype(value.dtype, jnp.integer)
+    else:
+        legal = isinstance(value, int) and not isinstance(value, bool)
+    if not legal:
+        raise TypeError(f"{name} must be integers or arrays of integers, got {value!r}")
+    return value if isinstance(value, jax.core.Tracer) else operator.index(value)
+
+
+def region(n: Neighborhood, query: Array, key: Array, value: Array) -> None:
+    """Query and key have the same batch axes, key and value the same positions."""
+    layout = f"[batch..., {', '.join('XYZ'[: n.rank])}, heads, features]"
+    batch = query.shape[: query.ndim - n.rank - 2]
+    if key.ndim != query.ndim or key.shape[: len(batch)] != batch:
+        raise ValueError(
+            f"key has shape {key.shape}, query {query.shape}; the batch axes of {layout} must be the same"
+        )
+    if value.ndim != key.ndim or value.shape[:-2] != key.shape[:-2]:
+        raise ValueError(
+            f"value has shape {value.shape}, key {key.shape}; the batch and spatial axes of {layout} must be "
+            "the same"
+        )
+    known_sizes(n, query=query, key=key, value=value)
+
+
+def inside(name: str, length: Shape, first: tuple[Any, ...], count: Shape) -> None:
+    """The positions [first, first + count) are some of the grid's, as far as they are known."""
+    for a, (size, start, n) in enumerate(zip(length, first, count, strict=True)):
+        if not 1 <= n <= size:
+            raise ValueError(
+                f"{name} has {n} positions on spatial axis {a}; legal are 1 to {size}, its length"
+            )
+        if isinstance(start, int) and not 0 <= start <= size - n:
+            raise ValueError(
+                f"{name}_start {start} puts {n} positions at [{start}, {start + n}) of spatial axis {a} of "
+                f"length {size}; legal are 0 to {size - n}"
+            )
+
+
+def windows_present(
+    n: Neighborhood, length: Shape, queries: tuple[Shape, Shape], keys: tuple[Shape, Shape]
+) -> None:
+    """The keys hold all windows of the queries, on axes where both are known; both are (first, count)."""
+    region = [(q, q + count) if isinstance(q, int) else (0, 1) for q, count in zip(*queries, strict=True)]
+    for a, (start, stop) in enumerate(n.keys_of(length, region)):
+        q, k, count = queries[0][a], keys[0][a], keys[1][a]
+        if isinstance(q, int) and isinstance(k, int) and not (k <= start and stop <= k + count):
+            raise ValueError(
+                f"key has the positions [{k}, {k + count}) of spatial axis {a}, but the queries "
+                f"[{region[a][0]}, {region[a][1]}) see the keys [{start}, {stop}); Neighborhood.keys_of tells"
+            )
 
 
 def head_dims(query: Array, key: Array) -> None:

@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import jax
+import jax.export
 import jax.numpy as jnp
 
 from jax_na import checks, devices, target, tuning
@@ -153,6 +155,16 @@ class Availability:
 
     def __repr__(self) -> str:
         return f"<{self.name}: {self.about}. {'Runs here' if self.available else f'Not here: {self.reason}'}>"
+
+
+def export_safety_checks() -> list[jax.export.DisabledSafetyCheck]:
+    """What `jax.export.export(.., disabled_checks=..)` needs to accept the kernels of this library.
+
+    Example:
+        >>> program = jax.export.export(jax.jit(f), disabled_checks=jax_na.export_safety_checks())(x)
+    """
+    kernels = sorted(frozenset().union(*target.TARGETS.values()))
+    return [jax.export.DisabledSafetyCheck.custom_call(name) for name in kernels]
 
 
 def implementations(

@@ -86,6 +86,15 @@ class Line:
         entry = key + origin - (q0 + local) // d + kernel_size - 1
         return Span(key, start - key, jnp.where(present, stop, start) - key, entry)
 
+    def covered(self, q0: Array, k0: Array) -> Array:
+        """bool [queries]: whether a query is on the axis, and all the keys of its window are there."""
+        length, _, _, d, _ = self.axis
+        x = q0 + jnp.arange(self.queries, dtype=jnp.int32)
+        start, stop = jnp.asarray(windows(self.axis))[jnp.clip(x, 0, length - 1)].T
+        first, last = (position * d + x % d - k0 for position in (start, stop - 1))
+        present: Array = (x >= 0) & (x < length) & (first >= 0) & (last < self.keys)
+        return present
+
     def key_residue(self, residue: Array, q0: Array, k0: Array) -> Array:
         """The local residue of the keys in the same group as the queries of local residue `residue`."""
         return (residue + q0 - k0) % self.axis.dilation

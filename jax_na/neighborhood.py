@@ -95,10 +95,10 @@ class Neighborhood:
     ) -> None:
         rank = given_rank(kernel_size=kernel_size, stride=stride, dilation=dilation, is_causal=is_causal) or 1
         values = {
-            "kernel_size": _per_axis("kernel_size", kernel_size, rank, _positive),
-            "stride": _per_axis("stride", stride, rank, _positive),
-            "dilation": _per_axis("dilation", dilation, rank, _positive),
-            "is_causal": _per_axis("is_causal", is_causal, rank, _flag),
+            "kernel_size": per_axis("kernel_size", kernel_size, rank, positive),
+            "stride": per_axis("stride", stride, rank, positive),
+            "dilation": per_axis("dilation", dilation, rank, positive),
+            "is_causal": per_axis("is_causal", is_causal, rank, _flag),
         }
         for name, value in values.items():
             object.__setattr__(self, name, value)
@@ -146,6 +146,27 @@ class Neighborhood:
             return np.stack([start * d + group, (stop - 1) * d + group + 1], axis=1)
 
         return tuple(map(coordinates, self.axes(shape)))
+
+    def keys_of(self, shape: Sequence[int], region: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+        """Per axis (start, stop) of the keys that the queries of a region see; `region` has those of queries.
+
+        Raises:
+            ValueError: if the region is empty or reaches beyond the grid.
+
+        Example:
+            >>> Neighborhood((3, 3)).keys_of((8, 8), [(0, 4), (4, 8)])
+            ((0, 5), (3, 8))
+        """
+        if len(region) != self.rank:
+            raise ValueError(f"region {region} has {len(region)} axes, the neighborhood has {self.rank}")
+        bounds = self.bounds(shape)
+        for a, ((start, stop), length) in enumerate(zip(region, shape, strict=True)):
+            if not 0 <= start < stop <= length:
+                raise ValueError(
+                    f"region [{start}, {stop}) is not inside [0, {length}) of axis {a}, or empty"
+                )
+        seen = [b[start:stop] for b, (start, stop) in zip(bounds, region, strict=True)]
+        return tuple((int(b[:, 0].min()), int(b[:, 1].max())) for b in seen)
 
     def mask(self, shape: Sequence[int]) -> Table:
         """bool [*shape, *shape]: whether a query (leading axes) sees a key (trailing axes)."""
@@ -218,21 +239,24 @@ def given_rank(**parameters: object) -> int | None:
     return next(iter(ranks.values()), None)
 
 
-def _per_axis(name: str, value: object, rank: int, check: Callable[[str, object], T]) -> tuple[T, ...]:
+def per_axis(name: str, value: object, rank: int, check: Callable[[str, object], T]) -> tuple[T, ...]:
     """One value, or a sequence with one per axis, as a checked tuple."""
     values = tuple(value) if isinstance(value, (tuple, list)) else (value,) * rank
     return tuple(check(name, v) for v in values)
 
 
-def _positive(name: str, value: object) -> int:
+def positive(name: str, value: object) -> int:
     if isinstance(value, (float, np.floating)) and math.isfinite(value):
         nearest = max(1, round(float(value)))
         raise TypeError(
             f"{name} must be an integer >= 1, got {value!r}; the nearest legal value is {nearest}"
         )
-    if isinstance(value, (bool, np.bool_)) or not hasattr(value, "__index__"):
+    try:
+        number = None if isinstance(value, (bool, np.bool_)) else operator.index(value)  # type: ignore[arg-type]
+    except TypeError:  # something else, or a traced integer
+        number = None
+    if number is None:
         raise TypeError(f"{name} must be an integer >= 1, got {value!r}")
-    number = operator.index(value)
     if number < 1:
         raise ValueError(f"{name} must be >= 1, got {number}; the nearest legal value is 1")
     return number
@@ -265,7 +289,7 @@ class Op:
     scale: float = 1.0
     implementation: str | None = None
     precision: Any = None  # of products of float32 values, as jax.lax takes it; hashable
-    tokens: int = 0  # additional ones, which every query sees
+    has_tokens: bool = False  # additional ones, which every query sees
 
     @property
     def axes(self) -> tuple[Axis, ...]:

@@ -58,7 +58,9 @@ def attention_forward(
 
     queries = blocks.split_queries(q)
     _, (out, lse) = scan(step, None, len(queries), (queries,))
-    return blocks.join_queries(out), blocks.join_queries(lse)
+    there = blocks.covered()[..., None]  # traced offsets cannot raise an error: what they leave out is nan
+    out = jnp.where(there[..., None], blocks.join_queries(out), jnp.nan)
+    return out, jnp.where(there, blocks.join_queries(lse), jnp.nan)
 
 
 def attention_backward(op: Op, *operands: Array) -> tuple[Array, ...]:

@@ -35,7 +35,7 @@ Results = tuple[list[Any], list[Any] | None]  # of a jvp rule: outputs, and thei
 
 def _inputs(op: Op) -> int:
     """How many x there are."""
-    return 5 if op.tokens else 3
+    return 5 if op.has_tokens else 3
 
 
 def _attention_type(q: Any, k: Any, v: Any, *_: Any, op: Op) -> list[Any]:
@@ -148,7 +148,7 @@ backward_p = target.primitive(
 
 def attention(op: Op, x: tuple[Array, ...], offsets: Array, rpb: Array | None = None) -> tuple[Array, Array]:
     """(O, LSE) by "fused" or "xla"; None takes the faster one that the platform has."""
-    op = dataclasses.replace(op, tokens=x[3].shape[-3] if len(x) > 3 else 0)
+    op = dataclasses.replace(op, has_tokens=len(x) > 3)
     out, lse = attention_p.bind(*align(*x, offsets, *(() if rpb is None else (rpb,))), op=op)
     return out, lse
 

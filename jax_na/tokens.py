@@ -30,7 +30,7 @@ def include(op: Op, out: Array, lse: Array, q: Array, *tokens: Array) -> tuple[A
 
 def _rows_at_a_time(k: Shape, heads: int) -> int:
     *batch, tokens, _, _ = k
-    return max(1, MAX_SCORES // (known_size(tuple(batch)) * heads * tokens))
+    return max(1, MAX_SCORES // (known_size((*batch, tokens)) * heads))
 
 
 @functools.partial(jax.jit, static_argnums=0, inline=True)
@@ -119,13 +119,13 @@ def merge_attentions(outputs: Sequence[Array], lses: Sequence[Array]) -> tuple[A
     stacked = jnp.stack([x.astype(acc) for x in lses])
     top = jax.lax.stop_gradient(stacked.max(0))
     top = jnp.where(jnp.isfinite(top), top, 0)
-    some = stacked > -jnp.inf  # selected before and after exp and log, so that no gradient is 0 * inf
+    some = stacked != -jnp.inf  # selected before and after exp and log, so that no gradient is 0 * inf
     weights = jnp.where(some, jnp.exp(jnp.where(some, stacked - top, 0)), 0)
     total = weights.sum(0)
-    safe = jnp.where(total > 0, total, 1)
+    safe = jnp.where(total == 0, 1, total)
     parts = (
-        jnp.where(w[..., None] > 0, w[..., None] * o.astype(acc), 0)
+        jnp.where(w[..., None] == 0, 0, w[..., None] * o.astype(acc))
         for w, o in zip(weights / safe, outputs, strict=True)
     )
     out = functools.reduce(operator.add, parts)
-    return out.astype(dtype), jnp.where(total > 0, top + jnp.log(safe), -jnp.inf)
+    return out.astype(dtype), jnp.where(total == 0, -jnp.inf, top + jnp.log(safe))

@@ -8,7 +8,11 @@ import numpy as np
 import pytest
 from jax.extend.core import Primitive
 
-from .messages import F64, TYPE_ERRORS, VALUE_ERRORS, Q, attend, av, qk
+from . import messages, region_messages
+from .messages import F64, Q, attend, av, qk
+
+VALUE_ERRORS = messages.VALUE_ERRORS | region_messages.VALUE_ERRORS
+TYPE_ERRORS = messages.TYPE_ERRORS | region_messages.TYPE_ERRORS
 
 
 @pytest.fixture
@@ -38,7 +42,7 @@ def test_type_error(name, nothing_computed):
         call()
 
 
-@pytest.mark.parametrize("call", [attend, qk, av])
+@pytest.mark.parametrize("call", [attend, qk, av, region_messages.attend])
 def test_guard_of_legal_calls(call, nothing_computed):
     """The guard above does stop a call without an error."""
     with pytest.raises(AssertionError, match="na_"):

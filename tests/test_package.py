@@ -28,6 +28,7 @@ from . import helpers
 needs_cuda_module = pytest.mark.skipif("cuda" not in target.TARGETS, reason="CUDA kernels are not built")
 NAMES = {
     "Neighborhood",
+    "export_safety_checks",
     "implementations",
     "merge_attentions",
     "na1d",
@@ -36,6 +37,7 @@ NAMES = {
     "neighborhood_attention",
     "neighborhood_av",
     "neighborhood_qk",
+    "region_attention",
 }
 
 
@@ -63,6 +65,9 @@ def test_signatures_are_one():
     assert names[8:11] == ["rpb", "additional_keys", "additional_values"]
     assert names[11:] == ["return_lse", "implementation", "precision"]
     assert all(expected[name].kind is inspect.Parameter.KEYWORD_ONLY for name in names[4:])
+    region = dict(inspect.signature(jax_na.region_attention).parameters)
+    assert list(region)[4:7] == ["length", "query_start", "key_start"]
+    assert [p for name, p in region.items() if name in expected] == list(expected.values())
 
 
 def test_table_of_implementations():

@@ -11,8 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_na import Neighborhood
-from jax_na.attention import region_attention
+import jax_na
 
 from . import helpers, oracle
 from .cases import NAMED, Case
@@ -56,6 +55,14 @@ def regions(case, cuts):
     return [tuple(zip(*region, strict=True)) for region in itertools.product(*per_axis)]
 
 
+def attend(query, key, value, spec, length, offsets, **options):
+    """(out, lse) of a region; `offsets` [rank, 2] are the first query and the first key per axis."""
+    starts = {"query_start": offsets[:, 0], "key_start": offsets[:, 1]}
+    return jax_na.region_attention(
+        query, key, value, **spec, length=length, **starts, return_lse=True, **options
+    )
+
+
 def part(x, ranges, batch):
     return x[(slice(None),) * batch + tuple(slice(r.start, r.stop) for r in ranges)]
 
@@ -66,7 +73,7 @@ def in_regions(case, cuts, implementation):
     starts = np.array(
         [[[q.start, k.start] for q, k in zip(*region, strict=True)] for region in cut], np.int32
     )
-    neighborhood, batch = Neighborhood(**case.spec), len(case.batch)
+    batch = len(case.batch)
 
     def run(offsets, query, key, value, rpb=None):
         out = jnp.full((*query.shape[:-1], value.shape[-1]), jnp.nan, query.dtype)
@@ -74,7 +81,7 @@ def in_regions(case, cuts, implementation):
         for (queries, keys), offset in zip(cut, offsets, strict=True):
             parts = part(query, queries, batch), part(key, keys, batch), part(value, keys, batch)
             options = {"scale": case.scale, "rpb": rpb, "implementation": implementation}
-            results = region_attention(*parts, neighborhood, case.grid, offset, **options)
+            results = attend(*parts, case.spec, case.grid, offset, **options)
             at = (slice(None),) * batch + tuple(slice(r.start, r.stop) for r in queries)
             out, lse = out.at[at].set(results[0]), lse.at[at].set(results[1])
         return out, lse
@@ -110,10 +117,8 @@ def shards(implementation):
     def one(offset, query, key, value, rpb):
         query = jax.lax.dynamic_slice_in_dim(query, offset[0, 0], 8, 1)
         key, value = (jax.lax.dynamic_slice_in_dim(x, offset[0, 1], 17, 1) for x in (key, value))
-        neighborhood = Neighborhood(**SHARD.spec)
-        return region_attention(
-            query, key, value, neighborhood, SHARD.grid, offset, rpb=rpb, implementation=implementation
-        )
+        options = {"rpb": rpb, "implementation": implementation}
+        return attend(query, key, value, SHARD.spec, SHARD.grid, offset, **options)
 
     return offsets, one
 
@@ -159,6 +164,7 @@ def places(spec):
 def test_every_place(name, implementation, rng):
     """One compiled program, run for every query_start and key_start that is possible."""
     spec = PLACES[name]
+    per_axis = {name: (value,) for name, value in spec.items()}
     heads, dim, window = 2, 3, spec["kernel_size"]
     shapes = {"query": (QUERIES, heads, dim), "key": (KEYS, 1, dim), "value": (KEYS, 1, dim)}
     shapes["rpb"] = (heads, 2 * window - 1)
@@ -172,7 +178,7 @@ def test_every_place(name, implementation, rng):
         def run(inputs):
             arrays = (inputs[name] for name in ("query", "key", "value"))
             options = {"rpb": inputs["rpb"], "implementation": implementation}
-            return region_attention(*arrays, Neighborhood(**spec), (LENGTH,), offsets, **options)
+            return attend(*arrays, per_axis, LENGTH, offsets, **options)
 
         results, pull = jax.vjp(run, inputs)
         return results, pull(tuple(cotangents))[0]
@@ -209,14 +215,13 @@ def region_program(implementation):
     @jax.jit
     def run(query_start, key_start):
         offsets = jnp.array([[query_start, key_start]], jnp.int32)
-        return region_attention(
-            data[:4], data[:6], data[:6], Neighborhood(3), (12,), offsets, implementation=implementation
-        )
+        arrays = data[:4], data[:6], data[:6]
+        return attend(*arrays, {"kernel_size": (3,)}, 12, offsets, implementation=implementation)
 
     return run
 
 
-@pytest.mark.parametrize("implementation", KERNELS)
+@every_implementation
 def test_windows_inside_the_keys(implementation):
     out, lse = region_program(implementation)(**INSIDE)
     assert helpers.relative_error(out, np.ones((4, 2, 3))) < 1e-6
@@ -233,11 +238,10 @@ def test_windows_outside_the_keys_are_errors(reason, implementation):
         jax.block_until_ready(run(**OUTSIDE[reason]))
 
 
-@pytest.mark.skipif(not helpers.ON_GPU, reason="on the CPU it is an error")
-@pytest.mark.parametrize("implementation", KERNELS)
+@pytest.mark.parametrize("implementation", helpers.IMPLEMENTATIONS if helpers.ON_GPU else ["xla"])
 @pytest.mark.parametrize("reason", OUTSIDE)
 def test_windows_outside_the_keys_are_nan(reason, implementation):
-    """Kernels on a GPU read offsets where nothing can be raised: no number comes out that is not one."""
+    """Where nothing can be raised, in XLA's programs and on a GPU: no number comes out that is not one."""
     offsets = OUTSIDE[reason]
     out, lse = map(np.asarray, region_program(implementation)(**offsets))
     for x in range(4):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Neighborhood attention under JAX's transformations: vmap, scan, checkpoint, eager calls, donation."""
+"""Attention under JAX's transformations, against the oracle: vmap, scan, checkpoint, eager, donation."""
 
+import dataclasses
 import functools
 import itertools
 
@@ -11,7 +12,7 @@ import pytest
 
 import jax_na
 
-from . import helpers
+from . import helpers, oracle
 from .cases import Case
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -37,17 +38,11 @@ def in_axes(names, mapped):
     return ({name: 0 if name in mapped else None for name in names},)
 
 
-def assert_each(batched, one, inputs, mapped):
-    """Entry i of the results of a vmap is the result of problem i."""
-    for i in range(len(inputs["query"])):
-        expected = one(pick(inputs, mapped, i))
-        found = jax.tree.map(lambda x, i=i: x[i], batched)
-        for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-            assert helpers.relative_error(x, y) <= 2e-6
+def assert_vmap(case, function, inputs, subsets, cotangents=None):
+    """vmap of `function` with each subset of the inputs mapped: entry i is the result of problem i.
 
-
-def assert_vmap(function, inputs, subsets):
-    """vmap of `function` with each subset of the inputs mapped, against one call after another."""
+    The function returns (out, lse), or with `cotangents` their gradients.
+    """
 
     @jax.jit
     def program(inputs):
@@ -57,9 +52,14 @@ def assert_vmap(function, inputs, subsets):
             results.append(jax.vmap(function, in_axes(inputs, mapped))(some))
         return results
 
-    one = jax.jit(function)
     for mapped, results in zip(subsets, program(inputs), strict=True):
-        assert_each(results, one, inputs, mapped)
+        for i in range(len(inputs["query"])):
+            found = jax.tree.map(lambda x, i=i: x[i], results)
+            reference = oracle.Attention(case.geometry, pick(inputs, mapped, i), case.scale)
+            if cotangents is None:
+                helpers.assert_close(helpers.named(found), {"out": reference.out, "lse": reference.lse}, 2e-5)
+            else:
+                helpers.assert_close(found, reference.gradients(*cotangents), 6e-5)
 
 
 EVERY_SUBSET = [set(names) for n in range(1, 5) for names in itertools.combinations(ARRAYS, n)]
@@ -71,7 +71,7 @@ def test_vmap_of_subsets(implementation, rng):
     """Any subset of query, key, value and rpb may be mapped; the others are shared."""
     attend = helpers.attend(CASE, implementation)
     subsets = EVERY_SUBSET if implementation == helpers.IMPLEMENTATIONS[0] else SUBSETS
-    assert_vmap(lambda inputs: attend(**inputs), stacked(CASE, rng, 3), subsets)
+    assert_vmap(CASE, lambda inputs: attend(**inputs), stacked(CASE, rng, 3), subsets)
 
 
 @every_implementation
@@ -82,14 +82,15 @@ def test_vmap_of_the_gradient(implementation, rng):
     def gradient(inputs):
         return jax.vjp(lambda x: attend(**x), inputs)[1](cotangents)[0]
 
-    assert_vmap(gradient, stacked(CASE, rng, 3), [set(ARRAYS), {"query", "value"}, {"rpb"}])
+    subsets = [set(ARRAYS), {"query", "value"}, {"key", "value"}, {"rpb"}]
+    assert_vmap(CASE, gradient, stacked(CASE, rng, 3), subsets, cotangents)
 
 
 @every_implementation
 def test_vmap_with_tokens(implementation, rng):
     attend = helpers.attend(TOKENS, implementation)
     subsets = [{"query", "additional_keys"}]
-    assert_vmap(lambda inputs: attend(**inputs), stacked(TOKENS, rng, 2), subsets)
+    assert_vmap(TOKENS, lambda inputs: attend(**inputs), stacked(TOKENS, rng, 2), subsets)
 
 
 @every_implementation
@@ -114,17 +115,48 @@ def stacked_cotangents(case, rng, n):
     return tuple(np.stack(c) for c in zip(*(case.cotangents(rng) for _ in range(n)), strict=True))
 
 
+def nested(function):
+    """2 x 3 problems by two vmaps over axes that hardly lead; key and value lack the 2, the bias the 3."""
+    inner_axes, outer_axes = {"query": 1, "key": 3, "value": 0}, {"query": -1, "rpb": 2}
+
+    def axes(some):
+        return ({name: some.get(name) for name in ARRAYS},)
+
+    inner = jax.vmap(function, axes(inner_axes), out_axes=(2, 0))
+    outer = jax.vmap(inner, axes(outer_axes), out_axes=(-1, 1))
+
+    def batched(**inputs):
+        for places in (inner_axes, outer_axes):  # from leading axes, 2 before 3, to where they are mapped
+            for name, place in places.items():
+                leads = 1 if name == "query" and places is inner_axes else 0
+                inputs[name] = jnp.moveaxis(inputs[name], leads, place + leads)
+        out, lse = outer(inputs)
+        return jnp.moveaxis(out, (-1, 2), (0, 1)), jnp.moveaxis(lse, 1, 0)
+
+    return batched
+
+
 @every_implementation
-def test_nested_vmap_over_other_axes(implementation, rng):
-    """Two mapped axes, neither leading, one of them absent from key and value; results moved elsewhere."""
-    q, k, v = rng.standard_normal((3, 2, 3, *CASE.grid, 2, 3)).astype(np.float32)
-    attend = functools.partial(jax_na.na2d, kernel_size=CASE.kernel_size, implementation=implementation)
-    inner = jax.vmap(attend, in_axes=(1, 0, 0), out_axes=2)
-    outer = jax.vmap(inner, in_axes=(3, None, None), out_axes=-1)
-    rows = jnp.moveaxis(jnp.asarray(q), (0, 1), (3, 1))  # [x, 3, y, 2, heads, dim]
-    out = jax.jit(outer)(rows, k[0], v[0])  # [x, y, 3, heads, dim, 2]
-    expected = attend(q, np.broadcast_to(k[0], q.shape), np.broadcast_to(v[0], q.shape))
-    assert helpers.relative_error(jnp.moveaxis(out, (-1, 2), (0, 1)), expected) <= 2e-6
+def test_nested_vmap(implementation, rng):
+    """Values and gradients; those of what is shared are sums over the problems."""
+    case = dataclasses.replace(CASE, batch=())
+    lead = {"query": (2, 3), "key": (3,), "value": (3,), "rpb": (2,)}
+    inputs = {name: rng.standard_normal((*lead[name], *shape)) for name, shape in case.shapes().items()}
+    inputs = {name: x.astype(np.float32) for name, x in inputs.items()}
+    shape = inputs["query"].shape
+    cotangents = tuple(rng.standard_normal(s).astype(np.float32) for s in (shape, shape[:-1]))
+    attend = helpers.attend(case, implementation)
+    results, gradients = helpers.evaluate(nested(lambda x: attend(**x)), inputs, cotangents)
+
+    expected = {name: np.zeros(x.shape) for name, x in inputs.items()}
+    for i, j in np.ndindex(2, 3):
+        at = {"query": (i, j), "key": j, "value": j, "rpb": i}
+        problem = oracle.Attention(case.geometry, {name: x[at[name]] for name, x in inputs.items()})
+        found = helpers.named([x[i, j] for x in results])
+        helpers.assert_close(found, {"out": problem.out, "lse": problem.lse}, 2e-5)
+        for name, gradient in problem.gradients(*(c[i, j] for c in cotangents)).items():
+            expected[name][at[name]] += gradient
+    helpers.assert_close(gradients, expected, 6e-5)
 
 
 @pytest.mark.parametrize("implementation", helpers.UNFUSED)
@@ -162,6 +194,30 @@ def test_scan_over_layers(implementation, rng):
 
 
 @every_implementation
+def test_scan_over_problems(implementation, rng):
+    """One problem a step, with a bias that all of them share."""
+    inputs, cotangents = stacked(CASE, rng, 3), stacked_cotangents(CASE, rng, 3)
+    inputs["rpb"] = inputs["rpb"][0]
+    attend = helpers.attend(CASE, implementation)
+
+    def scanned(rpb, **mapped):
+        return jax.lax.scan(lambda _, x: (None, attend(**x, rpb=rpb)), None, mapped)[1]
+
+    found = helpers.evaluate(scanned, inputs, cotangents)
+    each = [
+        helpers.expected(
+            CASE,
+            {name: x if name == "rpb" else x[i] for name, x in inputs.items()},
+            [c[i] for c in cotangents],
+        )
+        for i in range(3)
+    ]
+    values, gradients = ({name: np.stack([e[n][name] for e in each]) for name in each[0][n]} for n in (0, 1))
+    helpers.assert_close(helpers.named(found[0]), values, 2e-5)
+    helpers.assert_close(found[1], gradients | {"rpb": gradients["rpb"].sum(0)}, 6e-5)
+
+
+@every_implementation
 def test_checkpoint_changes_nothing(implementation, rng):
     inputs, cotangents = CASE.inputs(rng), CASE.cotangents(rng)
     attend = helpers.attend(CASE, implementation)
@@ -187,27 +243,36 @@ def test_without_jit(implementation, rng):
     helpers.assert_correct(CASE, (results, pull(cotangents)[0]), inputs, cotangents)
 
 
-def test_disable_jit(rng):
+@every_implementation
+def test_disable_jit_and_debug_nans(implementation, rng):
+    """Operation by operation, nothing inside is nan; what comes in as nan is found."""
     inputs, cotangents = CASE.inputs(rng), CASE.cotangents(rng)
-    with jax.disable_jit():
-        results, pull = jax.vjp(lambda inputs: helpers.attend(CASE, "fused")(**inputs), inputs)
+    attend = helpers.attend(CASE, implementation)
+    with jax.disable_jit(), jax.debug_nans(True):
+        results, pull = jax.vjp(lambda inputs: attend(**inputs), inputs)
         gradients = pull(cotangents)[0]
+        with pytest.raises(FloatingPointError, match="nan"):
+            attend(**inputs | {"query": inputs["query"] * np.nan})
     helpers.assert_correct(CASE, (results, gradients), inputs, cotangents)
+
+
+def test_debug_nans_with_tokens(rng):
+    inputs, cotangents = TOKENS.inputs(rng), TOKENS.cotangents(rng)
+    with jax.debug_nans(True):
+        results, pull = jax.vjp(lambda inputs: helpers.attend(TOKENS, None)(**inputs), inputs)
+        gradients = pull(cotangents)[0]
+    helpers.assert_correct(TOKENS, (results, gradients), inputs, cotangents)
 
 
 @every_implementation
 def test_donated_inputs(implementation, rng):
-    """A program may write its result over its query: the kernels never read what was already overwritten."""
+    """A program may write results over its inputs: the kernels never read what was already overwritten."""
     inputs, cotangents = CASE.inputs(rng), CASE.cotangents(rng)
-
-    def run(query, others):
-        return helpers.attend(CASE, implementation)(query=query, **others)
-
-    query = jnp.array(inputs["query"])
-    others = {name: x for name, x in inputs.items() if name != "query"}
-    results = jax.jit(run, donate_argnums=0)(query, others)
-    assert query.is_deleted()
-    helpers.assert_close(helpers.named(results), helpers.expected(CASE, inputs, cotangents)[0], 2e-5)
+    run = helpers.compiled(helpers.attend(CASE, implementation))
+    given = jax.tree.map(jnp.array, inputs)
+    found = jax.jit(run, donate_argnums=0)(given, cotangents)
+    assert all(x.is_deleted() for x in given.values())
+    helpers.assert_correct(CASE, found, inputs, cotangents)
 
 
 def test_eager_calls_do_not_recompile(rng):
