@@ -93,7 +93,7 @@ print(jax.devices(), jax_na.__file__)
 for row in jax_na.implementations():
     print(row)
 names = {row.name for row in jax_na.implementations() if row.available}
-missing = {"fused", "naive", "xla"} - names
+missing = {"fused", "gemm", "naive", "xla"} - names
 raise SystemExit(f"not available on this GPU: {missing}" if missing else 0)'
   # The kernels once more, without JAX: what the tests of single kernels and compute-sanitizer run.
   JAX_NA_KERNELS=device JAX_PLATFORMS=cpu PYTHONPATH=$PYTHONPATH:$root "$python" -c '
@@ -109,7 +109,8 @@ phase_conformance() {
 # The kernels by themselves, without JAX: the same tests as on the host executor.
 kernel_tests() {
   cd "$root"
-  JAX_NA_KERNELS=device JAX_PLATFORMS=cpu "$@" -q -p no:cacheprovider -p no:benchmark tests/test_cuda_kernels.py tests/test_cuda_naive.py
+  JAX_NA_KERNELS=device JAX_PLATFORMS=cpu "$@" -q -p no:cacheprovider -p no:benchmark \
+    tests/test_cuda_kernels.py tests/test_cuda_hopper.py tests/test_cuda_gemm.py tests/test_cuda_naive.py
 }
 
 # -P: the installed package is tested, not the source tree.
@@ -140,7 +141,8 @@ phase_sanitize() {
 
 # A few small problems that together reach every kernel.
 sanitized() {
-  echo "test_attention and (all-2d or boxes-3d or head-dim-12 or grouped-heads or head-dim-256)" \
+  echo "test_attention and (all-2d or boxes-3d or head-dim-12 or grouped-heads or head-dim-256 or stages or batch-3d or dilated-3d)" \
+    "or test_gemm and (all-2d or wide-1d or wide-2d-causal or grouped-heads or head-dim-130)" \
     "or test_regions and mixed-2d or test_naive and all-3d and not float64 or test_windows_outside and overflow"
 }
 

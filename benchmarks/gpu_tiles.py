@@ -34,11 +34,17 @@ def trials(name: str, op: Op, problem: g.Problem, number: int) -> Iterator[tuple
     """(kernel, place in the planner's ranking, attribute `tile`); of two kernels one changes at a time."""
     head_dim = problem.spec.head_dim
     rankings = cuda_planner.rankings(name, op, g.ITEMSIZE[problem.dtype], head_dim, head_dim)
-    best = [ranking[0] for ranking in rankings]
-    for i, (ranking, keys_stay) in enumerate(zip(rankings, cuda_planner.PASSES[name], strict=True)):
-        for pair in candidates(ranking, number, keys_stay):
-            kernel = f"{name}{', keys stay' if keys_stay else ''}"
-            yield kernel, ranking.index(pair), tuple(itertools.chain(*(*best[:i], pair, *best[i + 1 :])))
+    for i, (ranking, which) in enumerate(zip(rankings, cuda_planner.PASSES[name], strict=True)):
+        others = [r[0] for r in rankings]
+        if which == "forward":
+            others[1] = (0,) * len(ranking[0])  # or the other kernel would run
+        for pair in candidates(ranking, number, which == "backward_keys"):
+            if any(pair):
+                yield (
+                    f"{name}, {which}",
+                    ranking.index(pair),
+                    (*itertools.chain(*others[:i], pair, *others[i + 1 :]),),
+                )
 
 
 def sweep(session: Any, spec: Spec, dtype: str) -> None:

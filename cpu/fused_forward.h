@@ -12,14 +12,17 @@
 namespace jax_na {
 inline namespace JAX_NA_ISA {
 
+// E: element of the packed operands.
+template <class E>
 struct ForwardScratch {
-  float *query, *out;                             // tiles, [dim][kLanes]
-  float *keys, *values;                           // panels
-  float* scores;                                  // [kChunk][kLanes]
+  E* query;  // tiles, [dim][kLanes]
+  float* out;
+  E *keys, *values;                               // panels
+  float* scores;                                  // [kChunk][kLanes]; their weights take their place
   float *maximum, *chunk_maximum, *sum, *factor;  // per lane
   Lanes* lanes;
   Chunk* chunk;
-  Rows<const float>* rows;
+  Rows<const E>* rows;
 };
 
 // Tokens of a panel.
@@ -27,12 +30,13 @@ inline int64_t forward_capacity(const Problem& p) {
   return smaller(kPanelFloats / (p.head_dim + p.value_dim), group_tokens(p));
 }
 
-inline ForwardScratch make_forward_scratch(Arena& arena, const Problem& p) {
+template <class E>
+inline ForwardScratch<E> make_forward_scratch(Arena& arena, const Problem& p) {
   const int64_t capacity = forward_capacity(p);
-  return {arena.take<float>(int64_t{padded(p.head_dim)} * kLanes),
+  return {arena.take<E>(int64_t{padded(p.head_dim)} * kLanes),
           arena.take<float>(int64_t{padded(p.value_dim)} * kLanes),
-          arena.take<float>(panel_floats(p.head_dim, capacity)),
-          arena.take<float>(panel_floats(p.value_dim, capacity)),
+          arena.take<E>(panel_floats(p.head_dim, capacity)),
+          arena.take<E>(panel_floats(p.value_dim, capacity)),
           arena.take<float>(kChunk * kLanes),
           arena.take<float>(kLanes),
           arena.take<float>(kLanes),
@@ -40,15 +44,17 @@ inline ForwardScratch make_forward_scratch(Arena& arena, const Problem& p) {
           arena.take<float>(kLanes),
           arena.take<Lanes>(1),
           arena.take<Chunk>(1),
-          arena.take<Rows<const float>>(1)};
+          arena.take<Rows<const E>>(1)};
 }
 
 inline int64_t forward_scratch(const Problem& p) {
-  return arena_bytes([&](Arena& arena) { make_forward_scratch(arena, p); });
+  return arena_bytes([&](Arena& arena) { make_forward_scratch<float>(arena, p); });
 }
 
-// Masked scores become probabilities relative to the new maximum; factor = exp(m - m'), the sum is updated.
-inline void online_softmax(int keys, const ForwardScratch& s) {
+// Masked scores become probabilities relative to the new maximum; factor = exp(m - m'), the sum is updated. It is of
+// probabilities as they are before pairs of them are rounded; there the number of keys is even.
+template <class E>
+inline void online_softmax(int keys, const ForwardScratch<E>& s) {
   for (int v = 0; v < kVecs; ++v) {
     float* scores = s.scores + v * kWidth;
     const Vec old = load(s.maximum + v * kWidth), m = vmax(old, load(s.chunk_maximum + v * kWidth));
@@ -56,8 +62,12 @@ inline void online_softmax(int keys, const ForwardScratch& s) {
     int j = 0;
     for (; j + 2 <= keys; j += 2) {  // two chains hide the latency of the sum
       const Vec p = exp2(load(scores + j * kLanes) - m), q = exp2(load(scores + (j + 1) * kLanes) - m);
-      store(scores + j * kLanes, p);
-      store(scores + (j + 1) * kLanes, q);
+      if constexpr (kTerms<E> == 2) {
+        store(scores + j / 2 * kLanes, interleave(narrow(p, q)));
+      } else {
+        store(scores + j * kLanes, p);
+        store(scores + (j + 1) * kLanes, q);
+      }
       total += p;
       other += q;
     }
@@ -103,7 +113,8 @@ inline ForwardViews<T> make_forward_views(const ForwardArgs& args, int64_t batch
 }
 
 template <class T>
-void forward_tile(const ForwardArgs& args, const Tile& tile, const Panel& panel, const ForwardScratch& s) {
+void forward_tile(const ForwardArgs& args, const Tile& tile, const Panel& panel, const ForwardScratch<Element<T>>& s) {
+  using E = Element<T>;
   const Problem& p = args.problem;
   const ForwardViews<T> views = make_forward_views<T>(args, tile.batch, tile.head);
   const BiasTable bias = make_bias_table(p, args.rpb, tile.head);
@@ -116,15 +127,15 @@ void forward_tile(const ForwardArgs& args, const Tile& tile, const Panel& panel,
 
   bool first = true;
   for_each_chunk(*s.lanes, *s.chunk, [&] {
-    visit_rows(panel, views.key, *s.chunk, step, token_of, s.keys, *s.rows);
-    dot(s.query, *s.rows, s.scores);
+    visit_rows(panel, views.key, *s.chunk, step, token_of, Along::kFeatures, s.keys, *s.rows);
+    dot(s.query, *s.rows, score_factor(p), s.scores);
     if (bias.entries != nullptr) add_bias(bias, *s.lanes, *s.chunk, s.scores);
     mask_scores(*s.lanes, *s.chunk, s.scores, s.chunk_maximum);
     online_softmax(s.chunk->keys, s);
     if (!first) rescale_tile(s.out, s.factor, p.value_dim);
     first = false;
-    visit_rows(panel, views.value, *s.chunk, step, token_of, s.values, *s.rows);
-    accumulate(s.scores, *s.rows, s.out);
+    visit_rows(panel, views.value, *s.chunk, step, token_of, Along::kTokens, s.values, *s.rows);
+    accumulate(reinterpret_cast<const E*>(s.scores), *s.rows, s.out);
   });
 
   for (int lane = 0; lane < kLanes; ++lane) {
@@ -146,14 +157,15 @@ void forward_run(const ForwardArgs& args, const TileGrid& grid, int64_t unit, ch
   const int repeats = query_heads_per_kv_head(p), kv_head = index.head;
   tile.batch = index.batch;
   Arena arena{memory};
-  const ForwardScratch scratch = make_forward_scratch(arena, p);
-  const Panel panel = make_panel(p, tile, Side::kQueries, stop, p.head_dim + p.value_dim);
+  const auto scratch = make_forward_scratch<Element<T>>(arena, p);
+  const Panel panel = make_panel<Element<T>>(p, tile, Side::kQueries, stop, p.head_dim + p.value_dim);
   const auto token_of = [&](const int (&i)[kAxes]) { return key_token(p, tile, i); };
   const ForwardViews<T> views = make_forward_views<T>(args, tile.batch, kv_head * repeats);
-  fill_panel(panel, views.key, p.axis[2].dilation, token_of, scratch.keys);
-  fill_panel(panel, views.value, p.axis[2].dilation, token_of, scratch.values);
+  fill_panel(panel, views.key, p.axis[2].dilation, token_of, Along::kFeatures, scratch.keys);
+  fill_panel(panel, views.value, p.axis[2].dilation, token_of, Along::kTokens, scratch.values);
   for (; tile.first[2] < stop; tile.first[2] += p.tile[2]) {
     make_lanes(p, tile, Side::kQueries, *scratch.lanes);
+    visit_pairs<Element<T>>(panel, *scratch.lanes);
     for (tile.head = kv_head * repeats; tile.head < (kv_head + 1) * repeats; ++tile.head)
       forward_tile<T>(args, tile, panel, scratch);
   }

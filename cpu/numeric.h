@@ -13,6 +13,9 @@ namespace jax_na {
 struct BFloat16 {
   uint16_t bits;
 };
+struct BFloat16Pair {  // neighbours in a sum of products
+  BFloat16 low, high;
+};
 using Float16 = _Float16;
 
 inline namespace JAX_NA_ISA {

@@ -2,8 +2,6 @@
 // Packing tokens for the row kernels: key rows in a ring, transposed or natural, and the queries of a block.
 #pragma once
 
-#include <type_traits>
-
 #include "row_grid.h"
 
 namespace jax_na {
@@ -26,10 +24,12 @@ inline Ring make_ring(const Problem& p, const RowUnit& unit) {
 
 inline int slot(const Ring& ring, int z, int y) { return (z - ring.z.start) * ring.slots + y % ring.slots; }
 
-inline float* transposed_row(const Ring& ring, float* base, int dim, int z, int y) {
+template <class E>
+inline E* transposed_row(const Ring& ring, E* base, int dim, int z, int y) {
   return base + int64_t{slot(ring, z, y)} * padded(dim) * transposed_pitch(extent(ring.columns)) + kWidth;
 }
-inline float* natural_row(const Ring& ring, float* base, int dim, int z, int y) {
+template <class E>
+inline E* natural_row(const Ring& ring, E* base, int dim, int z, int y) {
   return base + int64_t{slot(ring, z, y)} * padded(dim) * extent(ring.columns);
 }
 
@@ -49,49 +49,37 @@ inline void fill_rows(const Problem& p, const RowUnit& unit, const Block& block,
   ring.packed = block.keys[1].stop;
 }
 
-// to[d * pitch + j] = factor * token_j[d] for `count` tokens `step` apart; whole registers are written.
-template <class T>
-inline void pack_transposed(const T* token, int64_t step, int count, int dim, float factor, float* to,
-                            ptrdiff_t pitch) {
+// One element of a token, along its features.
+template <class E, class T>
+inline E element_at(const T* token, int d, int dim) {
+  if constexpr (kTerms<E> == 2)
+    return {token[2 * d], 2 * d + 1 < dim ? token[2 * d + 1] : T{}};
+  else
+    return to_accumulator(token[d]);
+}
+
+// to[d * pitch + j] = factor * token_j[d] for `count` tokens `step` apart; whole registers are written. Pairs are of
+// features, and are not scaled.
+template <class T, class E>
+inline void pack_transposed(const T* token, int64_t step, int count, int dim, float factor, E* to, ptrdiff_t pitch) {
+  const int elements = row_elements<E>(Along::kFeatures, dim);
   for (int j = 0; j < count; j += kWidth, token += kWidth * step) {
     const T* from[kWidth];
     for (int i = 0; i < kWidth; ++i) from[i] = token + min(i, count - j - 1) * step;
     int d = 0;
-    for (; d + kWidth <= dim; d += kWidth) {
+    for (; d + kWidth <= dim / kTerms<E>; d += kWidth) {
       Vec row[kWidth];
 #pragma GCC unroll 16
-      for (int i = 0; i < kWidth; ++i) row[i] = load_wide(from[i] + d);
+      for (int i = 0; i < kWidth; ++i) row[i] = load_elements<E>(from[i], d, dim);
       transpose(row);
 #pragma GCC unroll 16
-      for (int i = 0; i < kWidth; ++i) store(to + (d + i) * pitch + j, row[i] * splat(factor));
+      for (int i = 0; i < kWidth; ++i) store(to + (d + i) * pitch + j, scaled<E>(row[i], factor));
     }
-    for (; d < dim; ++d)
-      for (int i = 0; i < kWidth; ++i) to[d * pitch + j + i] = factor * to_accumulator(from[i][d]);
-  }
-}
-
-// Whether scores are dot products of pairs of bfloat16, half as many as features.
-template <class T>
-inline constexpr bool paired(int dim) {
-  return kDotPairs && std::is_same_v<T, BFloat16> && dim % 2 == 0;
-}
-
-// The same for an operand of scores: pairs of features stay together, as they are.
-template <class T>
-inline void pack_operand(const T* token, int64_t step, int count, int dim, float factor, float* to, ptrdiff_t pitch) {
-  if (!paired<T>(dim)) return pack_transposed(token, step, count, dim, factor, to, pitch);
-  for (int j = 0; j < count; j += kWidth, token += kWidth * step) {
-    const T* from[kWidth];
-    for (int i = 0; i < kWidth; ++i) from[i] = token + min(i, count - j - 1) * step;
-    int d = 0;
-    for (; d + kWidth <= dim / 2; d += kWidth) {
-      Vec row[kWidth];
-      for (int i = 0; i < kWidth; ++i) memcpy(&row[i], from[i] + 2 * d, sizeof(Vec));
-      transpose(row);
-      for (int i = 0; i < kWidth; ++i) store(to + (d + i) * pitch + j, row[i]);
-    }
-    for (; d < dim / 2; ++d)
-      for (int i = 0; i < kWidth; ++i) memcpy(to + d * pitch + j + i, from[i] + 2 * d, sizeof(float));
+    for (; d < elements; ++d)
+      for (int i = 0; i < kWidth; ++i) {
+        to[d * pitch + j + i] = element_at<E>(from[i], d, dim);
+        if constexpr (kTerms<E> == 1) to[d * pitch + j + i] *= factor;
+      }
   }
 }
 
@@ -103,6 +91,14 @@ inline void pack_natural(const T* token, int64_t step, int count, int dim, float
     for (; d + kWidth <= dim; d += kWidth) store(to + d, load_wide(token + d) * splat(factor));
     if (d < dim) store(to + d, load_wide(token + d, dim - d) * splat(factor));
   }
+}
+// to[j][d] = the pair (token_j[d], token_{j+1}[d]): every token begins one, because windows begin anywhere. The last
+// one is with zero.
+inline void pack_natural(const BFloat16* token, int64_t step, int count, int dim, float, BFloat16Pair* to) {
+  for (int j = 0; j < count; ++j, token += step, to += padded(dim))
+    for (int d = 0; d < dim; d += kWidth)
+      store(to + d,
+            pair_exactly(load_wide(token + d, dim - d), j + 1 < count ? load_wide(token + step + d, dim - d) : Vec{}));
 }
 
 // token_j[d] = factor(j) * rows[j][d], the other way round.

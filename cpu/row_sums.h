@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Weighted sums of the row kernels: lanes are features, two neighbouring outputs share the inputs that they load.
+//
+// Elements of inputs and weights are floats, or pairs of neighbours in the sum. Every input and every weight begins a
+// pair, so a sum may start anywhere and takes every other one; what completes the last pair has the weight zero.
 #pragma once
 
 #include <initializer_list>
@@ -11,10 +14,11 @@ inline namespace JAX_NA_ISA {
 
 // Rows of inputs (keys or queries), each with the weights that go with it.
 constexpr int kInputRows = 32;
+template <class E>
 struct Inputs {
   int rows;
-  const float* input[kInputRows];  // [position][pitch]
-  const float* weight[kInputRows];
+  const E* input[kInputRows];  // [position][pitch]
+  const E* weight[kInputRows];
 };
 
 // Two neighbouring outputs (queries or keys) and the inputs that either of them sees, first <= i < first + count, the
@@ -36,20 +40,21 @@ inline Pair query_pair(const LaneTile& tile, const Ring& ring, int lane, int oth
           kWidth};
 }
 
-template <int V>
-[[gnu::always_inline]] inline void add_pair(const Inputs& inputs, int feature, ptrdiff_t pitch, const Pair& pair,
+template <int V, class E>
+[[gnu::always_inline]] inline void add_pair(const Inputs<E>& inputs, int feature, ptrdiff_t pitch, const Pair& pair,
                                             Vec (&sum)[2][V]) {
+  const ptrdiff_t next = kTerms<E> * pitch, step = kTerms<E> * pair.step;
   for (int row = 0; row < inputs.rows; ++row) {
-    const float* input = inputs.input[row] + feature + pair.first * pitch;
-    const float *w0 = inputs.weight[row] + pair.offset[0], *w1 = inputs.weight[row] + pair.offset[1];
+    const E* input = inputs.input[row] + feature + pair.first * pitch;
+    const E *w0 = inputs.weight[row] + pair.offset[0], *w1 = inputs.weight[row] + pair.offset[1];
 #pragma GCC unroll 2
-    for (int i = 0; i < pair.count; ++i, input += pitch, w0 += pair.step, w1 += pair.step) {
+    for (int i = 0; i < pair.count; i += kTerms<E>, input += next, w0 += step, w1 += step) {
       const Vec a = splat(*w0), b = splat(*w1);
 #pragma GCC unroll 4
       for (int v = 0; v < V; ++v) {
         const Vec x = in_register(load(input + v * kWidth));
-        sum[0][v] += a * x;
-        sum[1][v] += b * x;
+        sum[0][v] = add_product<E>(sum[0][v], a, x);
+        sum[1][v] = add_product<E>(sum[1][v], b, x);
       }
     }
   }
@@ -57,7 +62,8 @@ template <int V>
 
 // The same, added to rows of `dim` features in memory; `fresh` outputs start from zero. The second output may be
 // the first again, when it has no neighbour. Rows of inputs are padded to whole registers.
-inline void add_pair(const Inputs& inputs, int dim, const Pair& pair, float* out, float* other, bool fresh) {
+template <class E>
+inline void add_pair(const Inputs<E>& inputs, int dim, const Pair& pair, float* out, float* other, bool fresh) {
   for_each_block<4>(padded(dim) / kWidth, [&](auto registers, int first) {
     constexpr int V = decltype(registers)::value;
     float *to = out + first * kWidth, *to_other = other + first * kWidth;
@@ -83,18 +89,19 @@ inline void add_pair(const Inputs& inputs, int dim, const Pair& pair, float* out
 constexpr int kProductFloats = 5 << 10;  // inputs that one pass over the pairs of a block reads: 20 KB, to stay in L1
 
 // out[row][lane][:] = sum over the window of weight * key row, for natural key rows of a ring.
-inline void row_products(int features, const Block& block, const LaneTile& tile, const Ring& ring, const float* weights,
-                         float* key_rows_base, float* out) {
+template <class E>
+inline void row_products(int features, const Block& block, const LaneTile& tile, const Ring& ring, const E* weights,
+                         E* key_rows_base, float* out) {
   const int dim = padded(features);
   const int span = tile.columns + (tile.shifted ? kWidth - 1 : 0);
   const int step = min(max(1, kProductFloats / (span * dim)), kInputRows);
   bool fresh[kBlockRows] = {true, true, true, true};
   for (int z = block.keys[0].start; z < block.keys[0].stop; ++z)
     for (int first = block.keys[1].start; first < block.keys[1].stop; first += step) {
-      const float* at = weights;
+      const E* at = weights;
       for (int r = 0; r < block.count; at += ptrdiff_t{key_rows(block.row[r++])} * tile.pitch) {
         const QueryRow& row = block.row[r];
-        Inputs inputs;
+        Inputs<E> inputs;
         inputs.rows = 0;
         for (int y = max(first, row.keys[1].start); y < min(first + step, row.keys[1].stop); ++y) {
           const int index = key_row_index(row, z, y);
@@ -113,6 +120,30 @@ inline void row_products(int features, const Block& block, const LaneTile& tile,
     }
 }
 
+// Weights of queries as pairs: a column and the next one. from and to may be the same.
+inline void pair_columns(const LaneTile& tile, int rows, float factor, const float* from, BFloat16Pair* to) {
+  for (int row = 0; row < rows; ++row, from += tile.pitch, to += tile.pitch) {
+    Vec weight = load(from) * splat(factor);
+    for (int i = 0; i < tile.pitch; i += kWidth) {
+      const Vec next = i + kWidth < tile.pitch ? load(from + i + kWidth) * splat(factor) : Vec{};
+      store(to + i, interleave(narrow(weight, next)));
+      weight = next;
+    }
+  }
+}
+
+// Weights of keys as pairs, in place: a lane and the next one, which is a column behind when lanes are shifted.
+inline void pair_lanes(const LaneTile& tile, int rows, float factor, float* scores) {
+  const int behind = tile.shifted ? kWidth : 0;
+  alignas(64) int32_t exists[kWidth];  // the next lane
+  for (int l = 0; l < kWidth; ++l) exists[l] = l + 1 < tile.count ? -1 : 0;
+  for (int row = 0; row < rows; ++row, scores += tile.pitch)
+    for (int i = tile.pitch - kWidth; i >= 0; i -= kWidth) {  // the columns behind are still floats
+      const Vec next = i >= behind ? select(load(exists), load(scores + i - behind + 1), Vec{}) : Vec{};
+      store(scores + i, interleave(narrow(load(scores + i) * splat(factor), next * splat(factor))));
+    }
+}
+
 // Two keys of a key row, seen by the lanes of a tile.
 inline Pair key_pair(const LaneTile& tile, int first_lane, int stop_lane, int key, int other) {
   const ptrdiff_t column = tile.margin - tile.low - (tile.shifted ? tile.first + first_lane : 0);
@@ -124,14 +155,16 @@ inline Pair key_pair(const LaneTile& tile, int first_lane, int stop_lane, int ke
 
 // A product of the transposed weights of a block: scores, the block's queries as rows [row][lane][dim], where the sums
 // of the keys go.
+template <class E>
 struct KeySum {
-  const float *scores, *rows;
+  const E *scores, *rows;
   View<float> sums;
 };
 
 // Adds products to memory; nobody else adds to these keys meanwhile.
+template <class E>
 inline void add_key_sums(const Problem& p, const RowUnit& unit, const Block& block, const LaneTile& tile,
-                         std::initializer_list<KeySum> products) {
+                         std::initializer_list<KeySum<E>> products) {
   const auto key = [&](int lane, const int32_t* column) {
     return column[lane] + tile.low + (tile.shifted ? tile.first + lane : 0);
   };
@@ -139,11 +172,11 @@ inline void add_key_sums(const Problem& p, const RowUnit& unit, const Block& blo
   for_each_key_row(block, tile, [&](int z, int y, const SeenBy& seen) {
     const int position[kAxes] = {z, y, first_key};
     const int64_t token = key_token(p, unit.tile, position);
-    for (const KeySum& product : products) {
+    for (const KeySum<E>& product : products) {
       const int dim = product.sums.dim;
       const int64_t step = p.axis[2].dilation * product.sums.stride;
       float* to = product.sums.base + token * product.sums.stride;
-      Inputs inputs;
+      Inputs<E> inputs;
       inputs.rows = seen.count;
       for (int i = 0; i < seen.count; ++i) {
         inputs.input[i] = product.rows + int64_t{seen.row[i]} * kWidth * padded(dim);

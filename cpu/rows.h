@@ -108,6 +108,12 @@ inline Block make_block(const Problem& p, const RowUnit& unit, int first_y) {
   return block;
 }
 
+inline int key_rows(const Block& block) {
+  int rows = 0;
+  for (int r = 0; r < block.count; ++r) rows += key_rows(block.row[r]);
+  return rows;
+}
+
 // Index of a key row among those of a query row, -1 when it is outside.
 inline int key_row_index(const QueryRow& row, int z, int y) {
   if (!inside(z, row.keys[0]) || !inside(y, row.keys[1])) return -1;

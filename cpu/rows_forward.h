@@ -15,19 +15,23 @@ inline RowFeatures forward_features(const Problem& p) {
   return {padded(p.head_dim), padded(p.value_dim), kForwardPanel};
 }
 
+// E: element of the packed operands.
+template <class E>
 struct RowForwardScratch {
-  float *query, *out;    // [row][dim][kWidth]; [row][lane][dim]
-  float *keys, *values;  // rings: transposed and natural
-  float* scores;         // [row][key row][column][kWidth]
+  E* query;              // [row][dim][kWidth]
+  float* out;            // [row][lane][dim]
+  E *keys, *values;      // rings: transposed and natural
+  float* scores;         // [row][key row][column][kWidth]; their weights take their place
   float *maximum, *sum;  // [row][kWidth]
 };
 
-inline RowForwardScratch make_row_forward_scratch(Arena& arena, const Problem& p) {
+template <class E>
+inline RowForwardScratch<E> make_row_forward_scratch(Arena& arena, const Problem& p) {
   constexpr int64_t kLanesOfBlock = int64_t{kBlockRows} * kWidth;
-  RowForwardScratch s{};
-  s.query = arena.take<float>(padded(p.head_dim) * kLanesOfBlock);
+  RowForwardScratch<E> s{};
+  s.query = arena.take<E>(padded(p.head_dim) * kLanesOfBlock);
   s.out = arena.take<float>(padded(p.value_dim) * kLanesOfBlock);
-  s.keys = arena.take<float>(row_panel(p, forward_features(p)));
+  s.keys = arena.take<E>(row_panel(p, forward_features(p)));
   s.scores = arena.take<float>(row_scores(p));
   s.maximum = arena.take<float>(kLanesOfBlock);
   s.sum = arena.take<float>(kLanesOfBlock);
@@ -35,35 +39,36 @@ inline RowForwardScratch make_row_forward_scratch(Arena& arena, const Problem& p
 }
 
 inline int64_t row_forward_scratch(const Problem& p) {
-  return arena_bytes([&](Arena& arena) { make_row_forward_scratch(arena, p); });
+  return arena_bytes([&](Arena& arena) { make_row_forward_scratch<float>(arena, p); });
 }
 
 // Packs the key rows of a block that are not there yet.
 template <class T>
 inline void fill_forward(const Problem& p, const ForwardViews<T>& views, const RowUnit& unit, const Block& block,
-                         Ring& ring, const RowForwardScratch& s) {
+                         Ring& ring, const RowForwardScratch<Element<T>>& s) {
   const int count = extent(ring.columns);
   const int64_t key_step = p.axis[2].dilation * views.key.stride, value_step = p.axis[2].dilation * views.value.stride;
   fill_rows(p, unit, block, ring, [&](int z, int y, int64_t token) {
-    pack_operand(views.key.base + token * views.key.stride, key_step, count, p.head_dim, 1.0f,
-                 transposed_row(ring, s.keys, p.head_dim, z, y), transposed_pitch(count));
+    pack_transposed(views.key.base + token * views.key.stride, key_step, count, p.head_dim, 1.0f,
+                    transposed_row(ring, s.keys, p.head_dim, z, y), transposed_pitch(count));
     pack_natural(views.value.base + token * views.value.stride, value_step, count, p.value_dim, 1.0f,
                  natural_row(ring, s.values, p.value_dim, z, y));
   });
 }
 
 // What becomes of the scores of a key row: bias, mask, memory, and the maximum of every lane.
+template <class E>
 struct ForwardFinish {
   const LaneTile& tile;
   bool biased;
-  float scale;  // 1 when the packed queries are scaled
+  float scale;  // of pairs; floats are scaled in the packed queries
   const float* bias[kBlockRows];
   float *scores[kBlockRows], *maximum[kBlockRows];
 
   template <int R, int C>
   [[gnu::always_inline]] void operator()(int first, Vec (&sum)[R][C]) const {
     const bool plain = tile.full && !biased;
-    if constexpr (kDotPairs) scale_scores(scale, sum);
+    if constexpr (kTerms<E> == 2) scale_scores(scale, sum);
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r) {
       Vec m = load(maximum[r]);
@@ -82,13 +87,15 @@ struct ForwardFinish {
 };
 
 // Scores of a block and a lane tile, masked, and the maximum of every lane.
-inline void block_scores(const Problem& p, bool pairs, const BiasTable& bias, const Block& block, const LaneTile& tile,
-                         const Ring& ring, const RowForwardScratch& s) {
+template <class E>
+inline void block_scores(const Problem& p, const BiasTable& bias, const Block& block, const LaneTile& tile,
+                         const Ring& ring, const RowForwardScratch<E>& s) {
   for (int i = 0; i < block.count * kWidth; ++i) s.maximum[i] = kLowest;
   const ptrdiff_t pitch = transposed_pitch(extent(ring.columns));
-  ForwardFinish finish{tile, bias.entries != nullptr, pairs ? score_factor(p) : 1.0f, {}, {}, {}};
+  const int elements = row_elements<E>(Along::kFeatures, p.head_dim);
+  ForwardFinish<E> finish{tile, bias.entries != nullptr, score_factor(p), {}, {}, {}};
   for_each_key_row(block, tile, [&](int z, int y, const SeenBy& seen) {
-    const float* queries[kBlockRows];
+    const E* queries[kBlockRows];
     for (int i = 0; i < seen.count; ++i) {
       const int r = seen.row[i];
       queries[i] = s.query + int64_t{r} * padded(p.head_dim) * kWidth;
@@ -96,8 +103,8 @@ inline void block_scores(const Problem& p, bool pairs, const BiasTable& bias, co
       finish.maximum[i] = s.maximum + r * kWidth;
       finish.bias[i] = bias_entry(bias, z - block.row[r].z, y - block.row[r].y, tile.low);
     }
-    const float* keys = key_columns(ring, tile, transposed_row(ring, s.keys, p.head_dim, z, y));
-    score_rows(seen.count, finish, tile, queries, keys, pitch, p.head_dim, pairs);
+    const E* keys = key_columns(ring, tile, transposed_row(ring, s.keys, p.head_dim, z, y));
+    score_rows(seen.count, finish, tile, ScoreOperands<E>{queries, keys, pitch, elements});
   });
 }
 
@@ -121,7 +128,8 @@ inline void exponentiate(const LaneTile& tile, int rows, float* scores, const fl
 
 template <class T>
 inline void forward_block(const ForwardArgs& args, const RowUnit& unit, const Block& block, const LaneTile& tile,
-                          const Ring& ring, const RowForwardScratch& s) {
+                          const Ring& ring, const RowForwardScratch<Element<T>>& s) {
+  using E = Element<T>;
   const Problem& p = args.problem;
   const ForwardViews<T> views = make_forward_views<T>(args, unit.tile.batch, unit.tile.head);
   const BiasTable bias = make_bias_table(p, args.rpb, unit.tile.head);
@@ -131,16 +139,17 @@ inline void forward_block(const ForwardArgs& args, const RowUnit& unit, const Bl
     return query_token(p, unit.tile, position);
   };
   for (int r = 0; r < block.count; ++r)
-    pack_operand(views.query.base + token(block.row[r]) * views.query.stride, step * views.query.stride, tile.count,
-                 p.head_dim, score_factor(p), s.query + int64_t{r} * padded(p.head_dim) * kWidth, kWidth);
-  block_scores(p, paired<T>(p.head_dim), bias, block, tile, ring, s);
+    pack_transposed(views.query.base + token(block.row[r]) * views.query.stride, step * views.query.stride, tile.count,
+                    p.head_dim, score_factor(p), s.query + int64_t{r} * padded(p.head_dim) * kWidth, kWidth);
+  block_scores(p, bias, block, tile, ring, s);
   float* scores = s.scores;
   for (int r = 0; r < block.count; ++r) {
     const int rows = key_rows(block.row[r]);
     exponentiate(tile, rows, scores, s.maximum + r * kWidth, s.sum + r * kWidth);
+    if constexpr (kTerms<E> == 2) pair_columns(tile, rows, 1.0f, scores, reinterpret_cast<E*>(scores));
     scores += int64_t{rows} * tile.pitch;
   }
-  row_products(p.value_dim, block, tile, ring, s.scores, s.values, s.out);
+  row_products(p.value_dim, block, tile, ring, reinterpret_cast<const E*>(s.scores), s.values, s.out);
   for (int r = 0; r < block.count; ++r) {
     const int64_t first = token(block.row[r]);
     alignas(64) float inverse[kWidth];
@@ -158,7 +167,7 @@ template <class T>
 void forward_unit(const ForwardArgs& args, RowUnit& unit, char* memory) {
   const Problem& p = args.problem;
   Arena arena{memory};
-  RowForwardScratch s = make_row_forward_scratch(arena, p);
+  auto s = make_row_forward_scratch<Element<T>>(arena, p);
   const auto views = make_forward_views<T>(args, unit.tile.batch, unit.tile.head * query_heads_per_kv_head(p));
   Ring ring = make_ring(p, unit);
   s.values = s.keys + ring_floats(ring, p.head_dim);

@@ -17,21 +17,24 @@ inline RowFeatures gemm_features(const Problem& p, Pass pass) {
   return {pass == Pass::kQk ? dim : 0, pass == Pass::kAv ? dim : 0, kGemmPanel};
 }
 
+// E: element of the packed operands; float for av and inverse, as in gemm.h.
+template <class E>
 struct RowGemmScratch {
-  float* rows;    // qk: queries, [row][dim][kWidth]; av and inverse: x, [row][lane][dim]
-  float* keys;    // ring: qk transposed, av natural
+  E* rows;        // qk: queries, [row][dim][kWidth]; av and inverse: x, [row][lane][dim]
+  E* keys;        // ring: qk transposed, av natural
   float* scores;  // [row][key row][column][kWidth]
 };
 
-inline RowGemmScratch make_row_gemm_scratch(Arena& arena, const Problem& p, Pass pass) {
-  return {arena.take<float>(int64_t{padded(p.value_dim)} * kBlockRows * kWidth),
-          arena.take<float>(row_panel(p, gemm_features(p, pass))), arena.take<float>(row_scores(p))};
+template <class E>
+inline RowGemmScratch<E> make_row_gemm_scratch(Arena& arena, const Problem& p, Pass pass) {
+  return {arena.take<E>(int64_t{padded(p.value_dim)} * kBlockRows * kWidth),
+          arena.take<E>(row_panel(p, gemm_features(p, pass))), arena.take<float>(row_scores(p))};
 }
 
 inline int64_t row_gemm_scratch(const Problem& p) {
   int64_t most = 0;
   for (Pass pass : {Pass::kQk, Pass::kAv, Pass::kInverse}) {
-    const int64_t bytes = arena_bytes([&](Arena& arena) { make_row_gemm_scratch(arena, p, pass); });
+    const int64_t bytes = arena_bytes([&](Arena& arena) { make_row_gemm_scratch<float>(arena, p, pass); });
     most = most > bytes ? most : bytes;
   }
   return most;
@@ -140,15 +143,16 @@ struct PlainFinish {
 };
 
 template <class T>
-void row_qk_unit(const UnfusedArgs& args, RowUnit& unit, Ring& ring, const RowGemmScratch& s) {
+void row_qk_unit(const UnfusedArgs& args, RowUnit& unit, Ring& ring, const RowGemmScratch<Element<T>>& s) {
+  using E = Element<T>;
   const Problem& p = args.problem;
   const int dim = padded(p.value_dim), count = extent(ring.columns), pitch = transposed_pitch(count);
   const int64_t step = p.axis[2].dilation;
   const auto keys = y_view<const T>(args, unit.tile.batch, unit.tile.head);
   const auto fill = [&](const Block& block) {
     fill_rows(p, unit, block, ring, [&](int z, int y, int64_t token) {
-      pack_operand(keys.base + token * keys.stride, step * keys.stride, count, p.value_dim, 1.0f,
-                   transposed_row(ring, s.keys, p.value_dim, z, y), pitch);
+      pack_transposed(keys.base + token * keys.stride, step * keys.stride, count, p.value_dim, 1.0f,
+                      transposed_row(ring, s.keys, p.value_dim, z, y), pitch);
     });
   };
   for_each_lane_tile(p, unit, false, fill, [&](const Block& block, const LaneTile& tile) {
@@ -156,18 +160,19 @@ void row_qk_unit(const UnfusedArgs& args, RowUnit& unit, Ring& ring, const RowGe
     WeightRows weights[kBlockRows];
     for (int r = 0; r < block.count; ++r) {
       weights[r] = weight_rows(args, unit, block.row[r], tile);
-      pack_operand(queries.base + weights[r].token * queries.stride, step * queries.stride, tile.count, p.value_dim,
-                   1.0f, s.rows + int64_t{r} * dim * kWidth, kWidth);
+      pack_transposed(queries.base + weights[r].token * queries.stride, step * queries.stride, tile.count, p.value_dim,
+                      1.0f, s.rows + int64_t{r} * dim * kWidth, kWidth);
     }
     PlainFinish finish;
+    const int elements = row_elements<E>(Along::kFeatures, p.value_dim);
     for_each_key_row(block, tile, [&](int z, int y, const SeenBy& seen) {
-      const float* tiles[kBlockRows];
+      const E* tiles[kBlockRows];
       for (int i = 0; i < seen.count; ++i) {
         tiles[i] = s.rows + int64_t{seen.row[i]} * dim * kWidth;
         finish.scores[i] = s.scores + seen.at[i] + tile.margin * kWidth;
       }
-      const float* columns = key_columns(ring, tile, transposed_row(ring, s.keys, p.value_dim, z, y));
-      score_rows(seen.count, finish, tile, tiles, columns, pitch, p.value_dim, paired<T>(p.value_dim));
+      const E* columns = key_columns(ring, tile, transposed_row(ring, s.keys, p.value_dim, z, y));
+      score_rows(seen.count, finish, tile, ScoreOperands<E>{tiles, columns, pitch, elements});
     });
     float* scores = s.scores;
     for (int r = 0; r < block.count; scores += ptrdiff_t{key_rows(block.row[r++])} * tile.pitch)
@@ -185,7 +190,7 @@ inline void load_block(const UnfusedArgs& args, const RowUnit& unit, const Block
 }
 
 template <class T>
-void row_av_unit(const UnfusedArgs& args, RowUnit& unit, Ring& ring, const RowGemmScratch& s) {
+void row_av_unit(const UnfusedArgs& args, RowUnit& unit, Ring& ring, const RowGemmScratch<float>& s) {
   const Problem& p = args.problem;
   const int64_t step = p.axis[2].dilation;
   const auto values = y_view<const T>(args, unit.tile.batch, unit.tile.head);
@@ -198,7 +203,7 @@ void row_av_unit(const UnfusedArgs& args, RowUnit& unit, Ring& ring, const RowGe
   for_each_lane_tile(p, unit, false, fill, [&](const Block& block, const LaneTile& tile) {
     WeightRows weights[kBlockRows];
     load_block(args, unit, block, tile, weights, s.scores);
-    row_products(p.value_dim, block, tile, ring, s.scores, s.keys, s.rows);
+    row_products<float>(p.value_dim, block, tile, ring, s.scores, s.keys, s.rows);
     const auto out = x_view<T>(args, unit.tile.batch, unit.tile.head);
     for (int r = 0; r < block.count; ++r)
       unpack_natural(
@@ -208,7 +213,7 @@ void row_av_unit(const UnfusedArgs& args, RowUnit& unit, Ring& ring, const RowGe
 }
 
 template <class T>
-void row_inverse_unit(const UnfusedArgs& args, RowUnit& unit, const RowGemmScratch& s) {
+void row_inverse_unit(const UnfusedArgs& args, RowUnit& unit, const RowGemmScratch<float>& s) {
   const Problem& p = args.problem;
   const int dim = padded(p.value_dim);
   const int64_t step = p.axis[2].dilation;
@@ -222,18 +227,19 @@ void row_inverse_unit(const UnfusedArgs& args, RowUnit& unit, const RowGemmScrat
         for (int r = 0; r < block.count; ++r)
           pack_natural(x.base + weights[r].token * x.stride, step * x.stride, tile.count, p.value_dim, 1.0f,
                        s.rows + int64_t{r} * kWidth * dim);
-        add_key_sums(p, unit, block, tile, {{s.scores, s.rows, sums}});
+        add_key_sums<float>(p, unit, block, tile, {{s.scores, s.rows, sums}});
       });
 }
 
 // qk and av; body(T{}, unit, ring, scratch) for every unit.
-template <class Body>
-void for_each_gemm_unit(const UnfusedArgs& args, Pass pass, const Parallel& parallel, const Body& body) {
+template <Pass pass, class Body>
+void for_each_gemm_unit(const UnfusedArgs& args, const Parallel& parallel, const Body& body) {
   const Problem& p = args.problem;
   with_half_or_single(args.dtype, [&](auto element) {
+    using E = std::conditional_t<pass == Pass::kQk, Element<decltype(element)>, float>;
     for_each_row_unit(p, gemm_features(p, pass), parallel, [&](RowUnit& unit, char* memory) {
       Arena arena{memory};
-      const RowGemmScratch s = make_row_gemm_scratch(arena, p, pass);
+      const auto s = make_row_gemm_scratch<E>(arena, p, pass);
       Ring ring = make_ring(p, unit);
       body(element, unit, ring, s);
     });
@@ -241,12 +247,12 @@ void for_each_gemm_unit(const UnfusedArgs& args, Pass pass, const Parallel& para
 }
 
 inline void row_gemm_qk(const UnfusedArgs& args, const Parallel& parallel) {
-  for_each_gemm_unit(args, Pass::kQk, parallel, [&](auto element, RowUnit& unit, Ring& ring, const RowGemmScratch& s) {
+  for_each_gemm_unit<Pass::kQk>(args, parallel, [&](auto element, RowUnit& unit, Ring& ring, const auto& s) {
     row_qk_unit<decltype(element)>(args, unit, ring, s);
   });
 }
 inline void row_gemm_av(const UnfusedArgs& args, const Parallel& parallel) {
-  for_each_gemm_unit(args, Pass::kAv, parallel, [&](auto element, RowUnit& unit, Ring& ring, const RowGemmScratch& s) {
+  for_each_gemm_unit<Pass::kAv>(args, parallel, [&](auto element, RowUnit& unit, Ring& ring, const auto& s) {
     row_av_unit<decltype(element)>(args, unit, ring, s);
   });
 }
@@ -257,7 +263,7 @@ inline void row_gemm_inverse(const UnfusedArgs& args, const Parallel& parallel) 
   with_half_or_single(args.dtype, [&](auto element) {
     for_each_slab(p, parallel, rows.slabs, 0, [&](int slab, const Tile& tile, int64_t, char* memory) {
       Arena arena{memory};
-      const RowGemmScratch s = make_row_gemm_scratch(arena, p, Pass::kInverse);
+      const auto s = make_row_gemm_scratch<float>(arena, p, Pass::kInverse);
       for_each_slab_unit(p, rows.grid, rows.slabs, slab, rows.grid.tiles[2], tile,
                          [&](RowUnit& unit) { row_inverse_unit<decltype(element)>(args, unit, s); });
     });

@@ -48,11 +48,13 @@ inline Range present(const Group& g, Side side) { return side == Side::kQueries 
 
 inline constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
+// Tokens that a panel may keep for `count` of a row: there may be a last pair.
+inline int paired_tokens(int count) { return kDotPairs ? ceil_div(count, 2) * 2 : count; }
+
 // Tokens of a whole dilation group, at most.
 inline int64_t group_tokens(const Problem& p) {
-  int64_t count = 1;
-  for (const Axis& axis : p.axis) count *= ceil_div(axis.length, axis.dilation);
-  return count;
+  const auto length = [&](int a) { return ceil_div(p.axis[a].length, p.axis[a].dilation); };
+  return int64_t{length(0)} * length(1) * paired_tokens(length(2));
 }
 
 // A unit of work is a run of neighbouring tiles along the last axis, which share the tokens they visit.
@@ -92,7 +94,7 @@ inline TileGrid make_tile_grid(const Problem& p, Side side, int64_t capacity, in
   grid.units *= grid.tiles[0] * grid.tiles[1];
   const int64_t rows = int64_t{visited_extent(p, 0, 1)} * visited_extent(p, 1, 1);
   const auto runs = [&](int run) { return ceil_div(grid.tiles[2], run); };
-  while (grid.run < grid.tiles[2] && rows * visited_extent(p, 2, grid.run + 1) <= capacity &&
+  while (grid.run < grid.tiles[2] && rows * paired_tokens(visited_extent(p, 2, grid.run + 1)) <= capacity &&
          grid.units * runs(grid.run + 1) >= units)
     ++grid.run;
   grid.run = ceil_div(grid.tiles[2], runs(grid.run));

@@ -6,6 +6,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include <type_traits>
+
 #if defined(__AVX2__)
 #include <immintrin.h>
 #endif
@@ -79,23 +81,88 @@ inline Vec in_register(Vec v) {
   return v;
 }
 
-// Products of pairs of bfloat16, the two halves of every lane: sum + a.low * b.low + a.high * b.high.
-#if defined(JAX_NA_EMULATE_BF16)
-constexpr bool kDotPairs = true;
-inline Vec dot_pairs(Vec sum, Vec a, Vec b) {
-  const IntVec high = splat(static_cast<int>(0xffff0000));
-  sum += from_bits(bits_of(a) << 16) * from_bits(bits_of(b) << 16);
-  return sum + from_bits(bits_of(a) & high) * from_bits(bits_of(b) & high);
+// The bits of floats rounded to bfloat16 (to nearest, ties to even, NaN stays NaN), in the lower half of every lane.
+inline IntVec bfloat16_bits(Vec v) {
+  typedef uint32_t Word __attribute__((vector_size(kWidth * 4)));
+  const Word bits = reinterpret_cast<Word>(v);
+  const Word rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
+  const Word nan = reinterpret_cast<Word>(v != v);
+  return reinterpret_cast<IntVec>((nan & 0x7fc0u) | (~nan & rounded));
 }
-#elif defined(__AVX512BF16__)
+
+// Pairs of bfloat16 are the two halves of every lane.
+//   dot_pairs  sum + a.low * b.low + a.high * b.high
+//   narrow     the lanes of `low`, then those of `high`, rounded
+//   interleave pairs from what `narrow` gives: lane i of low with lane i of high
+#if defined(__AVX512BF16__)
 constexpr bool kDotPairs = true;
 inline Vec dot_pairs(Vec sum, Vec a, Vec b) {
   return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
 }
+inline Vec narrow(Vec low, Vec high) { return reinterpret_cast<Vec>(_mm512_cvtne2ps_pbh(high, low)); }
+inline Vec interleave(Vec both) {
+  alignas(64) static constexpr int16_t kOrder[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+                                                     8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+  return reinterpret_cast<Vec>(_mm512_permutexvar_epi16(_mm512_load_si512(kOrder), reinterpret_cast<__m512i>(both)));
+}
+#else
+// What the instructions do, in others. They take numbers below the normal ones for zero, and give none. Not inlined:
+// unrolled kernels would be hundreds of times as much code.
+#if defined(JAX_NA_EMULATE_BF16)
+constexpr bool kDotPairs = true;
 #else
 constexpr bool kDotPairs = false;
-inline Vec dot_pairs(Vec sum, Vec, Vec) { return sum; }
 #endif
+inline Vec flush(Vec v) { return from_bits((bits_of(v) & splat(0x7f800000)) != 0 ? bits_of(v) : IntVec{}); }
+[[gnu::noinline]] inline Vec dot_pairs(Vec sum, Vec a, Vec b) {
+  const IntVec high = splat(static_cast<int>(0xffff0000));
+  const auto product = [](IntVec x, IntVec y) { return flush(from_bits(x)) * flush(from_bits(y)); };
+  sum = flush(flush(sum) + product(bits_of(a) & high, bits_of(b) & high));
+  return flush(sum + product(bits_of(a) << 16, bits_of(b) << 16));
+}
+[[gnu::noinline]] inline Vec narrow(Vec low, Vec high) {
+  typedef uint16_t Half __attribute__((vector_size(kWidth * 2)));
+  const Half halves[2] = {__builtin_convertvector(bfloat16_bits(flush(low)), Half),
+                          __builtin_convertvector(bfloat16_bits(flush(high)), Half)};
+  Vec both;
+  memcpy(&both, halves, sizeof both);
+  return both;
+}
+[[gnu::noinline]] inline Vec interleave(Vec both) {
+  typedef uint16_t Half __attribute__((vector_size(kWidth * 2)));
+  Half halves[2];
+  memcpy(halves, &both, sizeof both);
+  return from_bits(__builtin_convertvector(halves[0], IntVec) | __builtin_convertvector(halves[1], IntVec) << 16);
+}
+#endif
+
+// Pairs of values that are bfloat16 already.
+inline Vec pair_exactly(Vec low, Vec high) { return from_bits((bits_of(low) >> 16 & splat(0xffff)) | bits_of(high)); }
+
+// The element of packed operands of type T: a float, or a pair of bfloat16 where two products are one instruction.
+template <class T>
+using Element = std::conditional_t<kDotPairs && std::is_same_v<T, BFloat16>, BFloat16Pair, float>;
+template <class E>
+constexpr int kTerms = std::is_same_v<E, BFloat16Pair> ? 2 : 1;  // products of one element
+
+inline Vec load(const BFloat16Pair* p) {
+  Vec v;
+  memcpy(&v, p, sizeof v);
+  return v;
+}
+inline void store(BFloat16Pair* p, Vec v) { memcpy(p, &v, sizeof v); }
+inline Vec splat(BFloat16Pair x) {
+  int32_t bits;
+  memcpy(&bits, &x, sizeof bits);
+  return from_bits(splat(bits));
+}
+template <class E>
+[[gnu::always_inline]] inline Vec add_product(Vec sum, Vec a, Vec b) {
+  if constexpr (kTerms<E> == 2)
+    return dot_pairs(sum, a, b);
+  else
+    return sum + a * b;
+}
 
 // Interleaves the lower (upper) halves of two registers.
 #if defined(__AVX512F__) || defined(JAX_NA_EMULATE_AVX512)

@@ -165,16 +165,10 @@ __device__ __forceinline__ uint32_t right_address(SharedTile<kRowBytes> tile, in
   return tile.address(lane % 8 + lane / 16 * 8, lane / 8 % 2);
 }
 
-// sums[m][c] = <row m of left, row c of right>: scores of the warp's rows with the columns, over all features.
+// sums[m][c] += <row m of left, row c of right>: scores of the warp's rows with the columns, over all features.
 template <class Math, int kRowBytes, int kRowTiles, int kColumnTiles>
-__device__ __forceinline__ void score_product(float (&sums)[kRowTiles][kColumnTiles][4], SharedTile<kRowBytes> left,
-                                              int first_row, SharedTile<kRowBytes> right, int lane) {
-#pragma unroll
-  for (int m = 0; m < kRowTiles; ++m)
-#pragma unroll
-    for (int c = 0; c < kColumnTiles; ++c)
-#pragma unroll
-      for (int e = 0; e < 4; ++e) sums[m][c][e] = 0;
+__device__ __forceinline__ void add_score_product(float (&sums)[kRowTiles][kColumnTiles][4], SharedTile<kRowBytes> left,
+                                                  int first_row, SharedTile<kRowBytes> right, int lane) {
   const uint32_t left_base = left_address(left, first_row, lane), right_base = right_address(right, lane);
 #pragma unroll
   for (int k = 0; k < kRowBytes / 32; ++k) {  // two chunks
@@ -197,6 +191,24 @@ __device__ __forceinline__ void score_product(float (&sums)[kRowTiles][kColumnTi
       }
     }
   }
+}
+
+template <int kRowTiles, int kColumnTiles>
+__device__ __forceinline__ void clear(float (&sums)[kRowTiles][kColumnTiles][4]) {
+#pragma unroll
+  for (int m = 0; m < kRowTiles; ++m)
+#pragma unroll
+    for (int c = 0; c < kColumnTiles; ++c)
+#pragma unroll
+      for (int e = 0; e < 4; ++e) sums[m][c][e] = 0;
+}
+
+// The same without what was in the sums.
+template <class Math, int kRowBytes, int kRowTiles, int kColumnTiles>
+__device__ __forceinline__ void score_product(float (&sums)[kRowTiles][kColumnTiles][4], SharedTile<kRowBytes> left,
+                                              int first_row, SharedTile<kRowBytes> right, int lane) {
+  clear(sums);
+  add_score_product<Math>(sums, left, first_row, right, lane);
 }
 
 // sums[m] += weights[m] * features of the tile's tokens, for the feature tiles from the chunk `chunk` on.

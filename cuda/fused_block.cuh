@@ -190,12 +190,12 @@ __device__ __forceinline__ void copy_token(Tile tile, const Element* first, int 
   }
 }
 
-// Starts copying `kCount` tokens of a box, for one or two operands that have these tokens. Zeros for missing tokens and
-// features.
+// Starts copying `kCount` tokens of a box, for one or two operands that have these tokens: the features from
+// `first_feature` on, a multiple of those in 16 bytes. Zeros for missing tokens and features.
 template <class S, int kCount, int kOperands>
 __device__ __forceinline__ void load_tokens(const BoxTokens& tokens, const int (&log2)[kAxes],
                                             const Operand (&x)[kOperands], int head,
-                                            const typename S::Tile (&tile)[kOperands]) {
+                                            const typename S::Tile (&tile)[kOperands], int first_feature = 0) {
   using Element = typename S::Element;
   constexpr int kChunks = S::kRowBytes / 16, kPerChunk = 16 / static_cast<int>(sizeof(Element));
   // Threads stand side by side along a row, then along rows.
@@ -220,11 +220,11 @@ __device__ __forceinline__ void load_tokens(const BoxTokens& tokens, const int (
     for (int i = 0; i < kOperands; ++i) {
       // The head's features of the batch's first token.
       const auto* head_base =
-          static_cast<const Element*>(x[i].data) + (tokens.before * x[i].heads + head) * x[i].features;
-      const int stride = x[i].heads * x[i].features;
+          static_cast<const Element*>(x[i].data) + (tokens.before * x[i].heads + head) * x[i].features + first_feature;
+      const int stride = x[i].heads * x[i].features, features = x[i].features - first_feature;
 #pragma unroll
       for (int c = 0; c < kSteps; ++c) {
-        const int chunk = across + c * kAcross, feature = chunk * kPerChunk, left = x[i].features - feature;
+        const int chunk = across + c * kAcross, feature = chunk * kPerChunk, left = features - feature;
         const Element* base = head_base + (left > 0 ? feature : 0);
         if (x[i].chunked) {
 #pragma unroll
@@ -234,7 +234,7 @@ __device__ __forceinline__ void load_tokens(const BoxTokens& tokens, const int (
         } else {
 #pragma unroll 1
           for (int t = begin; t < begin + kGroup; ++t)
-            copy_token(tile[i], head_base, stride, tokens, log2, down + t * kDown, chunk, x[i].features);
+            copy_token(tile[i], head_base, stride, tokens, log2, down + t * kDown, chunk, features);
         }
       }
     }

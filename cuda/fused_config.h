@@ -47,6 +47,11 @@ constexpr int stages(Pass pass, int row_bytes, int rows) {
   return row_bytes <= (pass == Pass::kForward ? 512 : 256) ? 2 : 1;
 }
 
+// The forward kernel for compute capability 9.0, of 2-byte types: two warpgroups with 64 rows each. Sums of 256
+// features leave room in the registers for the scores of 64 columns only.
+constexpr int kHopperRows = 128;
+constexpr int hopper_columns(int features) { return features <= 128 ? 128 : 64; }
+
 // The kernel of the bias' gradient keeps a tile of dS in shared memory as well.
 constexpr int bias_streamed_tokens(int row_bytes, int rows) {
   return rows == 64 && row_bytes == 512 ? 16 : streamed_tokens(Pass::kBackwardQueries, row_bytes, rows);

@@ -8,11 +8,10 @@
 
 namespace jax_na::cuda {
 
-// What the rows of a block see, [2 * kAxes][kRows] in shared memory: starts, then stops.
+// What the rows of a block see, [2 * kAxes][kRows] in shared memory: starts, then stops. Rows that do not exist see
+// [0, missing).
 template <class S, Rows rows>
-__device__ __forceinline__ void store_windows(const Geometry& g, const Block& b, int* windows) {
-  // Nobody reads the results of a row that does not exist: it needs no mask, unless a bias would be looked up for it.
-  const int missing = g.rpb == nullptr ? INT32_MAX : 0;
+__device__ __forceinline__ void store_windows(const Geometry& g, const Block& b, int missing, int* windows) {
   for (int row = threadIdx.x; row < S::kRows; row += S::kThreads) {
 #pragma unroll
     for (int a = 0; a < kAxes; ++a) {
@@ -27,6 +26,12 @@ __device__ __forceinline__ void store_windows(const Geometry& g, const Block& b,
       windows[(kAxes + a) * S::kRows + row] = seen.stop;
     }
   }
+}
+
+template <class S, Rows rows>
+__device__ __forceinline__ void store_windows(const Geometry& g, const Block& b, int* windows) {
+  // Nobody reads the results of a row that does not exist: it needs no mask, unless a bias would be looked up for it.
+  store_windows<S, rows>(g, b, g.rpb == nullptr ? INT32_MAX : 0, windows);
 }
 
 // Columns that all rows of this warp see: boxes inside need no mask.

@@ -8,7 +8,7 @@
 
 namespace jax_na::cuda {
 
-// The attributes of the fused targets.
+// The attributes of the fused and GEMM targets.
 struct FusedAttributes {
   Integers kernel_size, stride, dilation, is_causal, length, tile;
   double scale;
@@ -34,18 +34,27 @@ ffi::Error result_of(const char* error) {
   return error == nullptr ? ffi::Error::Success() : ffi::Error::Internal(std::string("jax_na: ") + error);
 }
 
-template <Unfused operation>
-ffi::Error unfused(Stream stream, ffi::AnyBuffer first, ffi::AnyBuffer second, ffi::Buffer<ffi::S32> offsets,
-                   ffi::Result<ffi::AnyBuffer> result, const Attributes& attributes) {
+// What naive and GEMM kernels have in common.
+ffi::Error decode_arguments(Unfused operation, ffi::AnyBuffer first, ffi::AnyBuffer second,
+                            ffi::Buffer<ffi::S32> offsets, ffi::AnyBuffer result, const Attributes& attributes,
+                            UnfusedArgs& args) {
   const size_t rank = attributes.kernel_size.size();
   UnfusedArrays arrays{};
-  UnfusedArgs args{};
-  if (ffi::Error error = decode_unfused(operation, rank, first, second, *result, arrays); error.failure()) return error;
+  if (ffi::Error error = decode_unfused(operation, rank, first, second, result, arrays); error.failure()) return error;
   if (ffi::Error error = make_problem(attributes, arrays, args.problem); error.failure()) return error;
   if (ffi::Error error = check_offsets(offsets, rank); error.failure()) return error;
   args.dtype = arrays.dtype;
   args.offsets = offsets.typed_data();
   args.weights = arrays.weights, args.x = arrays.x_data, args.y = arrays.y_data;
+  return ffi::Error::Success();
+}
+
+template <Unfused operation>
+ffi::Error naive(Stream stream, ffi::AnyBuffer first, ffi::AnyBuffer second, ffi::Buffer<ffi::S32> offsets,
+                 ffi::Result<ffi::AnyBuffer> result, const Attributes& attributes) {
+  UnfusedArgs args{};
+  const ffi::Error error = decode_arguments(operation, first, second, offsets, *result, attributes, args);
+  if (error.failure()) return error;
   if (operation == Unfused::kQk) return result_of(naive_qk(args, stream));
   if (operation == Unfused::kAv) return result_of(naive_av(args, stream));
   return result_of(naive_inverse(args, stream));
@@ -82,6 +91,21 @@ ffi::Error decode_additional(const ffi::RemainingArgs& args, size_t first, const
   return ffi::Error::Success();
 }
 
+template <Unfused operation>
+ffi::Error gemm_call(Stream stream, ffi::AnyBuffer first, ffi::AnyBuffer second, ffi::Buffer<ffi::S32> offsets,
+                     ffi::Result<ffi::AnyBuffer> result, const FusedAttributes& attributes) {
+  GemmArgs args{};
+  ffi::Error error = decode_arguments(operation, first, second, offsets, *result, attributes.common(), args);
+  if (error.failure()) return error;
+  const bool makes_weights = operation == Unfused::kQk;
+  if ((makes_weights ? result->element_type() : first.element_type()) !=
+      (makes_weights ? ffi::F32 : second.element_type()))
+    return invalid("the GEMM kernels write weights in float32 and read them in the type of the other operand");
+  if (!decode_tiles(attributes.tile, args.problem.rank, {&args.tiles})) return invalid(kBadTiles);
+  args.precision = decode_precision(attributes);
+  return result_of(gemm(operation, args, stream));
+}
+
 ffi::Error fused_forward_call(Stream stream, ffi::RemainingArgs args, ffi::RemainingRets rets,
                               const FusedAttributes& attributes) {
   ForwardArgs a{};
@@ -90,7 +114,7 @@ ffi::Error fused_forward_call(Stream stream, ffi::RemainingArgs args, ffi::Remai
   const size_t operands = has_bias ? 5 : 4;  // without additional keys and values
   if (args.size() > operands + 2 || rets.size() != 2)
     return invalid("na_fused_forward: wrong number of operands or results");
-  if (!decode_tiles(attributes.tile, a.problem.rank, {&a.tiles})) return invalid(kBadTiles);
+  if (!decode_tiles(attributes.tile, a.problem.rank, {&a.tiles, &a.hopper_tiles})) return invalid(kBadTiles);
   auto operand = [&](size_t i) { return args.get<ffi::AnyBuffer>(i)->untyped_data(); };
   auto result = [&](size_t i) { return (*rets.get<ffi::AnyBuffer>(i))->untyped_data(); };
   a.precision = decode_precision(attributes);
@@ -131,6 +155,7 @@ ffi::Error fused_backward_call(Stream stream, ffi::RemainingArgs args, ffi::Rema
 // Does nothing: what a custom call itself costs, for the benchmarks to subtract.
 ffi::Error empty(ffi::RemainingArgs, ffi::RemainingRets) { return ffi::Error::Success(); }
 
+template <class Decoded>
 auto unfused_binding() {
   return ffi::Ffi::Bind()
       .Ctx<ffi::PlatformStream<Stream>>()
@@ -138,8 +163,10 @@ auto unfused_binding() {
       .Arg<ffi::AnyBuffer>()
       .Arg<ffi::Buffer<ffi::S32>>()
       .Ret<ffi::AnyBuffer>()
-      .Attrs<Attributes>();
+      .Attrs<Decoded>();
 }
+auto naive_binding() { return unfused_binding<Attributes>(); }
+auto gemm_binding() { return unfused_binding<FusedAttributes>(); }
 
 auto fused_binding() {
   return ffi::Ffi::Bind().Ctx<ffi::PlatformStream<Stream>>().RemainingArgs().RemainingRets().Attrs<FusedAttributes>();
@@ -153,11 +180,17 @@ using jax_na::Unfused;
 namespace cuda = jax_na::cuda;
 }  // namespace
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(JaxNaCudaNaiveQk, cuda::unfused<Unfused::kQk>, cuda::unfused_binding(),
+XLA_FFI_DEFINE_HANDLER_SYMBOL(JaxNaCudaNaiveQk, cuda::naive<Unfused::kQk>, cuda::naive_binding(),
                               {ffi::Traits::kCmdBufferCompatible});
-XLA_FFI_DEFINE_HANDLER_SYMBOL(JaxNaCudaNaiveAv, cuda::unfused<Unfused::kAv>, cuda::unfused_binding(),
+XLA_FFI_DEFINE_HANDLER_SYMBOL(JaxNaCudaNaiveAv, cuda::naive<Unfused::kAv>, cuda::naive_binding(),
                               {ffi::Traits::kCmdBufferCompatible});
-XLA_FFI_DEFINE_HANDLER_SYMBOL(JaxNaCudaNaiveInverse, cuda::unfused<Unfused::kInverse>, cuda::unfused_binding(),
+XLA_FFI_DEFINE_HANDLER_SYMBOL(JaxNaCudaNaiveInverse, cuda::naive<Unfused::kInverse>, cuda::naive_binding(),
+                              {ffi::Traits::kCmdBufferCompatible});
+XLA_FFI_DEFINE_HANDLER_SYMBOL(JaxNaCudaGemmQk, cuda::gemm_call<Unfused::kQk>, cuda::gemm_binding(),
+                              {ffi::Traits::kCmdBufferCompatible});
+XLA_FFI_DEFINE_HANDLER_SYMBOL(JaxNaCudaGemmAv, cuda::gemm_call<Unfused::kAv>, cuda::gemm_binding(),
+                              {ffi::Traits::kCmdBufferCompatible});
+XLA_FFI_DEFINE_HANDLER_SYMBOL(JaxNaCudaGemmInverse, cuda::gemm_call<Unfused::kInverse>, cuda::gemm_binding(),
                               {ffi::Traits::kCmdBufferCompatible});
 XLA_FFI_DEFINE_HANDLER_SYMBOL(JaxNaCudaFusedForward, cuda::fused_forward_call, cuda::fused_binding(),
                               {ffi::Traits::kCmdBufferCompatible});

@@ -33,7 +33,7 @@ struct UnfusedArgs {
   Problem problem;  // value_dim is the feature size of x and y
   DType dtype;
   const int32_t* offsets;
-  void* weights;  // [batch, queries, heads, pitch], float32, of float64 values float64
+  void* weights;  // [batch, queries, heads, pitch]; for the naive kernels float32, of float64 values float64
   void* x;        // [batch, queries, heads, value_dim]
   void* y;        // [batch, keys, kv_heads, value_dim]
 };
@@ -45,9 +45,17 @@ struct Additional {
   int tokens;
 };
 
+// Of the GEMM kernels. Weights that they read have the type `dtype`, those that they write are float32; rows of them
+// are whole pieces of 16 bytes.
+struct GemmArgs : UnfusedArgs {
+  Tiles tiles;  // queries stay, for the inverse operation keys
+  Precision precision;
+};
+
 struct ForwardArgs {
   Problem problem;
-  Tiles tiles;  // queries stay
+  Tiles tiles;         // queries stay
+  Tiles hopper_tiles;  // of the kernel for compute capability 9.0; zeros not to use it
   DType dtype;
   Precision precision;
   const int32_t* offsets;
@@ -81,6 +89,7 @@ struct BackwardArgs {
 const char* naive_qk(const UnfusedArgs&, Stream);
 const char* naive_av(const UnfusedArgs&, Stream);
 const char* naive_inverse(const UnfusedArgs&, Stream);
+const char* gemm(Unfused, const GemmArgs&, Stream);
 const char* fused_forward(const ForwardArgs&, Stream);
 const char* fused_backward(const BackwardArgs&, Stream);
 

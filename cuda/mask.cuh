@@ -21,7 +21,7 @@ struct Repeats {
 
 JAX_NA_HD constexpr Repeats make_repeats(const Tiling& t) {
   Repeats r{0, 0};
-  const int row = 1 << t.columns[2], plane = row << t.columns[1], box = plane << t.columns[0];
+  const int row = 1 << t.columns[2], plane = row << t.columns[1], box = min(plane << t.columns[0], 64);
   for (int i = 0; i < box; i += row) r.x |= uint64_t{1} << i;
   for (int i = 0; i < box; i += plane) r.y |= uint64_t{1} << i;
   return r;

@@ -16,6 +16,7 @@ from jax_na.functional import na1d, na2d, na3d, neighborhood_attention
 from jax_na.implementations import export_safety_checks, implementations
 from jax_na.neighborhood import Neighborhood
 from jax_na.regions import region_attention
+from jax_na.sharding import sharded_neighborhood_attention
 from jax_na.tokens import merge_attentions
 from jax_na.unfused import neighborhood_av, neighborhood_qk
 
@@ -33,4 +34,5 @@ __all__ = [
     "neighborhood_av",
     "neighborhood_qk",
     "region_attention",
+    "sharded_neighborhood_attention",
 ]

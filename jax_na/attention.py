@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
-from jax_na import rules, tokens, trilinear
+from jax_na import partition, rules, tokens, trilinear
 from jax_na.implementations import row
 from jax_na.neighborhood import Axis, Op, Shape, windows
 from jax_na.reference import accumulator
@@ -32,9 +32,20 @@ def attention(
 
     `more` are additional keys and values, [*batch, tokens, kv_heads, features], if there are any.
     """
-    rpb = None if rpb is None else rpb.astype(accumulator(q.dtype))
+    n, tables = 3 + len(more), () if rpb is None else (rpb.astype(accumulator(q.dtype)),)
+
+    def local(*operands: Array) -> tuple[Array, Array]:
+        return _attention(op, operands[:n], *operands[n:])
+
+    inputs = ["BXH", "BKH", "BKH", *["B_H"] * len(more), "O", *["H"] * len(tables)]
+    out, lse = partition.explicit(local, op, (inputs, ["BXH", "BXH"]))(q, k, v, *more, offsets, *tables)
+    return out, lse
+
+
+def _attention(op: Op, x: tuple[Array, ...], offsets: Array, rpb: Array | None = None) -> tuple[Array, Array]:
     if op.implementation is None or not row(op.implementation).composed:
-        return rules.attention(op, (q, k, v, *more), offsets, rpb)
+        return rules.attention(op, x, offsets, rpb)
+    q, k, v, *more = x
     out, lse = _composed(op, q, k, v, offsets, rpb)
     return tokens.include(op, out, lse, q, *more)
 
@@ -43,13 +54,21 @@ def _composed(op: Op, q: Array, k: Array, v: Array, offsets: Array, rpb: Array |
     if rpb is None and not any(op.neighborhood.is_causal):
         weights, lse = softmax(op, trilinear.qk(op, q, k, offsets))
     else:
-        weights, lse = softmax(dataclasses.replace(op, scale=1.0), scores(op, q, k, offsets, rpb))
+        weights, lse = softmax(dataclasses.replace(op, scale=1.0), _scores(op, q, k, offsets, rpb))
     out = trilinear.av(op, weights, v, offsets)
     return checkpoint_name(out, "jax_na_out"), checkpoint_name(lse, "jax_na_lse")
 
 
+@functools.partial(jax.jit, static_argnums=0, inline=True)
 def scores(op: Op, q: Array, k: Array, offsets: Array, rpb: Array | None = None) -> Array:
     """scale * <q, k> + rpb [*batch, *Sq, heads, pitch]; -inf in slots without a key and in padding."""
+    tables = () if rpb is None else (rpb,)
+    roles = ["BXH", "BKH", "O", *["H"] * len(tables)], ["BXH"]
+    (s,) = partition.explicit(lambda *x: (_scores(op, *x),), op, roles)(q, k, offsets, *tables)
+    return s
+
+
+def _scores(op: Op, q: Array, k: Array, offsets: Array, rpb: Array | None = None) -> Array:
     s = op.scale * trilinear.qk(op, q, k, offsets)
     queries = q.shape[-op.neighborhood.rank - 2 : -2]
     if rpb is not None:
@@ -94,6 +113,13 @@ def _pad_slots(op: Op, x: Array) -> Array:
     return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, op.pitch - x.shape[-1])])
 
 
+@functools.partial(jax.jit, static_argnums=0, inline=True)
 def weighted_sum(op: Op, weights: Array, value: Array, offsets: Array) -> Array:
     """NN for weights [..., prod(kernel_size)]."""
-    return trilinear.av(op, _pad_slots(op, weights.astype(accumulator(value.dtype))), value, offsets)
+
+    def local(weights: Array, value: Array, offsets: Array) -> tuple[Array]:
+        rows = _pad_slots(op, weights.astype(accumulator(value.dtype)))
+        return (trilinear.av(op, rows, value, offsets),)
+
+    (x,) = partition.explicit(local, op, (["BXH", "BKH", "O"], ["BXH"]))(weights, value, offsets)
+    return x

@@ -76,6 +76,12 @@ def _array(name: str, x: Any) -> Array:
 
 def same_grid(n: Neighborhood, **named: Array) -> None:
     """All must have the batch and spatial axes of the first; windows must fit."""
+    same_axes(n, **named)
+    n.axes(next(iter(named.values())).shape[-n.rank - 2 : -2])
+
+
+def same_axes(n: Neighborhood, **named: Array) -> None:
+    """All must have the batch and spatial axes of the first."""
     layout = f"[batch..., {', '.join('XYZ'[: n.rank])}, heads, features]"
     (first, query), *others = named.items()
     for name, x in others:
@@ -86,7 +92,6 @@ def same_grid(n: Neighborhood, **named: Array) -> None:
                 f"must be the same, legal is ({legal}, heads, features)"
             )
     known_sizes(n, **named)
-    n.axes(query.shape[-n.rank - 2 : -2])
 
 
 def known_sizes(n: Neighborhood, **named: Array) -> None:

@@ -30,6 +30,12 @@ def cuda_kind() -> str:
     return str(devices[0].device_kind) if devices else "unknown"
 
 
+def is_hopper() -> bool:
+    """Whether the CUDA devices here have compute capability 9.0, as far as is known."""
+    found = [str(getattr(device, "compute_capability", "")) for device in cuda_devices()]
+    return bool(found) and all(capability == "9.0" for capability in found)
+
+
 def cuda_refusal(architectures: Sequence[str]) -> str | None:
     """Why code compiled for these architectures runs on no CUDA device here, as far as is known."""
     found = [getattr(device, "compute_capability", None) for device in cuda_devices()]

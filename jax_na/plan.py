@@ -60,6 +60,14 @@ def takes_tokens(platform: str) -> bool:
     return platform == "cuda"
 
 
+def weights_dtype(platform: str, name: str, weights: Any, dtype: Any) -> Any:
+    """Of weights that are an operand of `name`, given theirs and that of the other operand.
+
+    The CUDA kernels of "gemm" multiply values of one type, so in half precision they move half as much.
+    """
+    return dtype if platform == "cuda" and name.startswith("na_gemm") else weights
+
+
 def bias_parts(platform: str, table: Shape) -> int:
     """How many partial sums of d_rpb there are: written in parallel, added in a fixed order."""
     return max(1, min(64, 2**22 // math.prod(table))) if platform == "cuda" else 16

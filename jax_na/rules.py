@@ -28,6 +28,7 @@ from jax_na import plan, reference, target, tokens
 from jax_na.implementations import ATTENTION, choose
 from jax_na.neighborhood import Op
 from jax_na.reference import accumulator
+from jax_na.shards import Roles
 from jax_na.target import align, instantiate, is_linear, is_zero, like
 
 Results = tuple[list[Any], list[Any] | None]  # of a jvp rule: outputs, and their tangents unless all are zero
@@ -137,12 +138,36 @@ def _lower_backward(platform: str, *operands: Array, op: Op) -> Sequence[Array]:
     return dq, dk.astype(k.dtype), dv.astype(v.dtype), *dmore, *(parts.sum(0) for parts in drpb)
 
 
-attention_p = target.primitive("na_attention", _attention_type, _lower_attention, batched=_inputs)
-tangent_p = target.primitive(
-    "na_attention_tangent", _tangent_type, _lower_tangent, batched=lambda op: 2 * _inputs(op) + 2
-)
+def _x_roles(op: Op) -> list[str]:
+    return ["BXH", "BKH", "BKH"] + ["B_H"] * (_inputs(op) - 3)
+
+
+def _tables(inputs: list[str], count: int) -> list[str]:
+    """Of the bias and what follows it, where `count` operands are inputs, `offsets` and tables."""
+    return ["H"] * (count - len(inputs) - 1)
+
+
+def _attention_roles(op: Op, count: int) -> Roles:
+    x = _x_roles(op)
+    return [*x, "O", *_tables(x, count)], ["BXH", "BXH"]
+
+
+def _tangent_roles(op: Op, count: int) -> Roles:
+    inputs = [*_x_roles(op), "BXH", "BXH", *_x_roles(op)]
+    return [*inputs, "O", *_tables(inputs, count)], ["BXH", "BXH"]
+
+
+def _backward_roles(op: Op, count: int) -> Roles:
+    x = _x_roles(op)
+    inputs = [*x, *["BXH"] * 4]
+    tables = _tables(inputs, count)
+    return [*inputs, "O", *tables], [*x, *tables]
+
+
+attention_p = target.primitive("na_attention", _attention_type, _lower_attention, _attention_roles)
+tangent_p = target.primitive("na_attention_tangent", _tangent_type, _lower_tangent, _tangent_roles)
 backward_p = target.primitive(
-    "na_attention_backward", _backward_type, _lower_backward, batched=lambda op: _inputs(op) + 4, sums=True
+    "na_attention_backward", _backward_type, _lower_backward, _backward_roles, sums=True
 )
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The only file that knows JAX's machinery: kernels registered with XLA, primitives, lowering, batching.
+"""JAX's machinery: kernels registered with XLA, primitives, lowering, batching (over devices: partition.py).
 
 A primitive here takes operands in one order: those that carry the batch axes, then `offsets`, then what the
 batch shares (the positional bias). Its parameters are `op` and, for one, static sizes of its result.
@@ -22,9 +22,10 @@ from jax import Array
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from jax_na import _cpu, devices
+from jax_na import _cpu, devices, partition
 from jax_na.neighborhood import Op, Shape
 from jax_na.plan import Plan
+from jax_na.shards import Roles as _Roles
 
 instantiate: Callable[[Any], Any] = (
     ad.instantiate_zeros
@@ -117,7 +118,7 @@ def call(
 
     `aliases` are the operands that a result may overwrite, operand -> result.
 
-    The kernel is an ordinary operation to XLA: what partitions calls over devices belongs around this.
+    XLA cannot split it over devices: `primitive` does, around it.
     """
     n = op.neighborhood
     axes = {
@@ -139,39 +140,61 @@ def call(
 # Primitives.
 
 Lower = Callable[..., Sequence[Array]]
+Roles = Callable[[Op, int], _Roles]
+
+
+class _Primitive(Primitive):
+    """A primitive that is lowered through custom_partitioning, which JAX learns from the marker."""
+
+    def bind(self, *args: Any, **params: Any) -> Any:
+        return Primitive.bind(self, *args, **{**params, "partitioned": partition.marker()})
+
+
+def _plain(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A rule that does not take the marker."""
+
+    @functools.wraps(function)
+    def rule(*args: Any, partitioned: Any, **params: Any) -> Any:
+        return function(*args, **params)
+
+    return rule
 
 
 def primitive(
-    name: str,
-    abstract: Callable[..., list[Any]],
-    lower: Lower,
-    batched: Callable[[Op], int],
-    sums: bool = False,
+    name: str, abstract: Callable[..., list[Any]], lower: Lower, roles: Roles, sums: bool = False
 ) -> Primitive:
-    """A primitive whose operands are `batched(op)` arrays with batch axes, then shared ones.
+    """A primitive whose operands are arrays with batch axes, then shared ones.
 
     `abstract(*avals, **params)` gives the results' types (see `like`), `lower(platform, *operands, **params)`
-    their values in JAX; platform is "cpu", "cuda", or "" for others. `sums` says that some results are sums
-    over the batch when there are shared operands besides `offsets`.
+    their values in JAX; platform is "cpu", "cuda", or "" for others. `roles(op, number of operands)` says
+    what the axes of operands and results are (see shards.py). `sums` says that some results are sums over
+    the batch when there are shared operands besides `offsets`.
     """
-    p = Primitive(name)
+    p: Primitive = _Primitive(name)
     p.multiple_results = True
-    p.def_abstract_eval(abstract)
+    p.def_abstract_eval(_plain(abstract))
 
     @functools.cache
     def compiled(params: tuple[tuple[str, Any], ...]) -> Callable[..., list[Array]]:
         return jax.jit(functools.partial(p.bind, **dict(params)))
 
     def impl(*args: Array, **params: Any) -> list[Array]:
+        del params["partitioned"]
         with jax.disable_jit(False):  # else p.bind would come back here for ever
             return compiled(tuple(sorted(params.items())))(*args)
 
     p.def_impl(impl)
     for platform in ("", *FFI_PLATFORMS):
-        rule = mlir.lower_fun(functools.partial(lower, platform), multiple_results=True)
-        mlir.register_lowering(p, rule, platform=platform or None)
-    batching.primitive_batchers[p] = functools.partial(_batch, p, batched, sums)
+        split = _plain(functools.partial(_lower_split, functools.partial(lower, platform), roles))
+        mlir.register_lowering(p, mlir.lower_fun(split, multiple_results=True), platform=platform or None)
+    batching.primitive_batchers[p] = _plain(functools.partial(_batch, p, roles, sums))
     return p
+
+
+def _lower_split(lower: Lower, roles: Roles, *operands: Array, **params: Any) -> Sequence[Array]:
+    results: Sequence[Array]
+    results = partition.automatic(lower, params["op"], roles(params["op"], len(operands)), operands, params)
+    return results
 
 
 def like(aval: Any, shape: Shape | None = None, dtype: Any = None) -> Any:
@@ -185,16 +208,11 @@ def like(aval: Any, shape: Shape | None = None, dtype: Any = None) -> Any:
 
 
 def _batch(
-    p: Primitive,
-    with_batch: Callable[[Op], int],
-    sums: bool,
-    args: Sequence[Array],
-    dims: Sequence[int | None],
-    **params: Any,
+    p: Primitive, roles: Roles, sums: bool, args: Sequence[Array], dims: Sequence[int | None], **params: Any
 ) -> tuple[list[Array], list[int]]:
     """The mapped axis becomes a new leading batch axis; where results mix the batch, map one by one."""
-    batched = with_batch(params["op"])
     pairs = list(zip(args, dims, strict=True))
+    batched = sum(role.startswith("B") for role in roles(params["op"], len(args))[0])
     size = next(x.shape[d] for x, d in pairs if d is not None)
     mapped = [None if d is None else jnp.moveaxis(x, d, 0) for x, d in pairs]
     shared_is_mapped = any(d is not None for d in dims[batched:])
@@ -220,7 +238,7 @@ def define_jvp(p: Primitive, rule: Callable[..., tuple[list[Any], list[Any] | No
         outputs, dots = rule(primals, tangents, **params)
         return outputs, dots or [ad.Zero(jax.typeof(x).to_tangent_aval()) for x in outputs]
 
-    ad.primitive_jvps[p] = jvp
+    ad.primitive_jvps[p] = _plain(jvp)
 
 
 def define_transpose(p: Primitive, rule: Callable[..., list[Any]]) -> None:
@@ -231,4 +249,4 @@ def define_transpose(p: Primitive, rule: Callable[..., list[Any]]) -> None:
             return [None] * len(operands)
         return rule(list(map(instantiate, cotangents)), *operands, **params)
 
-    ad.primitive_transposes[p] = transpose
+    ad.primitive_transposes[p] = _plain(transpose)

@@ -8,7 +8,8 @@
     inverse  IN   (a, x) -> y     by y
 
 The derivative of a bilinear map is the map itself, and the transposes of each are the other two: derivatives
-of every order are calls of the same kernels. `a` has the accumulator's dtype, x and y that of the inputs.
+of every order are calls of the same kernels. `a` has the accumulator's dtype, x and y that of the inputs;
+a kernel may take narrower weights (`plan.weights_dtype`).
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import jax.numpy as jnp
 from jax import Array
 
 from jax_na import plan, reference, target
@@ -36,6 +36,13 @@ def _result(operation: str, op: Op, first: Any, second: Any, keys: Shape = ()) -
     return (*second.shape[: -op.neighborhood.rank - 2], *keys, second.shape[-1]), second.dtype
 
 
+ROLES = {
+    "qk": (["BXH", "BKH", "O"], ["BXH"]),
+    "av": (["BXH", "BKH", "O"], ["BXH"]),
+    "inverse": (["BXH", "BXH", "O"], ["BKH"]),
+}
+
+
 def _primitive(operation: str) -> Any:
     def abstract(first: Any, second: Any, offsets: Any, *, op: Op, **keys: Shape) -> list[Any]:
         return [like(first, *_result(operation, op, first, second, **keys))]
@@ -47,7 +54,10 @@ def _primitive(operation: str) -> Any:
             return [getattr(reference, operation)(op, *operands, **keys)]
         name, features = f"na_{implementation}_{operation}", second.shape[-1]
         shape, dtype = _result(operation, op, first, second, **keys)
-        sums = jnp.float32 if name == "na_gemm_inverse" else dtype
+        sums = plan.sums_dtype(platform, dtype) if name == "na_gemm_inverse" else dtype
+        if operation != "qk":
+            weights = plan.weights_dtype(platform, name, first.dtype, second.dtype)
+            operands = (first.astype(weights), *operands[1:])
         queries = math.prod((second if operation == "inverse" else first).shape[:-1])
         sizes = plan.Sizes(queries, features, features, second.dtype)
         how = plan.plan(platform, name, op, sizes)
@@ -62,7 +72,7 @@ def _primitive(operation: str) -> Any:
         terms = terms if is_zero(dsecond) else [*terms, *p.bind(first, dsecond, offsets, **params)]
         return p.bind(*primals, **params), [sum(terms[1:], terms[0])] if terms else None
 
-    p = target.primitive(f"na_{operation}", abstract, lower, batched=lambda op: 2)
+    p = target.primitive(f"na_{operation}", abstract, lower, lambda *_: ROLES[operation])
     target.define_jvp(p, jvp)
     return p
 

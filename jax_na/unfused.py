@@ -54,7 +54,7 @@ def neighborhood_qk(
     rpb = checks.rpb(rpb, n, query.shape[-2])
     check(implementation, query, unfused=True)
     op = Op(n, query.shape[-n.rank - 2 : -2], 1.0, implementation, precisions.resolve(precision))
-    scores = compose.scores(op, query, key, compose.whole_grid(n.rank), rpb)
+    scores: Array = compose.scores(op, query, key, compose.whole_grid(n.rank), rpb)
     return scores[..., : n.size].astype(query.dtype)
 
 
@@ -92,4 +92,5 @@ def neighborhood_av(
     checks.heads(weights.shape[-2], value.shape[-2])
     check(implementation, value, unfused=True)
     op = Op(n, weights.shape[-n.rank - 2 : -2], 1.0, implementation, precisions.resolve(precision))
-    return compose.weighted_sum(op, weights, value, compose.whole_grid(n.rank))
+    out: Array = compose.weighted_sum(op, weights, value, compose.whole_grid(n.rank))
+    return out

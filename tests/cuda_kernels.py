@@ -36,7 +36,7 @@ NAN, NO_NAN = 0xFF, 0x40  # bytes to poison results with; the others are between
 
 
 class Kernel(enum.IntEnum):
-    NAIVE_QK, NAIVE_AV, NAIVE_INVERSE, FORWARD, BACKWARD = range(5)
+    NAIVE_QK, NAIVE_AV, NAIVE_INVERSE, FORWARD, BACKWARD, GEMM_QK, GEMM_AV, GEMM_INVERSE = range(8)
 
 
 # The interface of tests/simt/harness.h
@@ -86,6 +86,13 @@ def native(problem: Problem) -> NativeProblem:
     return n
 
 
+def native_call(kernel: Kernel, problem: Problem, tiles: Sequence[Tile], **numbers: int) -> _Call:
+    call = _Call(problem=native(problem), kernel=kernel, **numbers)
+    for i, tile in enumerate(tiles):
+        call.tiles[i] = (ctypes.c_int32 * AXES)(*padded(tile))
+    return call
+
+
 @functools.cache
 def library() -> ctypes.CDLL:
     """The kernels, built.
@@ -96,9 +103,10 @@ def library() -> ctypes.CDLL:
     if not ON_DEVICE and build.host_compiler() is None:
         pytest.skip("there is no C++ compiler to build the CUDA kernels for the host with")
     cuda = build.ROOT / "cuda"
-    kernels, dispatch = sorted(cuda.glob("*.cu")), [cuda / "fused.cc", cuda / "naive.cc"]
+    kernels, dispatch = sorted(cuda.glob("*.cu")), [cuda / "fused.cc", cuda / "gemm.cc", cuda / "naive.cc"]
     if ON_DEVICE:
-        path = build.device_library("kernels", [*kernels, *dispatch, build.SIMT / "harness_device.cu"])
+        sources = [*kernels, *dispatch, build.SIMT / "harness_device.cu"]
+        path = build.device_library("kernels", sources, build.architecture())
     else:
         path = build.host_library("kernels", kernels, [*dispatch, build.SIMT / "harness.cc"])
     return ctypes.CDLL(str(path))
@@ -156,17 +164,9 @@ def run(
     arena.add("offsets", problem.offsets)
     inputs = {name: arena.add(name, x) for name, x in operands.items()}
     outputs = {name: arena.add(name, x, is_result=True) for name, x in results.items()}
-    call = _Call(
-        problem=native(problem),
-        kernel=kernel,
-        dtype=DTYPES[dtype],
-        precision=PRECISIONS[precision],
-        drpb_parts=drpb_parts,
-        additional_tokens=problem.additional,
-        seed=seed,
-    )
-    for i, tile in enumerate(tiles):
-        call.tiles[i] = (ctypes.c_int32 * AXES)(*padded(tile))
+    numbers = {"dtype": DTYPES[dtype], "precision": PRECISIONS[precision], "drpb_parts": drpb_parts}
+    numbers["additional_tokens"] = problem.additional
+    call = native_call(kernel, problem, tiles, seed=seed, **numbers)
     report = ctypes.create_string_buffer(4096)
     buffers = (_Buffer * len(arena.buffers))(*arena.buffers)
     library().jax_na_run(ctypes.byref(call), buffers, len(buffers), report, len(report))
@@ -233,6 +233,7 @@ def backward(
 Mode = tuple[str, str]  # dtype, precision
 ENOUGH_WORK = 1 << 20  # multiplications of a product that the executor does in a fraction of a second
 FORWARD_PASS, QUERIES_PASS, KEYS_PASS = 0, 1, 2  # Pass
+HOPPER_ROWS = 128  # kHopperRows
 
 
 def boxes(tokens: int, rank: int) -> list[Tile]:
@@ -253,16 +254,30 @@ def kernel_shape(which: int, problem: Problem, mode: Mode, rows: int) -> tuple[i
 
 
 def _any_tiles(which: int, problem: Problem, mode: Mode, rows: int, rng: np.random.Generator) -> list[Tile]:
-    """Random ones, not so badly suited to the problem that the executor takes long."""
-    rank, shape = len(problem.axes), kernel_shape(which, problem, mode, rows)
-    choices = [boxes(tokens, rank) for tokens in shape]
+    """Random ones of rows and columns for the fused kernel of so many rows."""
+    return _tiles_of_shape(kernel_shape(which, problem, mode, rows), problem, which == KEYS_PASS, rng)
+
+
+def _tiles_of_shape(
+    shape: tuple[int, int], problem: Problem, keys_stay: bool, rng: np.random.Generator
+) -> list[Tile]:
+    """Random ones of so many rows and columns."""
+    pairs = list(itertools.product(*(boxes(tokens, len(problem.axes)) for tokens in shape)))
+    return cheap_pair(pairs, problem, keys_stay, rng)
+
+
+def cheap_pair(
+    pairs: Sequence[tuple[Tile, Tile]], problem: Problem, keys_stay: bool, rng: np.random.Generator
+) -> list[Tile]:
+    """A random pair of tiles, not so badly suited to the problem that the executor takes long."""
+    shape = [math.prod(tile) for tile in pairs[0]]
     each = math.prod(shape) * max(32, problem.head_dim, problem.value_dim) * problem.batch * problem.heads
     whole = {"query_start": 0, "num_queries": None, "key_start": 0, "num_keys": None}
     grid = [dataclasses.replace(axis, **whole) for axis in problem.axes]
     best, least = [], math.inf
     for _ in range(10):
-        tiles = [c[rng.integers(len(c))] for c in choices]
-        cost = each * boxes_visited(grid, *tiles, keys_stay=which == KEYS_PASS)
+        tiles = list(pairs[rng.integers(len(pairs))])
+        cost = each * boxes_visited(grid, *tiles, keys_stay)
         if cost < least:
             best, least = tiles, cost
         if cost < ENOUGH_WORK:
@@ -273,6 +288,13 @@ def _any_tiles(which: int, problem: Problem, mode: Mode, rows: int, rng: np.rand
 def forward_tiles(problem: Problem, mode: Mode, rows: int, rng: np.random.Generator) -> list[Tile]:
     """Random tiles of queries and keys for the kernel of so many rows."""
     return _any_tiles(FORWARD_PASS, problem, mode, rows, rng)
+
+
+def hopper_tiles(problem: Problem, rng: np.random.Generator) -> list[Tile]:
+    """Random tiles of the kernel for compute capability 9.0; the portable one would refuse its own, zeros."""
+    columns = library().jax_na_hopper_columns(problem.head_dim, problem.value_dim)
+    none = (0,) * len(problem.axes)
+    return [none, none, *_tiles_of_shape((HOPPER_ROWS, columns), problem, False, rng)]
 
 
 def backward_tiles(problem: Problem, mode: Mode, rows: int, rng: np.random.Generator) -> list[Tile]:

@@ -20,7 +20,8 @@ from . import helpers
 from .cases import NAMED, Case
 
 CASE = Case("2d", (9, 8), (4, 3), (2, 1), (2, 1), (True, False), heads=4, kv_heads=2, head_dim=16, rpb=True)
-KERNELS = {"na_fused_forward", "na_fused_backward", "na_naive_qk", "na_naive_av", "na_naive_inverse"}
+UNFUSED = {f"na_{name}_{part}" for name in ("gemm", "naive") for part in ("qk", "av", "inverse")}
+KERNELS = {"na_fused_forward", "na_fused_backward"} | UNFUSED
 DIMS = {"query": "9x8x4x16", "key": "9x8x2x16", "bias": "4x7x5"}
 
 
@@ -32,6 +33,7 @@ def cuda_kernels(monkeypatch):
         monkeypatch.setitem(target.TARGETS, "cuda", frozenset(KERNELS))
         monkeypatch.setattr(target, "cuda_architectures", lambda: ["80-virtual"])
         monkeypatch.setattr(cuda_planner, "kernels", lambda *_: shapes)
+        monkeypatch.setattr(cuda_planner, "staged_slots", lambda *_: 64)
 
 
 def lowered(function, *arguments):
@@ -157,14 +159,57 @@ def test_naive(dtype, rng, x64):
     assert len(found) == 6
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_gemm(dtype, rng):
+    """Logits are float32, the weights that a kernel reads have the type of the inputs; rows stay padded."""
+    inputs = CASE.inputs(rng, jnp.dtype(dtype))
+    short = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}[dtype]
+    query, key = f"1x{DIMS['query']}x{short}", f"1x{DIMS['key']}x{short}"
+    logits, weights = "1x9x8x4x16xf32", f"1x9x8x4x16x{short}"
+    found = calls(lowered(gradient(CASE, "gemm"), inputs))
+    types = {(call.name, *call.operands, *call.results) for call in found}
+    assert types == {
+        ("na_gemm_qk", query, key, "2x2xi32", logits),
+        ("na_gemm_av", weights, key, "2x2xi32", query),
+        ("na_gemm_inverse", weights, query, "2x2xi32", key),
+    }
+    assert len(found) == 6
+    op = Op(jax_na.Neighborhood(**CASE.spec), CASE.grid)
+    for call in found:
+        assert len(call.attributes["tile"]) == 4
+        tile = cuda_planner.tile(call.name, op, jnp.dtype(dtype).itemsize, 16, 16)
+        assert expanded(call.attributes)["tile"] == list(tile)
+        assert call.attributes["is_exact"] == 0
+
+
+def test_gemm_keeps_the_padding(rng):
+    """Between the kernels of attention, rows of weights are neither cut nor padded again."""
+    inputs = CASE.inputs(rng, jnp.bfloat16) | {"rpb": None}
+    text = lowered(attend(dataclasses.replace(CASE, is_causal=False), "gemm"), inputs)
+    assert "1x9x8x4x16x" in text
+    assert "1x9x8x4x12x" not in text
+
+
 def test_unfused(rng):
-    """The two halves: without a name, the naive kernels."""
+    """The two halves: without a name, the GEMM kernels, or for what they do not take the naive ones."""
     inputs = CASE.inputs(rng)
-    qk = lowered(lambda q, k: jax_na.neighborhood_qk(q, k, **CASE.spec), inputs["query"], inputs["key"])
-    assert [call.name for call in calls(qk)] == ["na_naive_qk"]
-    weights = rng.standard_normal((1, 9, 8, 4, 12)).astype(np.float32)
-    av = lowered(lambda a, v: jax_na.neighborhood_av(a, v, **CASE.spec), weights, inputs["value"])
-    assert [call.name for call in calls(av)] == ["na_naive_av"]
+    halves = {
+        np.float32: ["na_gemm_qk", "na_gemm_av"],
+        np.float64: ["na_naive_qk", "na_naive_av"],
+    }
+    for dtype, names in halves.items():
+        with jax.enable_x64(dtype == np.float64):
+            query, key, value = (inputs[name].astype(dtype) for name in ("query", "key", "value"))
+            qk = lowered(lambda q, k: jax_na.neighborhood_qk(q, k, **CASE.spec), query, key)
+            weights = rng.standard_normal((1, 9, 8, 4, 12)).astype(dtype)
+            av = lowered(lambda a, v: jax_na.neighborhood_av(a, v, **CASE.spec), weights, value)
+        assert [call.name for call in (*calls(qk), *calls(av))] == names
+
+
+def test_gemm_takes_any_number_of_features(rng):
+    wide = dataclasses.replace(CASE, value_dim=300, head_dim=270, rpb=False)
+    found = calls(lowered(attend(wide, "gemm"), wide.inputs(rng)))
+    assert [call.name for call in found] == ["na_gemm_qk", "na_gemm_av"]
 
 
 def test_default_is_fused(rng):
@@ -181,9 +226,10 @@ def test_default_for_what_fused_cannot(rng, x64):
         lowered(attend(wide, "fused"), wide.inputs(rng))
 
 
-def test_gemm_is_for_the_cpu(rng):
-    with pytest.raises(ValueError, match="implementation 'gemm' cannot run here: it has no kernels for cuda"):
-        lowered(attend(CASE, "gemm"), CASE.inputs(rng))
+def test_gemm_does_not_take_float64(rng, x64):
+    why = "implementation 'gemm' cannot run: it takes float32, bfloat16, float16, not float64"
+    with pytest.raises(ValueError, match=re.escape(why)):
+        lowered(attend(CASE, "gemm"), CASE.inputs(rng, np.float64))
 
 
 def test_xla_has_no_kernels(rng):
@@ -191,7 +237,7 @@ def test_xla_has_no_kernels(rng):
 
 
 @pytest.mark.parametrize("name", ["tokens-2d", "no-batch", "batches", "all-3d", "plain-1d", "batch-0"])
-@pytest.mark.parametrize("implementation", ["fused", "naive"])
+@pytest.mark.parametrize("implementation", ["fused", "gemm", "naive"])
 def test_every_kind_of_problem(name, implementation, rng):
     case = NAMED[name]
     found = {call.name for call in calls(lowered(gradient(case, implementation), case.inputs(rng)))}
@@ -237,8 +283,11 @@ FAST = ["default", "high", "tensorfloat32", jax.lax.Precision.HIGH, ("high", "hi
 
 @pytest.mark.parametrize("precision", [*EXACT, *FAST], ids=str)
 def test_precision(precision, rng):
-    for call in calls(lowered(gradient(CASE, "fused", precision=precision), CASE.inputs(rng))):
-        assert call.attributes["is_exact"] == (precision in EXACT)
+    for implementation in ("fused", "gemm"):
+        found = calls(lowered(gradient(CASE, implementation, precision=precision), CASE.inputs(rng)))
+        assert found
+        for call in found:
+            assert call.attributes["is_exact"] == (precision in EXACT)
 
 
 def test_precision_of_the_configuration(rng):
@@ -289,8 +338,7 @@ def test_no_gpu(gpu):
     gpu()
     found = reasons()
     assert found["xla"] is None
-    assert found["gemm"] == "it has no kernels for cuda"
-    assert found["fused"] == found["naive"]
+    assert found["fused"] == found["gemm"] == found["naive"]
     assert found["fused"].startswith(
         "JAX has no CUDA device here: that needs a GPU, its driver, and jax[cuda13]"
     )
@@ -298,9 +346,10 @@ def test_no_gpu(gpu):
 
 def test_a_gpu(gpu):
     gpu("9.0")
-    assert [name for name, reason in reasons().items() if reason is None] == ["fused", "naive", "xla"]
+    assert [name for name, reason in reasons().items() if reason is None] == ["fused", "gemm", "naive", "xla"]
     wide = jax.ShapeDtypeStruct((1, 9, 8, 4, 320), np.float32)
     assert reasons(query=wide)["fused"] == "on cuda it takes up to 256 features per head, not 320"
+    assert reasons(query=wide)["gemm"] is None
     assert tuning.key(Op(jax_na.Neighborhood((3,)), (9,)), "cuda").startswith("cuda NVIDIA Test | 9 |")
 
 
@@ -309,7 +358,7 @@ def test_an_old_gpu(gpu, monkeypatch, rng):
     gpu("7.0")
     monkeypatch.setattr(target, "cuda_architectures", lambda: ["80", "90a", "80-virtual"])
     why = "it was compiled for 80, 90a, 80-virtual, this GPU has compute capability 7.0"
-    assert reasons()["fused"] == reasons()["naive"] == why
+    assert reasons()["fused"] == reasons()["gemm"] == reasons()["naive"] == why
     assert not calls(lowered(attend(CASE), CASE.inputs(rng)))
     with pytest.raises(ValueError, match=re.escape(f"implementation 'fused' cannot run here: {why}")):
         lowered(attend(CASE, "fused"), CASE.inputs(rng))
@@ -319,7 +368,7 @@ def test_not_built(gpu, monkeypatch, rng):
     gpu("9.0")
     monkeypatch.delitem(target.TARGETS, "cuda")
     monkeypatch.setitem(target.REFUSED, "cuda", target.NOT_BUILT)
-    assert reasons()["fused"] == reasons()["naive"] == target.NOT_BUILT
+    assert reasons()["fused"] == reasons()["gemm"] == reasons()["naive"] == target.NOT_BUILT
     assert "JAX_NA_CUDA_TOOLKIT=pypi" in target.NOT_BUILT
     assert not calls(lowered(attend(CASE), CASE.inputs(rng)))
     with pytest.raises(ValueError, match="this installation has no CUDA kernels"):

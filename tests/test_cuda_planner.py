@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from jax_na import Neighborhood, cuda_planner, tuning
+from jax_na import Neighborhood, cuda_planner, devices, tuning
 from jax_na.cuda_planner import Count, Kernel
 from jax_na.neighborhood import Op, inverse_windows, windows
 
@@ -19,6 +19,8 @@ OPS = [
     Op(Neighborhood((3, 2, 4), dilation=(1, 2, 1)), (6, 7, 9)),
 ]
 KERNELS = (Kernel(16, 16, 32), Kernel(64, 16, 64), Kernel(128, 32, 64))
+HOPPER = (Kernel(128, 16, 128),)
+FORWARD = "na_fused_forward"
 every_op = pytest.mark.parametrize("op", OPS, ids=str)
 either_side = pytest.mark.parametrize("keys_stay", [False, True], ids=["queries stay", "keys stay"])
 
@@ -26,7 +28,17 @@ either_side = pytest.mark.parametrize("keys_stay", [False, True], ids=["queries 
 @pytest.fixture(autouse=True)
 def kernels(monkeypatch):
     """As if these kernels were built, whatever is."""
-    monkeypatch.setattr(cuda_planner, "kernels", lambda *_: KERNELS)
+    monkeypatch.setattr(
+        cuda_planner, "kernels", lambda name, *_: HOPPER if name == "hopper_forward" else KERNELS
+    )
+    monkeypatch.setattr(cuda_planner, "staged_slots", slots)
+
+
+def slots(name, element_bytes, features, kernel_size, rows, columns):
+    """As if there were room for 64 of them: where keys stay, of the tile's keys."""
+    extents = rows if name == "inverse" else columns
+    found = math.prod(map(min, extents, kernel_size))
+    return found if found <= 64 else 0
 
 
 def boxes_of(axis_rows, extents):
@@ -107,9 +119,9 @@ def test_shapes():
 
 
 @every_op
-@pytest.mark.parametrize("name", ["na_fused_forward", "na_fused_backward"])
+@pytest.mark.parametrize("name", cuda_planner.PASSES)
 def test_tiles_are_legal(op, name):
-    rank, legal = op.neighborhood.rank, {(k.rows, k.columns) for k in KERNELS}
+    rank = op.neighborhood.rank
     ranked = cuda_planner.tiles(name, op, 2, 64, 64)
     assert len(set(ranked)) == len(ranked) > 0
     for tile in ranked:
@@ -117,8 +129,35 @@ def test_tiles_are_legal(op, name):
         assert len(pairs) == len(cuda_planner.PASSES[name])
         for pair, kernel in zip(pairs, cuda_planner.PASSES[name], strict=True):
             queries, keys = math.prod(pair[:rank]), math.prod(pair[rank:])
-            assert ((keys, queries) if kernel == "backward_keys" else (queries, keys)) in legal
+            legal = {(k.rows, k.columns) for k in cuda_planner.kernels(kernel)}
+            legal |= {(0, 0)} if kernel == "hopper_forward" else set()
+            assert ((keys, queries) if kernel in cuda_planner.KEYS_STAY else (queries, keys)) in legal
     assert cuda_planner.tile(name, op, 2, 64, 64) == ranked[0]
+
+
+@pytest.mark.parametrize("name", ["na_gemm_qk", "na_gemm_av", "na_gemm_inverse"])
+def test_tiles_without_room_for_weights_are_left_out(name):
+    op = Op(Neighborhood((5, 17, 18)), (9, 20, 20))
+    (kernel,) = cuda_planner.PASSES[name]
+    found = cuda_planner.tiles(name, op, 2, 64, 64)
+    sides = [(t[3:], t[:3]) if kernel in cuda_planner.KEYS_STAY else (t[:3], t[3:]) for t in found]
+    assert all(slots(kernel, 2, 64, (5, 17, 18), *pair) for pair in sides)
+    every = sum(
+        len(list(cuda_planner._shapes(k.rows, 3))) * len(list(cuda_planner._shapes(k.columns, 3)))
+        for k in KERNELS
+    )
+    assert 0 < len(found) <= every
+
+
+def test_staged_weights_cost():
+    """Where they come with every column, and where they leave no room for other blocks."""
+    count, kernel = Count(4, 100, 0), KERNELS[1]
+    cost = {
+        keys_stay: [cuda_planner.gemm_cost(kernel, count, 64, n, keys_stay) for n in (8, 100, 600)]
+        for keys_stay in (False, True)
+    }
+    assert cost[True] == sorted(set(cost[True]))
+    assert cost[False][0] == cost[False][1] < cost[False][2]
 
 
 def test_naive_kernels_have_no_tile():
@@ -138,6 +177,48 @@ def test_small_windows_take_small_tiles_and_large_ones_large():
         tile = cuda_planner.tile("na_fused_forward", op, 2, 64, 64)
         sizes.append(math.prod(tile[: len(grid)]))
     assert sizes == [16, 16, 128, 128]
+
+
+@pytest.mark.parametrize(
+    ("kernel_size", "grid", "is_used"),
+    [((7, 7), (56, 56), False), ((3, 5, 5), (16, 64, 64), False), ((2048,), (32768,), True),
+     ((80, 80), (256, 256), True), ((18, 24, 24), (30, 48, 80), True)],
+)  # fmt: skip
+def test_the_hopper_kernel_has_tiles_where_it_is_the_cheaper_one(kernel_size, grid, is_used):
+    op, size = Op(Neighborhood(kernel_size), grid), 2 * len(grid)
+    tile = cuda_planner.tile(FORWARD, op, 2, 128, 128)
+    assert len(tile) == 2 * size
+    assert all(tile[:size])
+    assert all(tile[size:]) == any(tile[size:]) == is_used
+
+
+def test_the_hopper_kernel_may_not_exist(monkeypatch):
+    monkeypatch.setattr(cuda_planner, "kernels", lambda name, *_: () if name == "hopper_forward" else KERNELS)
+    op = Op(Neighborhood((80, 80)), (256, 256))
+    assert cuda_planner.tile(FORWARD, op, 2, 128, 128)[4:] == (0, 0, 0, 0)
+
+
+@pytest.mark.parametrize("is_hopper", [False, True])
+def test_both_forward_kernels_are_tried_where_both_run(is_hopper, monkeypatch):
+    """Elsewhere tiles of the other one would change nothing."""
+    monkeypatch.setattr(devices, "is_hopper", lambda: is_hopper)
+    for op in (Op(Neighborhood((80, 80)), (256, 256)), OPS[0]):
+        found = cuda_planner.tiles(FORWARD, op, 2, 64, 64)
+        portable, hopper = cuda_planner.rankings(FORWARD, op, 2, 64, 64)
+        assert found[0] == cuda_planner.tile(FORWARD, op, 2, 64, 64)
+        assert {tile[:4] for tile in found} == set(portable)
+        assert {tile[4:] for tile in found} == (set(hopper) if is_hopper else {hopper[0]})
+        if is_hopper:
+            assert any(found[0][4:]) != any(found[1][4:])
+
+
+def test_tiles_of_either_kernel_may_be_measured():
+    op = Op(Neighborhood((80, 80)), (256, 256))
+    portable, hopper = cuda_planner.rankings(FORWARD, op, 2, 64, 64)
+    for pair in (hopper[7], (0, 0, 0, 0)):
+        tiles = (*portable[3], *pair)
+        with tuning.trial(op, {"tiles": {FORWARD: list(tiles)}}, "cuda"):
+            assert cuda_planner.tile(FORWARD, op, 2, 64, 64) == tiles
 
 
 def test_a_measured_tile_is_taken_where_it_is_legal():

@@ -52,10 +52,16 @@ def test_more_elements_than_32_bits_count(rng):
     helpers.assert_close(found, {"gradients": jnp.stack(gradients)}, 1e-3)
 
 
-# "naive" has the gradient of its bias from XLA, which scatters in any order.
+# "naive" and "gemm" have the gradient of their bias from XLA, which scatters in any order.
 @pytest.mark.parametrize(
     ("name", "implementation"),
-    [("all-2d", "fused"), ("plain-3d", "fused"), ("grouped-heads", "fused"), ("grouped-heads", "naive")],
+    [
+        ("all-2d", "fused"),
+        ("plain-3d", "fused"),
+        ("grouped-heads", "fused"),
+        ("grouped-heads", "gemm"),
+        ("grouped-heads", "naive"),
+    ],
 )
 def test_every_run_gives_the_same_bits(name, implementation, rng):
     """Called one after the other, and in a loop on the device, where XLA may record the calls in a graph."""
@@ -74,12 +80,13 @@ def test_every_run_gives_the_same_bits(name, implementation, rng):
         helpers.assert_identical(jax.tree.map(lambda x, i=i: x[i], looped), first)
 
 
+@pytest.mark.parametrize("implementation", ["fused", "gemm"])
 @pytest.mark.parametrize(("precision", "tolerance"), [("highest", 2e-5), ("tensorfloat32", 4e-3)])
-def test_precision_of_float32(precision, tolerance, rng):
+def test_precision_of_float32(precision, tolerance, implementation, rng):
     case = NAMED["head-dim-64"]
     inputs, cotangents = case.inputs(rng), case.cotangents(rng)
     with jax.default_matmul_precision(precision):
-        found = helpers.evaluate(helpers.attend(case, "fused"), inputs, cotangents)
+        found = helpers.evaluate(helpers.attend(case, implementation), inputs, cotangents)
     results, gradients = helpers.expected(case, inputs, cotangents)
     helpers.assert_close(helpers.named(found[0]), results, tolerance)
     helpers.assert_close(found[1], gradients, tolerance)

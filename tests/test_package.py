@@ -38,6 +38,7 @@ NAMES = {
     "neighborhood_av",
     "neighborhood_qk",
     "region_attention",
+    "sharded_neighborhood_attention",
 }
 
 
@@ -109,10 +110,21 @@ def test_cuda_kernels_that_exist():
     cuda = importlib.import_module("jax_na._cuda")
     passes = itertools.chain(*cuda_planner.PASSES.values())
     for name, element_bytes, dim in itertools.product(passes, (2, 4), (1, 32, 100, 256)):
-        shapes = cuda.shapes(name, element_bytes, 1, dim)
-        assert {rows for rows, _, _ in shapes} >= {16}
+        shapes = cuda.shapes(name, element_bytes, 1, dim, 1)
+        assert {rows for rows, _, _ in shapes} >= {16} or name == "hopper_forward"
         assert all(rows % warp == 0 and warp in (16, 32) for rows, warp, _ in shapes)
-    assert cuda.shapes("forward", 2, 257, 8) == []
+    assert cuda.shapes("forward", 2, 257, 8, 1) == []
+
+
+@needs_cuda_module
+def test_problems_that_the_hopper_kernel_takes():
+    """By element bytes, features and dilation; the rest of the rule is tested in test_cuda_hopper.py."""
+    cuda = importlib.import_module("jax_na._cuda")
+    built = "90a" in cuda.architectures()
+    for problem in ((2, 128, 128, 1), (2, 8, 24, 8), (2, 64, 256, 3)):
+        assert [rows for rows, _, _ in cuda.shapes("hopper_forward", *problem)] == [128] * built
+    for problem in ((4, 64, 64, 1), (2, 20, 32, 1), (2, 32, 12, 1), (2, 264, 8, 1), (2, 64, 64, 9)):
+        assert cuda.shapes("hopper_forward", *problem) == []
 
 
 @needs_cuda_module

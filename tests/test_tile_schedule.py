@@ -117,3 +117,15 @@ def test_random_problems(rank, number, rng):
         stride = int(rng.integers(1, kernel_size + 1))
         axes.append(oracle.Axis(length, kernel_size, stride, dilation, bool(rng.integers(2))))
     assert_schedules(tuple(axes), rng)
+
+
+@pytest.mark.parametrize("tokens", [64, 128])
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_mask_of_the_hopper_kernel(tokens, rank):
+    """The columns that a thread has, for all shapes of boxes and all intervals along an axis."""
+    library()
+    path = build.host_library("schedule", [], [build.SIMT / "schedule.cc"])
+    wrong = ctypes.CDLL(str(path)).jax_na_wrong_owned_columns
+    for box in cuda_kernels.boxes(tokens, rank):
+        log2 = np.array([n.bit_length() - 1 for n in cuda_kernels.padded(box)], np.int32)
+        assert wrong(ctypes.c_void_p(log2.ctypes.data)) == 0, box

@@ -33,7 +33,7 @@ FLAGS = (
     "-Wall",
     "-Wno-unknown-pragmas",
 )
-FLAGS += ("-DJAX_NA_SIMT", f"-I{ROOT / 'tests'}")
+FLAGS += ("-DJAX_NA_SIMT", "-DJAX_NA_HOPPER", f"-I{ROOT / 'tests'}")
 KERNEL_FLAGS = ("-x", "c++", "-fsanitize=thread")  # every access becomes a call that the executor checks
 NVCC_FLAGS = ("-std=c++17", "-O3", "-Xcompiler", "-fPIC", "-lineinfo")
 KEPT_SECONDS = 3 * 24 * 3600
@@ -52,6 +52,16 @@ def nvcc() -> str | None:
     """The CUDA compiler on the PATH or in $CUDA_HOME, None if there is none."""
     home = pathlib.Path(os.environ.get("CUDA_HOME") or "/usr/local/cuda", "bin", "nvcc")
     return shutil.which("nvcc") or shutil.which(str(home))
+
+
+def architecture() -> str:
+    """Of this machine's GPU, "90a" or the like, with the instructions that it alone has; "" if not known."""
+    query = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader", "--id=0"]
+    try:
+        found = subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return "90a" if found == "9.0" else found.replace(".", "")
 
 
 def host_library(name: str, kernels: Sequence[pathlib.Path], host: Sequence[pathlib.Path]) -> pathlib.Path:
@@ -79,7 +89,8 @@ def device_library(name: str, sources: Sequence[pathlib.Path], architecture: str
     if compiler is None:
         raise BuildError("there is no nvcc")
     code = f"-gencode=arch=compute_{architecture},code=sm_{architecture}" if architecture else "-arch=native"
-    command = (compiler, *NVCC_FLAGS, code)
+    hopper = ("-DJAX_NA_HOPPER",) if architecture == "90a" else ()
+    command = (compiler, *NVCC_FLAGS, code, *hopper)
     link = (compiler, "-shared", code)
     return _library(
         name, [(s, (*command, "-x", "cu") if s.suffix == ".cc" else command) for s in sources], link

@@ -5,12 +5,12 @@
 
 #include <stdint.h>
 
-#include "../../cuda/fused_config.h"
+#include "../../cuda/gemm_config.h"
 #include "../../cuda/kernels.h"
 
 namespace jax_na::cuda {
 
-enum class Kernel : int32_t { kNaiveQk, kNaiveAv, kNaiveInverse, kForward, kBackward };
+enum class Kernel : int32_t { kNaiveQk, kNaiveAv, kNaiveInverse, kForward, kBackward, kGemmQk, kGemmAv, kGemmInverse };
 
 // An array of the caller; the kernel must not touch one byte before or after it.
 struct Buffer {
@@ -25,7 +25,7 @@ struct Call {
   Kernel kernel;
   int32_t dtype, precision, drpb_parts, additional_tokens;
   uint32_t seed;            // of the executor's schedule
-  int32_t tiles[4][kAxes];  // query, key; for the backward pass those of dQ, then those of dK and dV
+  int32_t tiles[4][kAxes];  // query, key; portable, then Hopper; backward those of dQ, then of dK and dV
 };
 
 inline Tiles tiles_of(const Call& call, int first) {
@@ -44,7 +44,8 @@ inline const char* launch(const Call& call, void* const* buffer, Stream stream) 
   const auto* offsets = static_cast<const int32_t*>(buffer[0]);
   if (call.kernel == Kernel::kForward) {
     ForwardArgs args{};
-    args.problem = call.problem, args.tiles = tiles_of(call, 0), args.dtype = dtype, args.precision = precision;
+    args.problem = call.problem, args.dtype = dtype, args.precision = precision;
+    args.tiles = tiles_of(call, 0), args.hopper_tiles = tiles_of(call, 2);
     args.offsets = offsets;
     args.query = buffer[1], args.key = buffer[2], args.value = buffer[3];
     args.rpb = static_cast<const float*>(buffer[4]);
@@ -64,19 +65,34 @@ inline const char* launch(const Call& call, void* const* buffer, Stream stream) 
     args.drpb = static_cast<float*>(buffer[13]), args.drpb_parts = call.drpb_parts;
     return fused_backward(args, stream);
   }
-  UnfusedArgs args{};
-  args.problem = call.problem, args.dtype = dtype, args.offsets = offsets;
-  if (call.kernel == Kernel::kNaiveQk) {
-    args.x = buffer[1], args.y = buffer[2], args.weights = buffer[3];
-    return naive_qk(args, stream);
-  }
-  args.weights = buffer[1];
-  (call.kernel == Kernel::kNaiveAv ? args.y : args.x) = buffer[2];
-  (call.kernel == Kernel::kNaiveAv ? args.x : args.y) = buffer[3];
-  return call.kernel == Kernel::kNaiveAv ? naive_av(args, stream) : naive_inverse(args, stream);
+  const bool is_naive = call.kernel < Kernel::kForward;
+  const auto operation = static_cast<Unfused>(static_cast<int>(call.kernel) -
+                                              static_cast<int>(is_naive ? Kernel::kNaiveQk : Kernel::kGemmQk));
+  GemmArgs args{};
+  args.problem = call.problem, args.tiles = tiles_of(call, 0), args.dtype = dtype, args.precision = precision;
+  args.offsets = offsets;
+  void** const of[] = {&args.weights, &args.x, &args.y};  // two operands, then the result
+  const int order[3][3] = {{1, 2, 0}, {0, 2, 1}, {0, 1, 2}};
+  for (int i = 0; i < 3; ++i) *of[order[static_cast<int>(operation)][i]] = buffer[i + 1];
+  if (!is_naive) return gemm(operation, args, stream);
+  return operation == Unfused::kQk   ? naive_qk(args, stream)
+         : operation == Unfused::kAv ? naive_av(args, stream)
+                                     : naive_inverse(args, stream);
 }
 
 }  // namespace jax_na::cuda
+
+// Slots of a row of weights that the GEMM kernel of the call has room for, 0 if there is no kernel.
+extern "C" int jax_na_gemm_slots(const jax_na::cuda::Call* call, int element_bytes) {
+  using namespace jax_na::cuda;
+  const auto operation =
+      static_cast<jax_na::Unfused>(static_cast<int>(call->kernel) - static_cast<int>(Kernel::kGemmQk));
+  const Tiles tiles = tiles_of(*call, 0);
+  const auto& rows = operation == jax_na::Unfused::kInverse ? tiles.key : tiles.query;
+  const auto& columns = operation == jax_na::Unfused::kInverse ? tiles.query : tiles.key;
+  const GemmShape shape = gemm_shape(operation, element_bytes, call->problem.value_dim, rows[0] * rows[1] * rows[2]);
+  return make_staging(shape, call->problem, rows, columns).slots;
+}
 
 // Tokens that the fused kernel with so many rows streams per step, 0 if there is none.
 extern "C" int jax_na_streamed_tokens(int pass, int element_bytes, int head_dim, int value_dim, int rows) {
@@ -84,4 +100,9 @@ extern "C" int jax_na_streamed_tokens(int pass, int element_bytes, int head_dim,
   const int row_bytes = feature_bucket(head_dim, value_dim) * element_bytes;
   const bool exists = row_bytes > 0 && has_shape(static_cast<Pass>(pass), row_bytes, element_bytes, rows);
   return exists ? streamed_tokens(static_cast<Pass>(pass), row_bytes, rows) : 0;
+}
+
+// The same of the forward kernel for compute capability 9.0.
+extern "C" int jax_na_hopper_columns(int head_dim, int value_dim) {
+  return jax_na::cuda::hopper_columns(jax_na::cuda::feature_bucket(head_dim, value_dim));
 }

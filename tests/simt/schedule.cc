@@ -3,7 +3,7 @@
 // over all blocks and boxes as the kernels do it, without computing anything.
 #include <stdint.h>
 
-#include "../../cuda/mask.cuh"
+#include "../../cuda/hopper_mask.cuh"
 
 namespace jax_na::cuda {
 namespace {
@@ -148,4 +148,26 @@ extern "C" int64_t jax_na_schedule(const jax_na::Problem* p, int rows_are_keys, 
   auto* v = static_cast<Visit*>(visits);
   return rows_are_keys ? run<Rows::kKeys>(*p, tiles[0], tiles[1], warp_rows, pairs, v, capacity)
                        : run<Rows::kQueries>(*p, tiles[0], tiles[1], warp_rows, pairs, v, capacity);
+}
+
+// How many bits owned_columns has wrong for a box with these log2 extents, over all lanes, axes and intervals.
+extern "C" int jax_na_wrong_owned_columns(const int32_t* log2) {
+  using namespace jax_na;
+  using namespace jax_na::cuda;
+  Tiling t{};
+  for (int a = 0; a < kAxes; ++a) t.columns[a] = log2[a];
+  const OwnedColumns owned = make_owned_columns(t);
+  const int columns = 1 << (log2[0] + log2[1] + log2[2]), start = 5;
+  int wrong = 0;
+  for (int a = 0; a < kAxes; ++a)
+    for (int from = -1; from <= (1 << log2[a]) + 1; ++from)
+      for (int to = from; to <= (1 << log2[a]) + 1; ++to)
+        for (int lane = 0; lane < 4; ++lane) {
+          const uint32_t bits = owned_columns(owned.axis[a], lane, {start + from, start + to}, start, log2[a]);
+          for (int i = 0; i < columns / 4; ++i) {
+            const int at = inside_box(t.columns, i / 2 * 8 + 2 * lane + i % 2, a);
+            wrong += (bits >> i & 1) != (from <= at && at < to);
+          }
+        }
+  return wrong;
 }

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Faults planted in the GEMM CUDA kernels: the executor or a comparison with the oracle finds each."""
+
+import ctypes
+import pathlib
+import shutil
+
+import pytest
+
+from . import cuda_kernels
+from .cuda_problems import Problem
+from .simt import build
+from .test_cuda_gemm import PHASES, Gemm
+
+pytestmark = [
+    pytest.mark.skipif(cuda_kernels.ON_DEVICE, reason="on a GPU, faults are not found"),
+    pytest.mark.skipif(build.host_compiler() is None, reason="no C++ compiler"),
+]
+SOURCE = "gemm_bf16.cu"
+FAULTS = {  # name -> (header, what is there, what is planted, what is found)
+    "no barrier between carrying and clearing": (
+        "gemm_qk.cuh",
+        "      warp_sync();\n      if (carries)",
+        "      if (carries)",
+        "race",
+    ),
+    "no wait for weights": (
+        "gemm_av.cuh",
+        "    cp_async_wait<0>();\n    block_sync();",
+        "    block_sync();",
+        "race",
+    ),
+    "one buffer for two phases": ("gemm_av.cuh", "buffer ^ 1", "buffer", "race"),
+    "a slot too early": (
+        "gemm_inverse.cuh",
+        "slot_of(p, origin, start) -",
+        "slot_of(p, origin, start) - 1 -",
+        "rel|uninit",
+    ),
+}
+
+
+def faulty_library(folder: pathlib.Path, header: str, there: str, planted: str) -> pathlib.Path:
+    """All kernels, those in bfloat16 with the fault."""
+    for name in ("cuda", "common"):
+        shutil.copytree(build.ROOT / name, folder / name)
+    text = (folder / "cuda" / header).read_text()
+    assert text.count(there) == 1
+    (folder / "cuda" / header).write_text(text.replace(there, planted))
+    with (folder / "cuda" / SOURCE).open("a") as source:
+        source.write(f"// {header}: {planted!r} for {there!r}\n")  # objects are kept by the source's text
+    cuda = build.ROOT / "cuda"
+    kernels = [folder / "cuda" / SOURCE, *(k for k in sorted(cuda.glob("*.cu")) if k.name != SOURCE)]
+    host = [cuda / "fused.cc", cuda / "gemm.cc", cuda / "naive.cc", build.SIMT / "harness.cc"]
+    return build.host_library("faulty", kernels, host)
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_planted_faults_are_found(name, tmp_path, monkeypatch, rng):
+    header, there, planted, finding = FAULTS[name]
+    library = ctypes.CDLL(str(faulty_library(tmp_path, header, there, planted)))
+    monkeypatch.setattr(cuda_kernels, "library", lambda: library)
+    gemm = Gemm(Problem.of(PHASES[1]), ("bfloat16", "default"), 64, rng)
+    with pytest.raises(AssertionError, match=finding):
+        gemm.check()

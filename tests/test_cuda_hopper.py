@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The forward kernel for compute capability 9.0 against the oracle, on the host executor (on such a GPU with
+JAX_NA_KERNELS=device), and the rule that says which calls it takes."""
+
+import dataclasses
+import itertools
+
+import numpy as np
+import pytest
+
+from . import cuda_kernels, helpers, oracle
+from .cases import NAMED, Case
+from .cuda_kernels import HOPPER_ROWS, NO_NAN, any_seed
+from .cuda_problems import UNMERGED, Problem, any_problem, lost_queries, outside, region
+from .test_cuda_kernels import HALVES, LARGER, TOLERANCE, repeated
+from .test_regions import CUTS, OUTSIDE, regions
+
+pytestmark = pytest.mark.skipif(
+    cuda_kernels.ON_DEVICE and cuda_kernels.build.architecture() != "90a",
+    reason="this GPU has another compute capability than 9.0",
+)
+
+CASES = (
+    Case("wide-1d", (300,), 200, head_dim=128, heads=2, kv_heads=1),
+    Case("wide-2d", (20, 18), (11, 13), head_dim=128),
+    Case("wide-3d", (5, 9, 10), (3, 5, 7), head_dim=128, is_causal=(False, True, False)),
+    Case("several-tiles", (700,), 400, head_dim=32, stride=16),
+    Case("several-tiles-causal", (530,), 300, head_dim=64, is_causal=True),
+    Case("stages", (17, 66), (13, 50), head_dim=64, stride=(1, 8)),
+    Case("even-2d", (14, 21), (6, 10), head_dim=96, value_dim=64, heads=4, kv_heads=2, batch=(2,)),
+    Case("batch-3d", (5, 6, 7), (3, 4, 5), head_dim=64, batch=(2,), heads=2),
+    Case("wide-256", (150,), 60, head_dim=256, stride=3),
+    Case("value-256", (9, 17), (3, 9), head_dim=72, value_dim=248, heads=2),
+    Case("dilated-8", (400,), 40, dilation=8, head_dim=16),
+    Case("dilated-3", (431,), 130, dilation=3, head_dim=16, heads=2),
+    Case("dilated-2d", (40, 45), (4, 5), dilation=(5, 8), head_dim=32),
+    Case("dilated-3d", (9, 12, 14), (2, 3, 4), dilation=(4, 2, 3), head_dim=32, batch=(2,)),
+    Case("scale-negative", (9, 8), (3, 4), scale=-0.4, head_dim=32),
+    Case("scale-0", (40,), 12, scale=0.0, head_dim=32),
+)
+
+
+def taken(problem):
+    """Whether the kernel takes a problem, by its documentation."""
+    dims = problem.head_dim, problem.value_dim
+    bucket = next(b for b in (32, 64, 128, 256) if max(dims) <= b)
+    fills = all(dim == bucket for dim in dims)
+    return (
+        all(dim % 8 == 0 for dim in dims)
+        and all(axis.dilation <= 8 for axis in problem.axes)
+        and not problem.rpb
+        and not problem.additional
+        and (fills or len(problem.axes) < 3 or problem.batch == 1)
+    )
+
+
+def without_bias(case):
+    return Problem.of(dataclasses.replace(case, rpb=False))
+
+
+def assert_attention(problem, dtype, rng):
+    problem = repeated(problem)
+    inputs = problem.inputs(rng, dtype)
+    tiles = cuda_kernels.hopper_tiles(problem, rng)
+    found = cuda_kernels.forward(problem, dtype, inputs, tiles=tiles, seed=any_seed(rng))
+    attention = oracle.Attention(problem.geometry, inputs, problem.scale)
+    out, lse, _ = TOLERANCE[dtype, "default"]
+    helpers.assert_close({"out": found["out"]}, {"out": attention.out}, out)
+    helpers.assert_close({"lse": found["lse"]}, {"lse": attention.lse}, lse)
+
+
+def assert_refused(problem, dtype, rng):
+    """It falls to the portable kernel, which was given no tiles here."""
+    with pytest.raises(AssertionError, match="refused: there is no fused kernel for these tiles"):
+        assert_attention(problem, dtype, rng)
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize(
+    "case", [*CASES, *(case for case in (*UNMERGED, *LARGER) if taken(without_bias(case)))], ids=str
+)
+def test_attention(case, dtype, rng):
+    assert_attention(without_bias(case), dtype, rng)
+
+
+@pytest.mark.parametrize("name", [name for name in CUTS if taken(without_bias(NAMED[name]))])
+def test_regions(name, rng):
+    case = dataclasses.replace(NAMED[name], rpb=False)
+    for queries, keys in regions(case, CUTS[name]):
+        assert_attention(Problem.of(case, region(case, queries, keys)), "bfloat16", rng)
+
+
+@pytest.mark.parametrize("reason", OUTSIDE)
+def test_windows_outside_the_keys_are_nan(reason, rng):
+    """Nothing is read out of bounds, and queries whose window is not there have no number for a result."""
+    problem = outside(OUTSIDE[reason])
+    inputs = problem.inputs(rng, "bfloat16")
+    how = {"tiles": cuda_kernels.hopper_tiles(problem, rng), "seed": any_seed(rng)}
+    found = cuda_kernels.forward(problem, "bfloat16", inputs, poison=NO_NAN, **how)
+    for x in found.values():
+        assert np.isnan(x[:, lost_queries(problem)].astype(np.float32)).all()
+
+
+@pytest.mark.parametrize("number", range(40))
+def test_random_problems(number, rng):
+    problem = any_problem(rng)
+    dtype = HALVES[number % 2]
+    print(problem, dtype)
+    (assert_attention if taken(problem) else assert_refused)(problem, dtype, rng)
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_deterministic(dtype, rng):
+    """The order in which warps run leaves no trace: the same bits."""
+    problem = without_bias(CASES[1])
+    inputs, tiles = problem.inputs(rng, dtype), cuda_kernels.hopper_tiles(problem, rng)
+    first, second = (
+        cuda_kernels.forward(problem, dtype, inputs, tiles=tiles, seed=any_seed(rng)) for _ in range(2)
+    )
+    helpers.assert_identical(first, second)
+
+
+PLAIN = Problem((oracle.Axis(40, 7),), head_dim=64, value_dim=64)
+REFUSED = {
+    "head_dim": dataclasses.replace(PLAIN, head_dim=20),
+    "value_dim": dataclasses.replace(PLAIN, value_dim=12),
+    "dilation": dataclasses.replace(PLAIN, axes=(oracle.Axis(40, 3, dilation=9),)),
+    "bias": dataclasses.replace(PLAIN, rpb=True),
+    "tokens": dataclasses.replace(PLAIN, additional=3),
+    "volumes": Problem((oracle.Axis(4, 3),) * 3, batch=2, head_dim=24, value_dim=24),
+}
+
+
+@pytest.mark.parametrize("reason", REFUSED)
+def test_what_it_does_not_take(reason, rng):
+    assert not taken(REFUSED[reason])
+    assert_refused(REFUSED[reason], "bfloat16", rng)
+
+
+def test_other_types_and_no_tiles(rng):
+    assert taken(PLAIN)
+    assert_attention(PLAIN, "bfloat16", rng)
+    assert_refused(PLAIN, "float32", rng)
+    portable = cuda_kernels.forward_tiles(PLAIN, ("bfloat16", "default"), 64, rng)
+    found = cuda_kernels.forward(PLAIN, "bfloat16", PLAIN.inputs(rng, "bfloat16"), tiles=portable)
+    assert np.isfinite(found["lse"]).all()
+
+
+@pytest.mark.parametrize("tiles", list(itertools.product([(3,), (64,), (HOPPER_ROWS,)], [(64,), (-128,)])))
+def test_illegal_tiles_are_refused(tiles, rng):
+    none = (0,)
+    with pytest.raises(AssertionError, match="refused"):
+        cuda_kernels.forward(PLAIN, "bfloat16", PLAIN.inputs(rng, "bfloat16"), tiles=[none, none, *tiles])
