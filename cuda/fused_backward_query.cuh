@@ -46,7 +46,7 @@ __device__ __forceinline__ void for_each_score_gradient(const BackwardParams& p,
   store_windows<S, Rows::kQueries>(g, b, windows);
   KeyStream<S> keys(g, b, p.key, p.value, p.additional, tiles);
   const int total = keys.total();
-  keys.load(0);
+  if (S::kStages > 1) keys.load(0);
 
   float lse[S::kRowTiles][2] = {}, delta[S::kRowTiles][2] = {};  // 0 for rows that do not exist: their dS is 0
   for_each_row<S>(g, b, p.query.heads, first_row, lane, [&](int m, int half, int64_t row) {
@@ -56,6 +56,10 @@ __device__ __forceinline__ void for_each_score_gradient(const BackwardParams& p,
 
   Range inner[kAxes];
   for (int step = 0; step < total; ++step) {
+    if (S::kStages == 1) {
+      block_sync();  // nobody reads the box before
+      keys.load(0);
+    }
     cp_async_wait<0>();
     block_sync();  // this box has landed, and nobody reads the one before
     const int stage = step % S::kStages;
@@ -77,11 +81,6 @@ __device__ __forceinline__ void for_each_score_gradient(const BackwardParams& p,
           scores[m][c][e] =
               exp2_approx(scores[m][c][e] * g.factor - lse[m][e / 2]) * (dweights[m][c][e] - delta[m][e / 2]);
     body(scores, key, box);
-
-    if (S::kStages == 1 && step + 1 < total) {
-      block_sync();
-      keys.load(0);
-    }
   }
   cp_async_wait<0>();  // copies of a block without columns
 }

@@ -92,13 +92,17 @@ __global__ void __launch_bounds__(S::kThreads, S::kMinWarps / S::kWarps)
   store_windows<S, Rows::kQueries>(g, b, windows);
   KeyStream<S> keys(g, b, p.key, p.value, p.additional, tiles);
   const int total = keys.total();
-  keys.load(0);
+  if (S::kStages > 1) keys.load(0);
 
   OnlineSoftmax<S::kRowTiles> softmax;
   softmax.start();
   float out[S::kRowTiles][S::kFeatures / 8][4] = {};
   Range inner[kAxes];
   for (int step = 0; step < total; ++step) {
+    if (S::kStages == 1) {
+      block_sync();  // nobody reads the box before
+      keys.load(0);
+    }
     cp_async_wait<0>();
     block_sync();  // this box has landed, and nobody reads the one before
     const int stage = step % S::kStages;
@@ -112,11 +116,6 @@ __global__ void __launch_bounds__(S::kThreads, S::kMinWarps / S::kWarps)
     keys.finish(step, box, windows, inner, first_row, lane, scores);
     softmax.update(scores, out, g.factor);
     weighted_product<typename S::Math>(out, scores, value, 0, lane);
-
-    if (S::kStages == 1 && step + 1 < total) {
-      block_sync();
-      keys.load(0);
-    }
   }
   cp_async_wait<0>();  // copies of a block without columns
 

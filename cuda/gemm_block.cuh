@@ -27,7 +27,9 @@ struct GemmParams {
 // the better: 16 leave 128 registers to a thread, 12 leave 168, and 8, for the sums of many features, 255.
 template <class S, Unfused operation>
 constexpr int min_blocks() {
-  return (S::kRowBytes < kWidestRow ? 16 : operation == Unfused::kQk ? 12 : 8) / S::kWarps;
+  constexpr bool kSums = operation != Unfused::kQk;
+  if (S::kRowBytes == kWidestRow) return (kSums ? 8 : 12) / S::kWarps;
+  return (S::kRowBytes == 128 && operation == Unfused::kAv ? 12 : 16) / S::kWarps;
 }
 
 // Slices of the features: only rows of the widest kernels can be too narrow.

@@ -61,7 +61,7 @@ const char* run_gemm(Unfused operation, const GemmArgs& a, Stream stream) {
   match<32, 64, 128>(gemm_bucket(kBytes, a.problem.value_dim), [&](auto features) {
     constexpr int kFeatures = decltype(features)::value;
     match<16, 64>(volume(operation == Unfused::kInverse ? a.tiles.key : a.tiles.query), [&](auto rows) {
-      constexpr int kRows = decltype(rows)::value;
+      [[maybe_unused]] constexpr int kRows = decltype(rows)::value;
       if constexpr (kFeatures * kBytes <= kWidestRow)
         result =
             launch_gemm<Shape<Math, kFeatures, kRows / 16, 1, gemm_columns(kRows), kGemmStages>>(operation, a, stream);

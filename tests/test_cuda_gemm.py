@@ -33,7 +33,7 @@ TOLERANCE = {
     ("bfloat16", "default"): (1e-6, 4e-3),
     ("float16", "default"): (1e-6, 6e-4),
     ("float32", "default"): (2 * TF32, 2 * TF32),
-    ("float32", "exact"): (1e-5, 1e-5),  # as of the fused kernels: tensor cores truncate where they add
+    ("float32", "exact"): (1e-5, 2e-5),  # tensor cores truncate where they add, here a thousand numbers
 }
 
 

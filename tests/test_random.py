@@ -2,6 +2,7 @@
 """Random legal problems, drawn by hypothesis, against the definition."""
 
 import hypothesis
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import strategies as st
@@ -60,11 +61,13 @@ def cases(draw):
     suppress_health_check=list(hypothesis.HealthCheck),
     print_blob=True,
 )
-@hypothesis.given(case=cases(), seed=st.integers(0, 2**32 - 1))
-def test_random_problems(implementation, case, seed):
+@hypothesis.given(
+    case=cases(), dtype=st.sampled_from(["float32", "float32", "bfloat16"]), seed=st.integers(0, 2**32 - 1)
+)
+def test_random_problems(implementation, case, dtype, seed):
     """With a random one of the tiles that a kernel can do, so that every kernel gets its turn."""
     rng = np.random.default_rng(seed)
-    inputs, cotangents = case.inputs(rng), case.cotangents(rng)
+    inputs, cotangents = case.inputs(rng, jnp.dtype(dtype)), case.cotangents(rng, jnp.dtype(dtype))
 
     def any_of(tiles):
         return tiles[rng.integers(len(tiles))] if rng.random() < 0.5 else tiles[0]
