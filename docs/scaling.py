@@ -43,7 +43,7 @@ LAYERS = (
 
 
 def halo_keys(neighborhood: jax_na.Neighborhood, grid: Sequence[int], cut: Sequence[int]) -> tuple[int, int]:
-    """Halo keys that the busiest device gets in a forward pass, and in one of a forward and a backward pass.
+    """Halo keys that the busiest device gets in a forward pass, and in a forward and a backward pass.
 
     Axes are exchanged in turn, the later ones take along what the earlier ones brought. The backward pass
     brings the halos again, and every device gets the gradients of what it sent.
