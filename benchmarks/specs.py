@@ -168,6 +168,7 @@ SPECS = (
         "1d-32768-w2048-s2048", "the same, blocked", 1, (32768,), 1, 128, (2048,), stride=(2048,), group=LARGE
     ),
     Spec("1d-32768-w2048-h24", "long sequence, 24 heads", 1, (32768,), 24, 128, (2048,), group=GPU),
+    Spec("1d-32768-w512-d16", "the same, dilated", 1, (32768,), 24, 128, (512,), dilation=(16,), group=GPU),
     Spec("2d-128-w33-b4", "images, large window", 4, (128, 128), 12, 64, (33, 33), group=GPU),
     Spec("2d-64-w13-b16", "images, 13 x 13 window", 16, (64, 64), 16, 64, (13, 13), group=GPU),
     Spec("nat-s1-56-b128", "NAT stage 1, 128 images", 128, (56, 56), 4, 32, (7, 7), group=GPU),

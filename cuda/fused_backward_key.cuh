@@ -18,7 +18,8 @@ struct BackwardKeyShared {
   static constexpr int kKey = 0, kValue = kKey + S::kRowTileBytes, kQuery = kValue + S::kRowTileBytes,
                        kDout = kQuery + S::kStages * S::kColumnTileBytes,
                        kLse = kDout + S::kStages * S::kColumnTileBytes, kDelta = kLse + S::kStages * kColumnBytes,
-                       kWindows = kDelta + S::kStages * kColumnBytes, kBytes = kWindows + S::kWindowBytes;
+                       kWindows = kDelta + S::kStages * kColumnBytes,
+                       kBytes = kWindows + S::kWindowBytes + S::kInnerBytes;
 };
 
 // LSE, in the units of the exponents, and delta of a box of queries; 0 where there are none: their dS is 0.
@@ -64,6 +65,8 @@ __global__ void __launch_bounds__(S::kThreads, 8 / S::kWarps)
 
   load_rows<S>(g, b, {p.key, p.value}, {key, value});
   store_windows<S, Rows::kKeys>(g, b, windows);
+  block_sync();
+  store_inner<S>(windows, first_row, lane);
   Walk walk = make_walk(g.tiling, b.axis);
   const int boxes = walk.total(), total = boxes * repeats;
   int repeat = 0;  // of the box that `walk` is at
@@ -77,7 +80,6 @@ __global__ void __launch_bounds__(S::kThreads, 8 / S::kWarps)
   load(walk, 0, 0);
 
   float dkey[S::kRowTiles][kFeatureTiles][4] = {}, dvalue[S::kRowTiles][kFeatureTiles][4] = {};
-  Range inner[kAxes];
   for (int step = 0; step < total; ++step) {
     cp_async_wait<0>();
     block_sync();  // this box has landed, and nobody reads the one before
@@ -85,13 +87,12 @@ __global__ void __launch_bounds__(S::kThreads, 8 / S::kWarps)
     const Box box = column_box(g.tiling, b, walk);
     advance(step);
     if (S::kStages > 1 && step + 1 < total) load(walk, repeat, (step + 1) % S::kStages);
-    if (step == 0) find_inner<S>(windows, first_row, lane, inner);
 
     typename S::Scores weights, dscores;
     const Tile query = tiles.at(0, stage), dout = tiles.at(1, stage);
     const float *lse = statistics(Shared::kLse, stage), *delta = statistics(Shared::kDelta, stage);
     score_product<typename S::Math>(weights, key, first_row, query, lane);
-    finish_scores<S, Rows::kKeys>(g, b, windows, inner, box.start, query_head, first_row, lane, weights);
+    finish_scores<S, Rows::kKeys>(g, b, windows, box.start, query_head, first_row, lane, weights);
 #pragma unroll
     for (int m = 0; m < S::kRowTiles; ++m)
 #pragma unroll

@@ -26,11 +26,12 @@ template <class S>
 struct BackwardQueryShared {
   static constexpr int kQuery = 0, kDout = kQuery + S::kRowTileBytes, kKey = kDout + S::kRowTileBytes,
                        kValue = kKey + S::kStages * S::kColumnTileBytes,
-                       kWindows = kValue + S::kStages * S::kColumnTileBytes, kBytes = kWindows + S::kWindowBytes;
+                       kWindows = kValue + S::kStages * S::kColumnTileBytes,
+                       kBytes = kWindows + S::kWindowBytes + S::kInnerBytes;
 };
 
 // A block of queries on its walk over keys: calls body(scores that have become dS, tile of keys, box) for each box.
-template <class S, class Body>
+template <class S, bool kBeside, class Body>
 __device__ __forceinline__ void for_each_score_gradient(const BackwardParams& p, const Block& b, const Body& body) {
   using Shared = BackwardQueryShared<S>;
   using Tile = typename S::Tile;
@@ -44,7 +45,9 @@ __device__ __forceinline__ void for_each_score_gradient(const BackwardParams& p,
 
   load_rows<S>(g, b, {p.query, p.dout}, {query, dout});
   store_windows<S, Rows::kQueries>(g, b, windows);
-  KeyStream<S> keys(g, b, p.key, p.value, p.additional, tiles);
+  block_sync();
+  store_inner<S>(windows, first_row, lane);
+  KeyStream<S, kBeside> keys(g, b, p.key, p.value, p.additional, tiles);
   const int total = keys.total();
   if (S::kStages > 1) keys.load(0);
 
@@ -54,7 +57,6 @@ __device__ __forceinline__ void for_each_score_gradient(const BackwardParams& p,
     delta[m][half] = p.delta[row];
   });
 
-  Range inner[kAxes];
   for (int step = 0; step < total; ++step) {
     if (S::kStages == 1) {
       block_sync();  // nobody reads the box before
@@ -65,12 +67,11 @@ __device__ __forceinline__ void for_each_score_gradient(const BackwardParams& p,
     const int stage = step % S::kStages;
     const Box box = keys.next_box();
     if (S::kStages > 1 && step + 1 < total) keys.load((step + 1) % S::kStages);
-    if (step == 0) find_inner<S>(windows, first_row, lane, inner);
 
     typename S::Scores scores, dweights;
     const Tile key = tiles.at(0, stage), value = tiles.at(1, stage);
     score_product<typename S::Math>(scores, query, first_row, key, lane);
-    keys.finish(step, box, windows, inner, first_row, lane, scores);
+    keys.finish(step, box, windows, first_row, lane, scores);
     score_product<typename S::Math>(dweights, dout, first_row, value, lane);
 #pragma unroll
     for (int m = 0; m < S::kRowTiles; ++m)
@@ -85,15 +86,15 @@ __device__ __forceinline__ void for_each_score_gradient(const BackwardParams& p,
   cp_async_wait<0>();  // copies of a block without columns
 }
 
-template <class S>
-__global__ void __launch_bounds__(S::kThreads, S::kMinWarps / S::kWarps)
+template <class S, bool kBeside>
+__global__ void __launch_bounds__(S::kThreads, S::min_blocks(kBeside))
     fused_backward_query_kernel(const __grid_constant__ BackwardParams p) {
   const Geometry& g = p.geometry;
   Block b;
   if (!find_block<Rows::kQueries>(g, blockIdx.x, p.query.heads, b)) return;
   const int lane = threadIdx.x % 32, first_row = static_cast<int>(threadIdx.x) / 32 * 16 * S::kRowTiles;
   float dquery[S::kRowTiles][S::kFeatures / 8][4] = {};
-  for_each_score_gradient<S>(p, b, [&](const typename S::Scores& dscores, typename S::Tile key, const Box&) {
+  for_each_score_gradient<S, kBeside>(p, b, [&](const typename S::Scores& dscores, typename S::Tile key, const Box&) {
     weighted_product<typename S::Math>(dquery, dscores, key, 0, lane);
   });
   float scale[S::kRowTiles][2];
@@ -102,8 +103,8 @@ __global__ void __launch_bounds__(S::kThreads, S::kMinWarps / S::kWarps)
   store_rows<S>(g, b, p.dquery, p.query.heads, p.query.features, 0, first_row, lane, dquery, scale);
 }
 
-// The bias: a block adds up dS over its part of the query tiles of a head, in its own table. Entry by entry: one thread
-// adds all pairs of a tile that have the same (key - query).
+// The bias, which additional tokens do not have: a block adds up dS over its part of the query tiles of a head, in its
+// own table. Entry by entry: one thread adds all pairs of a tile that have the same (key - query).
 template <class S>
 struct BiasShared {
   static constexpr int kPitch = S::kColumns + 1;  // floats between rows of dS
@@ -151,7 +152,7 @@ __device__ __forceinline__ void add_distances(const Geometry& g, const Block& b,
 
 // blockIdx.x counts parts fastest, then heads.
 template <class S>
-__global__ void __launch_bounds__(S::kThreads, S::kMinWarps / S::kWarps)
+__global__ void __launch_bounds__(S::kThreads, S::min_blocks(false))
     fused_backward_bias_kernel(const __grid_constant__ BackwardParams p) {
   const Geometry& g = p.geometry;
   const int part = static_cast<int>(blockIdx.x) % p.parts, head = static_cast<int>(blockIdx.x) / p.parts;
@@ -167,7 +168,7 @@ __global__ void __launch_bounds__(S::kThreads, S::kMinWarps / S::kWarps)
     Block b;
     const uint32_t index = (tile / g.tiles * p.query.heads + head) * g.tiles + tile % g.tiles;
     if (!find_block<Rows::kQueries>(g, index, p.query.heads, b)) continue;
-    for_each_score_gradient<S>(p, b, [&](const typename S::Scores& dscores, typename S::Tile, const Box& box) {
+    for_each_score_gradient<S, false>(p, b, [&](const typename S::Scores& dscores, typename S::Tile, const Box& box) {
 #pragma unroll
       for (int m = 0; m < S::kRowTiles; ++m)
 #pragma unroll

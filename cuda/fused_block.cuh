@@ -22,10 +22,14 @@ struct Shape {
   // Warps that a multiprocessor shall have room for: 12 leave 168 registers to a thread, 8 leave 255. More warps hide
   // more latency; the compiler alone would spill to fit in more.
   static constexpr int kMinWarps = kRowTiles == 1 && kRowBytes <= 128 && sizeof(Element) == 2 ? 12 : 8;
+  // Blocks, of kernels that need a few registers more than others of this shape or not.
+  static constexpr int min_blocks(bool needs_more) { return (needs_more ? 8 : kMinWarps) / kWarps; }
   using Tile = SharedTile<kRowBytes>;
   using Scores = float[kRowTiles][kColumnTiles][4];
   static constexpr int kRowTileBytes = kRows * kRowBytes, kColumnTileBytes = kColumns * kRowBytes;
+  // What each row sees, and what all rows of each warp see.
   static constexpr int kWindowBytes = kRows * 2 * kAxes * static_cast<int>(sizeof(int));
+  static constexpr int kInnerBytes = kWarps * 2 * kAxes * static_cast<int>(sizeof(int));
 };
 
 // One operand, [batch, tokens, heads, features] with `features` values each; rows of whole 16-byte chunks are copied

@@ -26,7 +26,10 @@ constexpr int kSharedLimit = 99 << 10;
 // Four-byte rows of 256 features leave room for half of the rows only.
 constexpr int medium_rows(int row_bytes) { return row_bytes <= 512 ? 64 : 32; }
 
-constexpr bool has_shape(Pass pass, int row_bytes, int element_bytes, int rows) {
+// Additional tokens have medium kernels of their own: a second source of keys costs the small ones a tenth of their
+// time.
+constexpr bool has_shape(Pass pass, int row_bytes, int element_bytes, int rows, bool additional) {
+  if (additional && pass != Pass::kBackwardKeys) return rows == medium_rows(row_bytes);
   if (rows == kSmallRows || rows == medium_rows(row_bytes)) return true;
   return rows == kLargeRows && pass == Pass::kForward && element_bytes == 2 && row_bytes <= 256;
 }

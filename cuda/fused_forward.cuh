@@ -69,11 +69,12 @@ struct OnlineSoftmax {
 template <class S>
 struct ForwardShared {
   static constexpr int kQuery = 0, kKey = kQuery + S::kRowTileBytes, kValue = kKey + S::kStages * S::kColumnTileBytes,
-                       kWindows = kValue + S::kStages * S::kColumnTileBytes, kBytes = kWindows + S::kWindowBytes;
+                       kWindows = kValue + S::kStages * S::kColumnTileBytes,
+                       kBytes = kWindows + S::kWindowBytes + S::kInnerBytes;
 };
 
-template <class S>
-__global__ void __launch_bounds__(S::kThreads, S::kMinWarps / S::kWarps)
+template <class S, bool kBeside>
+__global__ void __launch_bounds__(S::kThreads, S::min_blocks(kBeside))
     fused_forward_kernel(const __grid_constant__ ForwardParams p) {
   using Shared = ForwardShared<S>;
   using Tile = typename S::Tile;
@@ -90,14 +91,15 @@ __global__ void __launch_bounds__(S::kThreads, S::kMinWarps / S::kWarps)
 
   load_rows<S>(g, b, {p.query}, {query});
   store_windows<S, Rows::kQueries>(g, b, windows);
-  KeyStream<S> keys(g, b, p.key, p.value, p.additional, tiles);
+  block_sync();
+  store_inner<S>(windows, first_row, lane);
+  KeyStream<S, kBeside> keys(g, b, p.key, p.value, p.additional, tiles);
   const int total = keys.total();
   if (S::kStages > 1) keys.load(0);
 
   OnlineSoftmax<S::kRowTiles> softmax;
   softmax.start();
   float out[S::kRowTiles][S::kFeatures / 8][4] = {};
-  Range inner[kAxes];
   for (int step = 0; step < total; ++step) {
     if (S::kStages == 1) {
       block_sync();  // nobody reads the box before
@@ -108,12 +110,11 @@ __global__ void __launch_bounds__(S::kThreads, S::kMinWarps / S::kWarps)
     const int stage = step % S::kStages;
     const Box box = keys.next_box();
     if (S::kStages > 1 && step + 1 < total) keys.load((step + 1) % S::kStages);
-    if (step == 0) find_inner<S>(windows, first_row, lane, inner);
 
     typename S::Scores scores;
     const Tile key = tiles.at(0, stage), value = tiles.at(1, stage);
     score_product<typename S::Math>(scores, query, first_row, key, lane);
-    keys.finish(step, box, windows, inner, first_row, lane, scores);
+    keys.finish(step, box, windows, first_row, lane, scores);
     softmax.update(scores, out, g.factor);
     weighted_product<typename S::Math>(out, scores, value, 0, lane);
   }

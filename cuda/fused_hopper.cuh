@@ -17,8 +17,6 @@ struct HopperForwardParams {
   CopiedOperand query, key, value;
   Geometry geometry;
   OwnedColumns owned;
-  Piece query_piece, key_piece;
-  int heads;
   void* out;   // [batch, queries, heads, value_dim]
   float* lse;  // [batch, queries, heads]
 };
@@ -93,7 +91,7 @@ __device__ __forceinline__ void store_out(const HopperForwardParams& p, const Bl
     bool exists = chunk * 8 < g.problem.value_dim;
     const int64_t token = first_token + tokens.index(g.tiling.rows, row, exists);
     if (!exists) continue;
-    auto* out = static_cast<typename S::Element*>(p.out) + (token * p.heads + b.head) * g.problem.value_dim;
+    auto* out = static_cast<typename S::Element*>(p.out) + (token * p.query.heads + b.head) * g.problem.value_dim;
     reinterpret_cast<Chunk*>(out)[chunk] = *reinterpret_cast<const Chunk*>(chunk_of(row, chunk));
   }
   if (lane % 4 != 0) return;
@@ -101,7 +99,7 @@ __device__ __forceinline__ void store_out(const HopperForwardParams& p, const Bl
   for (int half = 0; half < 2; ++half) {
     bool exists = true;
     const int64_t token = first_token + tokens.index(g.tiling.rows, first_row + lane / 4 + 8 * half, exists);
-    if (exists) p.lse[token * p.heads + b.head] = lse[half];
+    if (exists) p.lse[token * p.query.heads + b.head] = lse[half];
   }
 }
 
@@ -189,7 +187,7 @@ __global__ void __launch_bounds__(S::kThreads, 1)
     fused_hopper_forward_kernel(const __grid_constant__ HopperForwardParams p) {
   const Geometry& g = p.geometry;
   Block b;
-  if (!find_block<Rows::kQueries>(g, blockIdx.x, p.heads, b)) return;
+  if (!find_block<Rows::kQueries>(g, blockIdx.x, p.query.heads, b)) return;
   const HopperShared<S> shared{shared_address(dynamic_shared())};
   if (threadIdx.x == 0) shared.init_barriers();
   store_windows<S, Rows::kQueries>(g, b, reinterpret_cast<int*>(dynamic_shared() + HopperShared<S>::kWindows));
@@ -201,10 +199,10 @@ __global__ void __launch_bounds__(S::kThreads, 1)
     set_max_registers_dec<S::kCopyRegisters>();
     const int kv_head = b.head / query_heads_per_kv_head(g.problem);
     if (warp == 0 && lane == 0) {
-      copy_query<S>(g, b, p.query_piece, p.query, shared);
-      copy_columns<S>(g, b, p.key_piece, p.key, kv_head, shared.keys());
+      copy_query<S>(b, {p.query, g, b.rows, b, b.head}, shared);
+      copy_columns<S>(g.tiling, b, {p.key, g, b.columns, b, kv_head}, shared.keys());
     }
-    if (warp == 1 && lane == 0) copy_columns<S>(g, b, p.key_piece, p.value, kv_head, shared.values());
+    if (warp == 1 && lane == 0) copy_columns<S>(g.tiling, b, {p.value, g, b.columns, b, kv_head}, shared.values());
   } else {
     set_max_registers_inc<S::kComputeRegisters>();
     attend<S>(p, b, shared, warp / 4 - 1, warp % 4, lane);

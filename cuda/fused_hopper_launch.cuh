@@ -13,51 +13,44 @@ namespace jax_na::cuda {
 template <class Type>
 const char* run_hopper_forward(const ForwardArgs&, Stream);
 
-// The largest part of a tile that one copy can take whose tokens follow each other in the tile: whole inner axes.
-inline Piece make_piece(const Problem& p, const int (&tile)[kAxes]) {
-  Piece piece{};
-  bool is_whole = true;
-  for (int a = kAxes - 1; a >= 0 && is_whole; --a) {
-    int extent = tile[a];
-    while (extent * p.axis[a].dilation > kMostSpan) extent /= 2;
-    piece.log2[a] = log2_of(extent);
-    is_whole = extent == tile[a];
-  }
-  return piece;
-}
+// One operand as CopiedOperand says; tokens along the axes of the grid.
+struct OperandView {
+  const void* data;
+  const int (&tokens)[kAxes];
+  int heads, features;
+};
 
-// An array [batch, *tokens, heads, features], to be copied in boxes of `panel` features and a piece of the tokens.
-inline const char* encode_operand(CopiedOperand& operand, const Problem& p, const void* data,
-                                  const int (&tokens)[kAxes], int heads, int features, const Piece& piece, int panel,
-                                  Swizzle swizzle) {
-  operand.heads_are_an_axis = heads_are_an_axis(p);
-  operand.features = features;
-  TensorView v{};
-  v.data = data;
-  v.swizzle = swizzle;
-  int axis = 0;
-  const auto add = [&](uint64_t extent, uint64_t stride, int count, int step) {
-    v.extent[axis] = extent;
-    if (axis > 0) v.stride[axis - 1] = stride;
-    v.count[axis] = static_cast<uint32_t>(count);
-    v.step[axis] = static_cast<uint32_t>(step);
-    ++axis;
-  };
-  uint64_t stride = uint64_t{2} * static_cast<uint64_t>(heads) * static_cast<uint64_t>(features);  // of tokens
-  const uint64_t batch_stride = stride * tokens[0] * tokens[1] * tokens[2];
-  if (operand.heads_are_an_axis) {
-    add(features, 2, panel, 1);
-    add(heads, uint64_t{2} * static_cast<uint64_t>(features), 1, 1);
-  } else {
-    add(uint64_t{1} * heads * features, 2, panel, 1);
-  }
+// To be copied in tiles of `tile` positions, panel by panel. Null, or what went wrong.
+template <class S>
+const char* encode_operand(CopiedOperand& operand, const Problem& p, const OperandView& x, const int (&tile)[kAxes]) {
+  operand.heads = x.heads;
+  const uint64_t row_stride = uint64_t{2} * static_cast<uint64_t>(x.features);
+  TensorView view{};
+  view.data = x.data;
+  view.swizzle = S::kSwizzle;
+  for (uint32_t& step : view.step) step = 1;
+  view.extent[0] = x.features;
+  view.count[0] = S::kPanelFeatures;
+  uint64_t stride = row_stride * x.heads;  // of tokens that are neighbours along an axis
   for (int a = kAxes - 1; a >= 0; --a) {
-    const bool is_batch = a == 0 && operand.heads_are_an_axis && p.batch > 1;  // then the axis has one token
-    add(is_batch ? p.batch : tokens[a], stride, 1 << piece.log2[a], p.axis[a].dilation);
-    stride *= tokens[a];
+    view.count[kAxes - a] = tile[a];
+    view.stride[kAxes - a - 1] = stride * p.axis[a].dilation;
+    stride *= x.tokens[a];
   }
-  if (!operand.heads_are_an_axis) add(p.batch, batch_stride, 1, 1);
-  return encode_tensor_map(operand.map, v);
+  view.extent[1 + kAxes] = p.batch * (stride / row_stride);
+  view.stride[kAxes] = row_stride;
+  view.count[1 + kAxes] = 1;
+  for (int longer = 0; longer < 1 << kAxes; ++longer) {
+    bool exists = true;
+    for (int a = 0; a < kAxes; ++a) {
+      const int is_longer = longer >> a & 1, length = x.tokens[a] / p.axis[a].dilation + is_longer;
+      exists = exists && (is_longer == 0 || x.tokens[a] % p.axis[a].dilation != 0);
+      view.extent[kAxes - a] = max(1, length);  // nobody reads the map of groups without tokens
+    }
+    if (!exists) continue;
+    if (const char* error = encode_tensor_map(operand.maps[longer], view)) return error;
+  }
+  return nullptr;
 }
 
 template <class S>
@@ -72,18 +65,15 @@ const char* launch_hopper_forward(const ForwardArgs& a, Stream stream) {
   HopperForwardParams params{};
   params.geometry = make_geometry<Rows::kQueries>(p, tiles.query, tiles.key, a.offsets, nullptr);
   params.owned = make_owned_columns(params.geometry.tiling);
-  params.query_piece = make_piece(p, tiles.query);
-  params.key_piece = make_piece(p, tiles.key);
-  params.heads = p.heads;
   params.out = a.out;
   params.lse = a.lse;
-  const auto encode = [&](CopiedOperand& operand, const void* data, const int (&tokens)[kAxes], int heads, int features,
-                          const Piece& piece) {
-    return encode_operand(operand, p, data, tokens, heads, features, piece, S::kPanelFeatures, S::kSwizzle);
+  const auto encode = [&](CopiedOperand& operand, const OperandView& x, const int (&tile)[kAxes]) {
+    return encode_operand<S>(operand, p, x, tile);
   };
-  if (const char* error = encode(params.query, a.query, p.nq, p.heads, p.head_dim, params.query_piece)) return error;
-  if (const char* error = encode(params.key, a.key, p.nk, p.kv_heads, p.head_dim, params.key_piece)) return error;
-  if (const char* error = encode(params.value, a.value, p.nk, p.kv_heads, p.value_dim, params.key_piece)) return error;
+  const char* error = encode(params.query, {a.query, p.nq, p.heads, p.head_dim}, tiles.query);
+  if (error == nullptr) error = encode(params.key, {a.key, p.nk, p.kv_heads, p.head_dim}, tiles.key);
+  if (error == nullptr) error = encode(params.value, {a.value, p.nk, p.kv_heads, p.value_dim}, tiles.key);
+  if (error != nullptr) return error;
   return launch(fused_hopper_forward_kernel<S>, p.batch * p.heads * params.geometry.tiles, S::kThreads,
                 HopperShared<S>::kBytes, stream, params);
 }

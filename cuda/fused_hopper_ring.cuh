@@ -80,80 +80,71 @@ struct HopperShared {
   }
 };
 
-// An array [batch, tokens, heads, features] for tensor copies. Its axes are the features of all heads, x, y, z and the
-// batch; or, if heads are an axis, the features of one head, the heads, x, y, and z or the batch, whichever there is.
+// An array [batch, tokens, heads, features] for tensor copies, seen as what one dilation group and head have of it. The
+// axes are the features; x, y and z, of which neighbours are a dilation apart; and the row where the group begins, a
+// row being the features of one head of one token. Groups have up to two lengths along an axis: one map for each
+// combination, so that positions beyond the group's end read as zero.
 struct CopiedOperand {
-  TensorMap map;
-  bool heads_are_an_axis;
-  int features;
-
-  // `token`: coordinates z, y, x.
-  __device__ __forceinline__ void load(uint32_t to, uint32_t barrier, int feature, int head, const int (&token)[kAxes],
-                                       int batch) const {
-    if (heads_are_an_axis) {
-      tma_load(to, &map, barrier, {feature, head, token[2], token[1], token[0] + batch});
-    } else {
-      tma_load(to, &map, barrier, {head * features + feature, token[2], token[1], token[0], batch});
-    }
-  }
+  TensorMap maps[1 << kAxes];  // bit a: of groups that are longer by one along axis a
+  int heads;
 };
 
-// log2 of the part of a tile that one copy takes: all of it, unless a dilated axis spans more elements than a copy may.
-struct Piece {
-  int log2[kAxes];
+// One dilation group and head of an operand.
+struct CopiedGroup {
+  const TensorMap* map;
+  int first[kAxes];  // positions of its first token here
+  int row;
+
+  __device__ __forceinline__ CopiedGroup(const CopiedOperand& operand, const Geometry& g, const Grid& grid,
+                                         const Block& b, int head) {
+    int longer = 0;
+    int64_t token = b.batch;
+#pragma unroll
+    for (int a = 0; a < kAxes; ++a) {
+      const int dilation = g.problem.axis[a].dilation, group = b.axis[a].group;
+      first[a] = positions_present(dilation, group, grid.first[a], grid.count[a]).start;
+      const int coordinate = first[a] * dilation + group - grid.first[a];
+      if (coordinate < grid.count[a] % dilation) longer |= 1 << a;
+      token = token * grid.count[a] + coordinate;
+    }
+    map = &operand.maps[longer];
+    row = static_cast<int>(token * operand.heads + head);
+  }
 };
 
 // Starts copying a tile of tokens, kTokens rows in each panel, from the positions `start` on.
 template <class S, int kTokens>
-__device__ __forceinline__ void copy_tile(const Geometry& g, const Grid& grid, const Block& b,
-                                          const int (&start)[kAxes], const int (&log2)[kAxes], const Piece& piece,
-                                          const CopiedOperand& operand, int head, uint32_t to, uint32_t barrier) {
-  int pieces[kAxes], all = 0, tokens = 0;
-#pragma unroll
-  for (int a = 0; a < kAxes; ++a) {
-    pieces[a] = log2[a] - piece.log2[a];
-    all += pieces[a];
-    tokens += piece.log2[a];
-  }
+__device__ __forceinline__ void copy_tile(const CopiedGroup& group, const int (&start)[kAxes], uint32_t to,
+                                          uint32_t barrier) {
 #pragma unroll 1
-  for (int i = 0; i < 1 << all; ++i) {
-    int token[kAxes];
-#pragma unroll
-    for (int a = 0; a < kAxes; ++a)
-      token[a] = (start[a] + (inside_box(pieces, i, a) << piece.log2[a])) * g.problem.axis[a].dilation +
-                 b.axis[a].group - grid.first[a];
-    const uint32_t first_row = to + (i << tokens) * S::kRowBytes;
-#pragma unroll 1
-    for (int panel = 0; panel < S::kPanels; ++panel)
-      operand.load(first_row + panel * kTokens * S::kRowBytes, barrier, panel * S::kPanelFeatures, head, token,
-                   static_cast<int>(b.batch));
-  }
+  for (int panel = 0; panel < S::kPanels; ++panel)
+    tma_load(to + panel * kTokens * S::kRowBytes, group.map, barrier,
+             {panel * S::kPanelFeatures, start[2] - group.first[2], start[1] - group.first[1],
+              start[0] - group.first[0], group.row});
 }
 
 // The block's rows, once.
 template <class S>
-__device__ __forceinline__ void copy_query(const Geometry& g, const Block& b, const Piece& piece,
-                                           const CopiedOperand& query, const HopperShared<S>& shared) {
+__device__ __forceinline__ void copy_query(const Block& b, const CopiedGroup& group, const HopperShared<S>& shared) {
   mbarrier_expect_tx(shared.query_full(), S::kRowTileBytes);
   const int start[kAxes] = {b.axis[0].origin, b.axis[1].origin, b.axis[2].origin};
-  copy_tile<S, S::kRows>(g, b.rows, b, start, g.tiling.rows, piece, query, b.head, shared.query(), shared.query_full());
+  copy_tile<S, S::kRows>(group, start, shared.query(), shared.query_full());
 }
 
 // All boxes of columns, one after the other, through a ring.
 template <class S>
-__device__ __forceinline__ void copy_columns(const Geometry& g, const Block& b, const Piece& piece,
-                                             const CopiedOperand& operand, int head, const Ring<S>& ring) {
-  Walk walk = make_walk(g.tiling, b.axis);
+__device__ __forceinline__ void copy_columns(const Tiling& tiling, const Block& b, const CopiedGroup& group,
+                                             const Ring<S>& ring) {
+  Walk walk = make_walk(tiling, b.axis);
   const int total = walk.total();
 #pragma unroll 1
   for (int step = 0; step < total; ++step, walk.step()) {
     int start[kAxes];
 #pragma unroll
-    for (int a = 0; a < kAxes; ++a) start[a] = box_start(g.tiling, b.axis[a], walk, a);
+    for (int a = 0; a < kAxes; ++a) start[a] = box_start(tiling, b.axis[a], walk, a);
     ring.wait_empty(step);
     mbarrier_expect_tx(ring.full(step), S::kColumnTileBytes);
-    copy_tile<S, S::kColumns>(g, b.columns, b, start, g.tiling.columns, piece, operand, head, ring.tile(step),
-                              ring.full(step));
+    copy_tile<S, S::kColumns>(group, start, ring.tile(step), ring.full(step));
   }
 }
 

@@ -12,7 +12,8 @@ struct AdditionalTokens {
   int count;
 };
 
-template <class S>
+// kBeside: there are additional tokens.
+template <class S, bool kBeside>
 struct KeyStream {
   const Geometry& g;
   const Block& b;
@@ -34,7 +35,9 @@ struct KeyStream {
         walk(make_walk(g.tiling, b.axis)),
         boxes(walk.total()) {}
 
-  __device__ __forceinline__ int total() const { return boxes + (additional.count + S::kColumns - 1) / S::kColumns; }
+  __device__ __forceinline__ int total() const {
+    return kBeside ? boxes + (additional.count + S::kColumns - 1) / S::kColumns : boxes;
+  }
 
   // Where the box loaded last is, if it is of the grid; steps to the next.
   __device__ __forceinline__ Box next_box() {
@@ -46,23 +49,23 @@ struct KeyStream {
   // Starts copying the next box, as one group; next_box() has been called for the one before.
   __device__ __forceinline__ void load(int stage) {
     const int head = b.head / query_heads_per_kv_head(g.problem);
-    const bool beside = loaded >= boxes && additional.count > 0;
-    const BoxTokens tokens = beside ? BoxTokens(b, additional.count, (loaded - boxes) * S::kColumns)
-                                    : BoxTokens(g, b.columns, b, column_box(g.tiling, b, walk));
-    const int* columns = g.tiling.columns;
-    const int log2[kAxes] = {beside ? 0 : columns[0], beside ? 0 : columns[1],
-                             beside ? log2_of(S::kColumns) : columns[2]};
-    load_tokens<S, S::kColumns>(tokens, log2, {beside ? additional.key : key, beside ? additional.value : value}, head,
-                                {tiles.at(0, stage), tiles.at(1, stage)});
+    const typename S::Tile to[2] = {tiles.at(0, stage), tiles.at(1, stage)};
+    if (!kBeside || loaded < boxes) {
+      load_tokens<S, S::kColumns>(BoxTokens(g, b.columns, b, column_box(g.tiling, b, walk)), g.tiling.columns,
+                                  {key, value}, head, to);
+    } else {
+      load_tokens<S, S::kColumns>(BoxTokens(b, additional.count, (loaded - boxes) * S::kColumns),
+                                  {0, 0, log2_of(S::kColumns)}, {additional.key, additional.value}, head, to);
+    }
     cp_async_commit();
     ++loaded;
   }
 
   // Scores of box number `step`, of which `box` is the place if it is of the grid, as finish_scores.
-  __device__ __forceinline__ void finish(int step, const Box& box, const int* windows, const Range (&inner)[kAxes],
-                                         int first_row, int lane, typename S::Scores& scores) const {
-    if (step < boxes) {
-      finish_scores<S, Rows::kQueries>(g, b, windows, inner, box.start, b.head, first_row, lane, scores);
+  __device__ __forceinline__ void finish(int step, const Box& box, const int* windows, int first_row, int lane,
+                                         typename S::Scores& scores) const {
+    if (!kBeside || step < boxes) {
+      finish_scores<S, Rows::kQueries>(g, b, windows, box.start, b.head, first_row, lane, scores);
       return;
     }
     scale_scores<S>(g, scores);

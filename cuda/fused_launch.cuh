@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cmath>
+#include <type_traits>
 
 #include "../common/dispatch.h"
 #include "fused_backward_key.cuh"
@@ -79,7 +80,7 @@ Geometry make_geometry(const Problem& p, const int (&row_tile)[kAxes], const int
   return g;
 }
 
-template <class S>
+template <class S, bool kBeside>
 const char* launch_forward(const ForwardArgs& a, Stream stream) {
   const Problem& p = a.problem;
   static_assert(ForwardShared<S>::kBytes <= kSharedLimit);
@@ -92,12 +93,12 @@ const char* launch_forward(const ForwardArgs& a, Stream stream) {
   params.additional = make_additional<typename S::Math>(a.additional, p);
   params.out = a.out;
   params.lse = a.lse;
-  return launch(fused_forward_kernel<S>, p.batch * p.heads * params.geometry.tiles, S::kThreads,
+  return launch(fused_forward_kernel<S, kBeside>, p.batch * p.heads * params.geometry.tiles, S::kThreads,
                 ForwardShared<S>::kBytes, stream, params);
 }
 
 // Calls body(Shape) for the kernel with these features and rows; its result, or what is wrong with them.
-template <class Math, Pass pass, class Body>
+template <class Math, Pass pass, bool kBeside, class Body>
 const char* with_shape(const Problem& p, const Tiles& tiles, const int (&row_tile)[kAxes], const Body& body) {
   if (!is_power_of_two(tiles.query) || !is_power_of_two(tiles.key)) return kBadTiles;
   const char* result = kBadTiles;
@@ -105,7 +106,7 @@ const char* with_shape(const Problem& p, const Tiles& tiles, const int (&row_til
     constexpr int kFeatures = decltype(features)::value, kBytes = sizeof(typename Math::Element);
     match<kSmallRows, 32, 64, kLargeRows>(volume(row_tile), [&](auto rows) {
       constexpr int kRows = decltype(rows)::value;
-      if constexpr (has_shape(pass, kFeatures * kBytes, kBytes, kRows))
+      if constexpr (has_shape(pass, kFeatures * kBytes, kBytes, kRows, kBeside))
         result = body(typename ShapeFor<Math, kFeatures, kRows, pass>::type{});
     });
   });
@@ -114,8 +115,13 @@ const char* with_shape(const Problem& p, const Tiles& tiles, const int (&row_til
 
 template <class Math>
 const char* run_forward(const ForwardArgs& a, Stream stream) {
-  return with_shape<Math, Pass::kForward>(a.problem, a.tiles, a.tiles.query,
-                                          [&](auto shape) { return launch_forward<decltype(shape)>(a, stream); });
+  const auto run = [&](auto beside) {
+    constexpr bool kBeside = decltype(beside)::value;
+    return with_shape<Math, Pass::kForward, kBeside>(a.problem, a.tiles, a.tiles.query, [&](auto shape) {
+      return launch_forward<decltype(shape), kBeside>(a, stream);
+    });
+  };
+  return a.additional.tokens > 0 ? run(std::true_type{}) : run(std::false_type{});
 }
 
 template <class Math>
@@ -147,19 +153,18 @@ const char* launch_bias(const BackwardArgs& a, BackwardParams params, Stream str
   for (int axis = 0; volume(columns) > kColumns; axis = (axis + 1) % kAxes)
     if (columns[axis] > 1) columns[axis] /= 2;
   params.geometry = make_geometry<Rows::kQueries>(a.problem, a.query_tiles.query, columns, a.offsets, a.rpb);
-  params.additional.count = 0;  // they have no bias
   return launch(fused_backward_bias_kernel<Bias>, int64_t{a.drpb_parts} * a.problem.heads, Bias::kThreads,
                 BiasShared<Bias>::kBytes, stream, params);
 }
 
-template <class S>
+template <class S, bool kBeside>
 const char* launch_backward_query(const BackwardArgs& a, BackwardParams params, Stream stream) {
   static_assert(BackwardQueryShared<S>::kBytes <= kSharedLimit);
   const Problem& p = a.problem;
   if (volume(a.query_tiles.key) != S::kColumns) return kBadTiles;
   params.geometry = make_geometry<Rows::kQueries>(p, a.query_tiles.query, a.query_tiles.key, a.offsets, a.rpb);
-  const char* error = launch(fused_backward_query_kernel<S>, p.batch * p.heads * params.geometry.tiles, S::kThreads,
-                             BackwardQueryShared<S>::kBytes, stream, params);
+  const char* error = launch(fused_backward_query_kernel<S, kBeside>, p.batch * p.heads * params.geometry.tiles,
+                             S::kThreads, BackwardQueryShared<S>::kBytes, stream, params);
   return error == nullptr && a.drpb != nullptr ? launch_bias<S>(a, params, stream) : error;
 }
 
@@ -177,15 +182,19 @@ const char* launch_backward_key(const BackwardArgs& a, BackwardParams params, St
 template <class Math>
 const char* run_backward_query(const BackwardArgs& a, Stream stream) {
   const BackwardParams params = backward_params<Math>(a);
-  return with_shape<Math, Pass::kBackwardQueries>(a.problem, a.query_tiles, a.query_tiles.query, [&](auto shape) {
-    return launch_backward_query<decltype(shape)>(a, params, stream);
-  });
+  const auto run = [&](auto beside) {
+    constexpr bool kBeside = decltype(beside)::value;
+    return with_shape<Math, Pass::kBackwardQueries, kBeside>(
+        a.problem, a.query_tiles, a.query_tiles.query,
+        [&](auto shape) { return launch_backward_query<decltype(shape), kBeside>(a, params, stream); });
+  };
+  return a.additional.tokens > 0 ? run(std::true_type{}) : run(std::false_type{});
 }
 
 template <class Math>
 const char* run_backward_key(const BackwardArgs& a, Stream stream) {
   const BackwardParams params = backward_params<Math>(a);
-  return with_shape<Math, Pass::kBackwardKeys>(a.problem, a.key_tiles, a.key_tiles.key, [&](auto shape) {
+  return with_shape<Math, Pass::kBackwardKeys, false>(a.problem, a.key_tiles, a.key_tiles.key, [&](auto shape) {
     return launch_backward_key<decltype(shape)>(a, params, stream);
   });
 }

@@ -50,15 +50,27 @@ __device__ __forceinline__ void find_inner(const int* windows, int first_row, in
   }
 }
 
+// The same, kept behind the windows: they are needed once a box, and registers are scarce.
+template <class S>
+__device__ __forceinline__ void store_inner(int* windows, int first_row, int lane) {
+  Range inner[kAxes];
+  find_inner<S>(windows, first_row, lane, inner);
+  int* own = windows + 2 * kAxes * (S::kRows + first_row / (16 * S::kRowTiles));
+#pragma unroll
+  for (int a = 0; a < kAxes; ++a)
+    if (lane == 0) own[2 * a] = inner[a].start, own[2 * a + 1] = inner[a].stop;
+  warp_sync();
+}
+
 // -inf for the scores of columns that a row does not see.
 template <class S>
-__device__ __forceinline__ void mask_scores(const Geometry& g, const int* windows, const Range (&inner)[kAxes],
-                                            const int (&start)[kAxes], int first_row, int lane,
-                                            typename S::Scores& scores) {
+__device__ __forceinline__ void mask_scores(const Geometry& g, const int* windows, const int (&start)[kAxes],
+                                            int first_row, int lane, typename S::Scores& scores) {
+  const int* inner = windows + 2 * kAxes * (S::kRows + first_row / (16 * S::kRowTiles));
   bool needs_mask = false;
 #pragma unroll
   for (int a = 0; a < kAxes; ++a)
-    needs_mask = needs_mask || start[a] < inner[a].start || start[a] + (1 << g.tiling.columns[a]) > inner[a].stop;
+    needs_mask = needs_mask || start[a] < inner[2 * a] || start[a] + (1 << g.tiling.columns[a]) > inner[2 * a + 1];
   if (!needs_mask) return;  // the same for the whole warp
   using Word = std::conditional_t<(S::kColumns > 32), uint64_t, uint32_t>;
 #pragma unroll
@@ -127,10 +139,10 @@ __device__ __forceinline__ void scale_scores(const Geometry& g, typename S::Scor
 // Scores of a box of the grid: scaled, masked, with bias.
 template <class S, Rows rows>
 __device__ __forceinline__ void finish_scores(const Geometry& g, const Block& b, const int* windows,
-                                              const Range (&inner)[kAxes], const int (&start)[kAxes], int query_head,
-                                              int first_row, int lane, typename S::Scores& scores) {
+                                              const int (&start)[kAxes], int query_head, int first_row, int lane,
+                                              typename S::Scores& scores) {
   scale_scores<S>(g, scores);
-  mask_scores<S>(g, windows, inner, start, first_row, lane, scores);
+  mask_scores<S>(g, windows, start, first_row, lane, scores);
   if (g.rpb != nullptr) add_bias<S, rows>(g, b, start, query_head, first_row, lane, scores);
 }
 

@@ -9,37 +9,26 @@
 
 namespace jax_na::cuda {
 
-// What a tensor copy may take along an axis.
-constexpr int kMostDilation = 8;  // every 8th element
-constexpr int kMostSpan = 256;    // elements from the first to the last
-
 // Of what is known when a program is compiled.
-inline const char* hopper_obstacle(int element_bytes, int head_dim, int value_dim, int dilation) {
+inline const char* hopper_obstacle(int element_bytes, int head_dim, int value_dim, bool additional) {
   if (element_bytes != 2) return "it takes bfloat16 and float16";
   if (feature_bucket(head_dim, value_dim) == 0) return "it takes up to 256 features per head";
   if (head_dim % 8 != 0 || value_dim % 8 != 0) return "it takes a multiple of 8 features per head";
-  if (dilation > kMostDilation) return "it takes a dilation of up to 8";
+  if (additional) return "it takes no additional tokens";
   return nullptr;
 }
-
-// Tensors have five axes for copies. Where heads can be one of them, features beyond those of a head read as zero, else
-// all heads' features are one axis, and a head must fill its rows in shared memory.
-inline bool heads_are_an_axis(const Problem& p) { return p.rank < kAxes || p.batch == 1; }
 
 // Of a call.
 inline const char* hopper_obstacle(const ForwardArgs& a) {
   const Problem& p = a.problem;
-  int dilation = 1;
-  for (const Axis& axis : p.axis) dilation = max(dilation, axis.dilation);
   for (int axis = 0; axis < kAxes; ++axis)
     if (a.hopper_tiles.query[axis] == 0 || a.hopper_tiles.key[axis] == 0) return "it was given no tiles";
   const int bytes = a.dtype == DType::kBFloat16 || a.dtype == DType::kFloat16 ? 2 : 4;
-  if (const char* obstacle = hopper_obstacle(bytes, p.head_dim, p.value_dim, dilation)) return obstacle;
-  const int bucket = feature_bucket(p.head_dim, p.value_dim);
-  if (!heads_are_an_axis(p) && (p.head_dim != bucket || p.value_dim != bucket))
-    return "of a batch of volumes it takes 32, 64, 128 or 256 features per head";
+  if (const char* obstacle = hopper_obstacle(bytes, p.head_dim, p.value_dim, a.additional.tokens > 0)) return obstacle;
+  int64_t queries = p.batch * p.heads, keys = p.batch * p.kv_heads;
+  for (int axis = 0; axis < kAxes; ++axis) queries *= p.nq[axis], keys *= p.nk[axis];
+  if (queries > INT32_MAX || keys > INT32_MAX) return "it takes up to 2^31 - 1 rows: batch times tokens times heads";
   if (a.rpb != nullptr) return "it takes no relative positional bias";
-  if (a.additional.tokens > 0) return "it takes no additional tokens";
   const void* const arrays[] = {a.query, a.key, a.value, a.out};
   for (const void* data : arrays)
     if (reinterpret_cast<uintptr_t>(data) % 16 != 0) return "it takes arrays aligned to 16 bytes";

@@ -49,17 +49,17 @@ const std::map<std::string, Unfused> kUnfused = {
 // A kernel: tokens that stay, how many of them a warp has, tokens streamed per step.
 using Shape = std::tuple<int, int, int>;
 
-std::vector<Shape> hopper_shapes(int element_bytes, int head_dim, int value_dim, int dilation) {
+std::vector<Shape> hopper_shapes(int element_bytes, int head_dim, int value_dim, bool additional) {
 #ifdef JAX_NA_HOPPER
-  if (hopper_obstacle(element_bytes, head_dim, value_dim, dilation) == nullptr)
+  if (hopper_obstacle(element_bytes, head_dim, value_dim, additional) == nullptr)
     return {{kHopperRows, 16, hopper_columns(feature_bucket(head_dim, value_dim))}};
 #endif
   return {};
 }
 
 // Those of one pass.
-std::vector<Shape> shapes(const std::string& name, int element_bytes, int head_dim, int value_dim, int dilation) {
-  if (name == "hopper_forward") return hopper_shapes(element_bytes, head_dim, value_dim, dilation);
+std::vector<Shape> shapes(const std::string& name, int element_bytes, int head_dim, int value_dim, bool additional) {
+  if (name == "hopper_forward") return hopper_shapes(element_bytes, head_dim, value_dim, additional);
   const std::map<std::string, Pass> passes = {{"forward", Pass::kForward},
                                               {"backward_queries", Pass::kBackwardQueries},
                                               {"backward_keys", Pass::kBackwardKeys}};
@@ -71,7 +71,7 @@ std::vector<Shape> shapes(const std::string& name, int element_bytes, int head_d
   const Pass pass = passes.at(name);
   const int row_bytes = feature_bucket(head_dim, value_dim) * element_bytes;
   for (int rows = kSmallRows; row_bytes > 0 && rows <= kLargeRows; rows *= 2)
-    if (has_shape(pass, row_bytes, element_bytes, rows))
+    if (has_shape(pass, row_bytes, element_bytes, rows, additional))
       result.emplace_back(rows, rows == kLargeRows ? 32 : 16, streamed_tokens(pass, row_bytes, rows));
   return result;
 }
@@ -103,10 +103,10 @@ NB_MODULE(_cuda, m) {
   m.def("architectures", &architectures,
         "What it was compiled for: '90a' for machine code, '80-virtual' for code that a driver translates.");
   m.def("shapes", &shapes, nb::arg("name"), nb::arg("element_bytes"), nb::arg("head_dim"), nb::arg("value_dim"),
-        nb::arg("dilation"),
+        nb::arg("additional"),
         "(tokens that stay, how many of them a warp has, tokens streamed per step) of every kernel of the pass "
         "'forward', 'hopper_forward', 'backward_queries', 'backward_keys', 'qk', 'av' or 'inverse' that takes so many "
-        "features and the largest dilation.");
+        "features, with additional tokens or without.");
   m.def("staged_slots", &staged_slots, nb::arg("name"), nb::arg("element_bytes"), nb::arg("features"),
         nb::arg("kernel_size"), nb::arg("rows"), nb::arg("columns"),
         "Slots of a row of weights that the GEMM kernel 'qk', 'av' or 'inverse' has room for in shared memory, with a "

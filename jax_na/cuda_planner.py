@@ -114,10 +114,9 @@ def rankings(
 ) -> tuple[tuple[Shape, ...], ...]:
     """For every kernel of the target all legal (*queries, *keys), the cheapest first."""
     features = max(32, 1 << (max(head_dim, value_dim) - 1).bit_length())
-    dilation = max(op.neighborhood.dilation)
     found = []
     for which in PASSES[name]:
-        existing = kernels(which, element_bytes, head_dim, value_dim, dilation)
+        existing = kernels(which, element_bytes, head_dim, value_dim, op.has_tokens)
         found.append(_costs(op.axes, existing, which, element_bytes, features))
     if name == "na_fused_forward":
         portable, hopper = found
@@ -128,12 +127,12 @@ def rankings(
 
 @functools.cache
 def kernels(
-    name: str, element_bytes: int, head_dim: int, value_dim: int, dilation: int
+    name: str, element_bytes: int, head_dim: int, value_dim: int, additional: bool
 ) -> tuple[Kernel, ...]:
-    """Those that exist for a pass."""
+    """Those that exist for a pass, with additional tokens or without."""
     from jax_na import _cuda
 
-    return tuple(Kernel(*k) for k in _cuda.shapes(name, element_bytes, head_dim, value_dim, dilation))
+    return tuple(Kernel(*k) for k in _cuda.shapes(name, element_bytes, head_dim, value_dim, additional))
 
 
 def staged_slots(

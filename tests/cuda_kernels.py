@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 
 from . import oracle
-from .cuda_problems import Problem, Tile, boxes_visited, dtype_of
+from .cuda_problems import Problem, Tile, boxes, boxes_visited, dtype_of
 from .simt import build
 
 Array = np.ndarray
@@ -63,8 +63,9 @@ class _Buffer(ctypes.Structure):
 
 class _Call(ctypes.Structure):
     _fields_ = [("problem", NativeProblem)]
-    _fields_ += [(name, ctypes.c_int32) for name in ("kernel", "dtype", "precision", "drpb_parts")]
-    _fields_ += [("additional_tokens", ctypes.c_int32)]
+    _fields_ += [
+        (n, ctypes.c_int32) for n in ("kernel", "dtype", "precision", "drpb_parts", "additional_tokens")
+    ]
     _fields_ += [("seed", ctypes.c_uint32), ("tiles", ctypes.c_int32 * AXES * 4)]
 
 
@@ -236,20 +237,13 @@ FORWARD_PASS, QUERIES_PASS, KEYS_PASS = 0, 1, 2  # Pass
 HOPPER_ROWS = 128  # kHopperRows
 
 
-def boxes(tokens: int, rank: int) -> list[Tile]:
-    """All boxes of so many tokens whose extents are powers of two."""
-    sizes = [1 << i for i in range(tokens.bit_length())]
-    return [t for t in itertools.product(sizes, repeat=rank) if math.prod(t) == tokens]
-
-
 def kernel_shape(which: int, problem: Problem, mode: Mode, rows: int) -> tuple[int, int]:
-    """(rows that stay, tokens streamed) of the kernel for so many rows, or of the largest smaller one."""
-    width = dtype_of(mode[0]).itemsize
-    while rows:
-        streamed = library().jax_na_streamed_tokens(which, width, problem.head_dim, problem.value_dim, rows)
+    """(rows that stay, tokens streamed) of the kernel for so many rows, else for fewer, else of any."""
+    dims = dtype_of(mode[0]).itemsize, problem.head_dim, problem.value_dim
+    for number in (*(rows >> i for i in range(rows.bit_length())), 64, 32):
+        streamed = library().jax_na_streamed_tokens(which, *dims, number, problem.additional)
         if streamed:
-            return rows, streamed
-        rows //= 2
+            return number, streamed
     raise ValueError(f"there is no kernel for {problem}")
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 
@@ -162,3 +163,9 @@ def any_problem(rng: np.random.Generator) -> Problem:
     batch, heads = int(rng.integers(1, 3)), kv_heads * int(rng.integers(1, 3))
     additional = int(rng.integers(1, 80)) if rng.random() < 0.2 else 0
     return Problem(axes, batch, heads, kv_heads, *dims, bias, scale, additional)
+
+
+def boxes(tokens: int, rank: int) -> list[Tile]:
+    """All boxes of so many tokens whose extents are powers of two."""
+    sizes = [1 << i for i in range(tokens.bit_length())]
+    return [t for t in itertools.product(sizes, repeat=rank) if math.prod(t) == tokens]

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from . import cuda_kernels, helpers, oracle
-from .cuda_kernels import NAN, Kernel, Mode, any_seed, boxes
-from .cuda_problems import Problem, Tile, dtype_of
+from .cuda_kernels import NAN, Kernel, Mode, any_seed
+from .cuda_problems import Problem, Tile, boxes, dtype_of
 
 Array = np.ndarray
 

@@ -12,7 +12,7 @@ import pytest
 from . import cuda_kernels, helpers
 from .cases import NAMED, Case
 from .cuda_kernels import NAN, NO_NAN, Kernel, any_seed
-from .cuda_problems import UNMERGED, Problem, any_problem, dtype_of, lost_queries, outside, region
+from .cuda_problems import UNMERGED, Problem, any_problem, boxes, dtype_of, lost_queries, outside, region
 from .cuda_unfused import Unfused, gemm_slots, gemm_tiles
 from .test_cuda_kernels import LARGER, MODES, TF32
 from .test_regions import CUTS, OUTSIDE, regions
@@ -87,7 +87,7 @@ def test_phases():
         problem = Problem.of(case)
         found = {
             gemm_slots(Kernel.GEMM_QK, problem, MODES[0], rows, columns)
-            for rows, columns in itertools.product(*(cuda_kernels.boxes(64, len(case.grid)) for _ in "qk"))
+            for rows, columns in itertools.product(*(boxes(64, len(case.grid)) for _ in "qk"))
         }
         assert any(0 < slots < problem.pitch for slots in found), case
 

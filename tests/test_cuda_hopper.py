@@ -31,7 +31,19 @@ CASES = (
     Case("batch-3d", (5, 6, 7), (3, 4, 5), head_dim=64, batch=(2,), heads=2),
     Case("wide-256", (150,), 60, head_dim=256, stride=3),
     Case("value-256", (9, 17), (3, 9), head_dim=72, value_dim=248, heads=2),
+    Case("batch-3d-24", (5, 6, 7), (3, 4, 5), head_dim=24, value_dim=72, batch=(2,), heads=4, kv_heads=2),
     Case("dilated-8", (400,), 40, dilation=8, head_dim=16),
+    Case("dilated-17", (450,), 20, dilation=17, head_dim=64, batch=(2,), heads=2, kv_heads=1),
+    Case("dilated-50", (403,), 8, dilation=50, head_dim=128, stride=2),
+    Case(
+        "dilated-2d-long",
+        (37, 40),
+        (3, 4),
+        dilation=(12, 9),
+        head_dim=40,
+        batch=(2,),
+        is_causal=(False, True),
+    ),
     Case("dilated-3", (431,), 130, dilation=3, head_dim=16, heads=2),
     Case("dilated-2d", (40, 45), (4, 5), dilation=(5, 8), head_dim=32),
     Case("dilated-3d", (9, 12, 14), (2, 3, 4), dilation=(4, 2, 3), head_dim=32, batch=(2,)),
@@ -42,16 +54,8 @@ CASES = (
 
 def taken(problem):
     """Whether the kernel takes a problem, by its documentation."""
-    dims = problem.head_dim, problem.value_dim
-    bucket = next(b for b in (32, 64, 128, 256) if max(dims) <= b)
-    fills = all(dim == bucket for dim in dims)
-    return (
-        all(dim % 8 == 0 for dim in dims)
-        and all(axis.dilation <= 8 for axis in problem.axes)
-        and not problem.rpb
-        and not problem.additional
-        and (fills or len(problem.axes) < 3 or problem.batch == 1)
-    )
+    whole_chunks = problem.head_dim % 8 == problem.value_dim % 8 == 0
+    return whole_chunks and not problem.rpb and not problem.additional
 
 
 def without_bias(case):
@@ -124,10 +128,8 @@ PLAIN = Problem((oracle.Axis(40, 7),), head_dim=64, value_dim=64)
 REFUSED = {
     "head_dim": dataclasses.replace(PLAIN, head_dim=20),
     "value_dim": dataclasses.replace(PLAIN, value_dim=12),
-    "dilation": dataclasses.replace(PLAIN, axes=(oracle.Axis(40, 3, dilation=9),)),
     "bias": dataclasses.replace(PLAIN, rpb=True),
     "tokens": dataclasses.replace(PLAIN, additional=3),
-    "volumes": Problem((oracle.Axis(4, 3),) * 3, batch=2, head_dim=24, value_dim=24),
 }
 
 

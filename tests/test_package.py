@@ -110,20 +110,23 @@ def test_cuda_kernels_that_exist():
     cuda = importlib.import_module("jax_na._cuda")
     passes = itertools.chain(*cuda_planner.PASSES.values())
     for name, element_bytes, dim in itertools.product(passes, (2, 4), (1, 32, 100, 256)):
-        shapes = cuda.shapes(name, element_bytes, 1, dim, 1)
+        shapes = cuda.shapes(name, element_bytes, 1, dim, False)
         assert {rows for rows, _, _ in shapes} >= {16} or name == "hopper_forward"
         assert all(rows % warp == 0 and warp in (16, 32) for rows, warp, _ in shapes)
-    assert cuda.shapes("forward", 2, 257, 8, 1) == []
+        with_tokens = cuda.shapes(name, element_bytes, 1, dim, True)
+        assert set(with_tokens) <= set(shapes)
+        assert with_tokens or name == "hopper_forward"
+    assert cuda.shapes("forward", 2, 257, 8, False) == []
 
 
 @needs_cuda_module
 def test_problems_that_the_hopper_kernel_takes():
-    """By element bytes, features and dilation; the rest of the rule is tested in test_cuda_hopper.py."""
+    """By element bytes, features and additional tokens; test_cuda_hopper.py tests the rest of the rule."""
     cuda = importlib.import_module("jax_na._cuda")
     built = "90a" in cuda.architectures()
-    for problem in ((2, 128, 128, 1), (2, 8, 24, 8), (2, 64, 256, 3)):
+    for problem in ((2, 128, 128, False), (2, 8, 24, False), (2, 64, 256, False)):
         assert [rows for rows, _, _ in cuda.shapes("hopper_forward", *problem)] == [128] * built
-    for problem in ((4, 64, 64, 1), (2, 20, 32, 1), (2, 32, 12, 1), (2, 264, 8, 1), (2, 64, 64, 9)):
+    for problem in ((4, 64, 64, False), (2, 20, 32, False), (2, 264, 8, False), (2, 64, 64, True)):
         assert cuda.shapes("hopper_forward", *problem) == []
 
 

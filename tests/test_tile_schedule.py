@@ -11,7 +11,7 @@ import pytest
 
 from . import cuda_kernels, oracle
 from .cases import CASES, NAMED
-from .cuda_problems import Problem, boxes_visited, region
+from .cuda_problems import Problem, boxes, boxes_visited, region
 from .simt import build
 from .test_regions import CUTS, PLACES, places, regions
 from .test_window import legal_axes
@@ -63,7 +63,7 @@ def assert_schedule(axes, side, row_tile, column_tile, warp_rows):
 
 
 def any_box(rng, tokens, rank):
-    choices = cuda_kernels.boxes(tokens, rank)
+    choices = boxes(tokens, rank)
     return choices[rng.integers(len(choices))]
 
 
@@ -126,6 +126,6 @@ def test_mask_of_the_hopper_kernel(tokens, rank):
     library()
     path = build.host_library("schedule", [], [build.SIMT / "schedule.cc"])
     wrong = ctypes.CDLL(str(path)).jax_na_wrong_owned_columns
-    for box in cuda_kernels.boxes(tokens, rank):
+    for box in boxes(tokens, rank):
         log2 = np.array([n.bit_length() - 1 for n in cuda_kernels.padded(box)], np.int32)
         assert wrong(ctypes.c_void_p(log2.ctypes.data)) == 0, box

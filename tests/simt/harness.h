@@ -95,10 +95,12 @@ extern "C" int jax_na_gemm_slots(const jax_na::cuda::Call* call, int element_byt
 }
 
 // Tokens that the fused kernel with so many rows streams per step, 0 if there is none.
-extern "C" int jax_na_streamed_tokens(int pass, int element_bytes, int head_dim, int value_dim, int rows) {
+extern "C" int jax_na_streamed_tokens(int pass, int element_bytes, int head_dim, int value_dim, int rows,
+                                      int additional) {
   using namespace jax_na::cuda;
   const int row_bytes = feature_bucket(head_dim, value_dim) * element_bytes;
-  const bool exists = row_bytes > 0 && has_shape(static_cast<Pass>(pass), row_bytes, element_bytes, rows);
+  const bool exists =
+      row_bytes > 0 && has_shape(static_cast<Pass>(pass), row_bytes, element_bytes, rows, additional > 0);
   return exists ? streamed_tokens(static_cast<Pass>(pass), row_bytes, rows) : 0;
 }
 
