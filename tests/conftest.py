@@ -46,3 +46,18 @@ def quick_compile() -> Iterator[None]:
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture
+def cuda_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if CUDA kernels were built, where they are not."""
+    from jax_na import cuda_planner, target
+
+    from .cuda_programs import KERNELS
+
+    if "cuda" not in target.TARGETS:
+        shapes = tuple(cuda_planner.Kernel(*shape) for shape in ((16, 16, 32), (64, 16, 64), (128, 32, 64)))
+        monkeypatch.setitem(target.TARGETS, "cuda", frozenset(KERNELS))
+        monkeypatch.setattr(target, "cuda_architectures", lambda: ["80-virtual"])
+        monkeypatch.setattr(cuda_planner, "kernels", lambda *_: shapes)
+        monkeypatch.setattr(cuda_planner, "staged_slots", lambda *_: 64)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is compiled for a GPU, seen without one: custom calls, their attributes and types, what is refused."""
+"""What is compiled for a GPU, seen without one: custom calls, their attributes and types."""
 
 import dataclasses
 import re
@@ -12,78 +12,14 @@ from jax import export
 
 import jax_na
 from jax_na import cuda_planner, devices, target, tuning
-from jax_na.cuda_planner import Kernel
-from jax_na.implementations import ROWS
 from jax_na.neighborhood import Op
 
 from . import helpers
 from .cases import NAMED, Case
+from .cuda_programs import CASE, KERNELS, attend, calls, expanded, gradient, lowered
 
-CASE = Case("2d", (9, 8), (4, 3), (2, 1), (2, 1), (True, False), heads=4, kv_heads=2, head_dim=16, rpb=True)
-UNFUSED = {f"na_{name}_{part}" for name in ("gemm", "naive") for part in ("qk", "av", "inverse")}
-KERNELS = {"na_fused_forward", "na_fused_backward"} | UNFUSED
+pytestmark = pytest.mark.usefixtures("cuda_kernels")
 DIMS = {"query": "9x8x4x16", "key": "9x8x2x16", "bias": "4x7x5"}
-
-
-@pytest.fixture(autouse=True)
-def cuda_kernels(monkeypatch):
-    """As if CUDA kernels were built, where they are not."""
-    if "cuda" not in target.TARGETS:
-        shapes = (Kernel(16, 16, 32), Kernel(64, 16, 64), Kernel(128, 32, 64))
-        monkeypatch.setitem(target.TARGETS, "cuda", frozenset(KERNELS))
-        monkeypatch.setattr(target, "cuda_architectures", lambda: ["80-virtual"])
-        monkeypatch.setattr(cuda_planner, "kernels", lambda *_: shapes)
-        monkeypatch.setattr(cuda_planner, "staged_slots", lambda *_: 64)
-
-
-def lowered(function, *arguments):
-    """The program for a GPU."""
-    return jax.jit(function).trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()
-
-
-@dataclasses.dataclass
-class Call:
-    name: str
-    attributes: dict
-    operands: list
-    results: list
-
-
-def calls(text):
-    """The custom calls to kernels of this library, in the order of the program."""
-    found = []
-    pattern = r"stablehlo\.custom_call @(na_\w+)\(.*?backend_config = \{(.*?)\}.*? : \((.*?)\) -> (.*)"
-    for name, config, operands, results in re.findall(pattern, text):
-        attributes = {
-            key: [int(x) for x in re.findall(r"-?\d+", dense)] for key, dense in INTEGERS.findall(config)
-        }
-        for key, value in re.findall(r"(\w+) = (-?[\d.e+-]+) : [if]\d+", config):
-            attributes[key] = float(value)
-        found.append(Call(name, attributes, *(re.findall(r"tensor<(\S+?)>", x) for x in (operands, results))))
-    assert len(found) == text.count("custom_call @na_")
-    return found
-
-
-INTEGERS = re.compile(r"(\w+) = (?:dense|array)<(?:i64: )?(.*?)>")
-
-
-def attend(case, implementation=None, **options):
-    def function(inputs):
-        return jax_na.neighborhood_attention(
-            **inputs, **case.spec, return_lse=True, implementation=implementation, **options
-        )
-
-    return function
-
-
-def gradient(case, implementation=None, **options):
-    """Of all inputs, with cotangents that depend on the results."""
-
-    def value(inputs):
-        out, lse = attend(case, implementation, **options)(inputs)
-        return jnp.sum(out.astype(jnp.float32) ** 2) + jnp.sum(lse**2)
-
-    return jax.grad(value)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
@@ -119,14 +55,6 @@ def test_attributes(rng):
             "is_exact": 0,
         }
         assert expanded(call.attributes) == expected
-
-
-def expanded(attributes):
-    """A splat like dense<1> : tensor<2xi64> has one number for all."""
-    return {
-        name: value * 2 if isinstance(value, list) and len(value) == 1 else value
-        for name, value in attributes.items()
-    }
 
 
 def test_parts_of_a_large_bias(rng):
@@ -308,97 +236,3 @@ def test_a_measured_choice(rng):
     assert expanded(call.attributes)["tile"] == list(other)
     with tuning.trial(op, {"attention": "xla"}, "cuda"):
         assert not calls(lowered(attend(CASE), CASE.inputs(rng)))
-
-
-# What cannot run, and why
-
-
-def reasons(**arguments):
-    return {row.name: row.reason for row in jax_na.implementations(platform="cuda", **arguments)}
-
-
-class Gpu:
-    device_kind = "NVIDIA Test"
-
-    def __init__(self, capability):
-        self.compute_capability = capability
-
-
-@pytest.fixture
-def gpu(monkeypatch):
-    """JAX seems to have a GPU of this compute capability."""
-
-    def pretend(*capabilities):
-        monkeypatch.setattr(devices, "cuda_devices", lambda: [Gpu(c) for c in capabilities])
-
-    return pretend
-
-
-def test_no_gpu(gpu):
-    gpu()
-    found = reasons()
-    assert found["xla"] is None
-    assert found["fused"] == found["gemm"] == found["naive"]
-    assert found["fused"].startswith(
-        "JAX has no CUDA device here: that needs a GPU, its driver, and jax[cuda13]"
-    )
-
-
-def test_a_gpu(gpu):
-    gpu("9.0")
-    assert [name for name, reason in reasons().items() if reason is None] == ["fused", "gemm", "naive", "xla"]
-    wide = jax.ShapeDtypeStruct((1, 9, 8, 4, 320), np.float32)
-    assert reasons(query=wide)["fused"] == "on cuda it takes up to 256 features per head, not 320"
-    assert reasons(query=wide)["gemm"] is None
-    assert tuning.key(Op(jax_na.Neighborhood((3,)), (9,)), "cuda").startswith("cuda NVIDIA Test | 9 |")
-
-
-def test_an_old_gpu(gpu, monkeypatch, rng):
-    """Its programs are pure JAX, unless a kernel is asked for by name."""
-    gpu("7.0")
-    monkeypatch.setattr(target, "cuda_architectures", lambda: ["80", "90a", "80-virtual"])
-    why = "it was compiled for 80, 90a, 80-virtual, this GPU has compute capability 7.0"
-    assert reasons()["fused"] == reasons()["gemm"] == reasons()["naive"] == why
-    assert not calls(lowered(attend(CASE), CASE.inputs(rng)))
-    with pytest.raises(ValueError, match=re.escape(f"implementation 'fused' cannot run here: {why}")):
-        lowered(attend(CASE, "fused"), CASE.inputs(rng))
-
-
-def test_not_built(gpu, monkeypatch, rng):
-    gpu("9.0")
-    monkeypatch.delitem(target.TARGETS, "cuda")
-    monkeypatch.setitem(target.REFUSED, "cuda", target.NOT_BUILT)
-    assert reasons()["fused"] == reasons()["gemm"] == reasons()["naive"] == target.NOT_BUILT
-    assert "JAX_NA_CUDA_TOOLKIT=pypi" in target.NOT_BUILT
-    assert not calls(lowered(attend(CASE), CASE.inputs(rng)))
-    with pytest.raises(ValueError, match="this installation has no CUDA kernels"):
-        lowered(attend(CASE, "fused"), CASE.inputs(rng))
-
-
-@pytest.mark.parametrize(
-    ("capability", "architectures", "runs"),
-    [
-        ("9.0", ["90a"], True),
-        ("8.0", ["90a"], False),
-        ("10.0", ["90a"], False),
-        ("8.9", ["80"], True),
-        ("8.0", ["86", "89"], False),
-        ("9.0", ["80"], False),
-        ("12.1", ["80-virtual"], True),
-        ("7.5", ["80-virtual", "80"], False),
-        ("10.3", ["100"], True),
-        ("10.3", ["100a"], False),
-        ("10.3", ["100f"], True),
-        ("12.0", ["100", "120"], True),
-        ("12.0", ["native"], True),
-    ],
-)
-def test_what_runs_on_what(capability, architectures, runs):
-    assert devices.runs_on(capability, architectures) is runs
-
-
-def test_table_names_registered_kernels():
-    """Those that the module has, if it is built."""
-    for row in ROWS:
-        for platform in row.platforms:
-            assert set(row.kernels) <= target.TARGETS[platform]

@@ -12,8 +12,6 @@ DOCS = pathlib.Path(__file__).parent.parent / "docs"
 @pytest.mark.parametrize("page", ["regions.md", "export.md"])
 def test_examples(page, tmp_path, monkeypatch):
     """All Python of a page, from top to bottom; the assertions in it hold."""
-    if page == "export.md":
-        pytest.importorskip("flatbuffers", reason="jax.export serialises with flatbuffers")
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"^```python\n(.*?)^```", (DOCS / page).read_text(), re.DOTALL | re.MULTILINE)
     assert blocks

@@ -22,14 +22,8 @@ from .cases import Case
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 every_implementation = pytest.mark.parametrize("implementation", helpers.IMPLEMENTATIONS)
-needs_flatbuffers = pytest.mark.usefixtures("flatbuffers")
 CASE = Case("2d", (3, 5), (2, 3), stride=(1, 2), is_causal=(True, False), heads=2, head_dim=3, rpb=True)
 TOKENS = Case("tokens", (5,), 3, batch=(2,), heads=2, head_dim=3, rpb=True, additional=2)
-
-
-@pytest.fixture
-def flatbuffers():
-    pytest.importorskip("flatbuffers", reason="jax.export serialises with flatbuffers")
 
 
 def attend(case, implementation):
@@ -54,7 +48,6 @@ def exported(function, arguments, **options):
     return export.export(jax.jit(function), disabled_checks=checks, **options)(arguments)
 
 
-@needs_flatbuffers
 @every_implementation
 def test_round_trip_with_a_symbolic_batch(implementation, rng):
     """One program, written and read again, for every batch size and number of tokens; and its gradient."""
@@ -191,7 +184,6 @@ numpy.savez(sys.argv[1] + "/results.npz", out=out, lse=lse)
 """
 
 
-@needs_flatbuffers
 @pytest.mark.skipif(helpers.ON_GPU, reason="of the CPU kernels")
 def test_another_process_with_the_narrowest_instruction_set(tmp_path, rng):
     """The tiles chosen here run there; it imports the library and calls nothing of it."""

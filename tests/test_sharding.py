@@ -161,6 +161,16 @@ def test_features_are_gathered(kind, rng):
     assert_same(found, jax.jit(forward)(inputs))
 
 
+def test_a_bias_split_where_queries_are_not(rng):
+    mesh = mesh_of("explicit", (2,), ("model",))
+    inputs, cotangents = problem(rng, (12,), (3,))
+    laid, _ = put(mesh, P(), inputs, cotangents, rpb=P("model"))
+    forward = attend(kernel_size=3)
+    with pytest.warns(UserWarning, match=r"gathers axis 0 of an array of shape \(4, 5\), split over model"):
+        found = jax.jit(forward)(laid)
+    assert_same(found, jax.jit(forward)(inputs))
+
+
 @pytest.mark.parametrize("check_vma", [True, False])
 def test_shard_map(check_vma, rng):
     """Manual axes: the calls are local."""

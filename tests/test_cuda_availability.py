@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which implementations run on a GPU, and the reasons why others do not."""
+
+import re
+
+import jax
+import numpy as np
+import pytest
+
+import jax_na
+from jax_na import devices, target, tuning
+from jax_na.implementations import ROWS
+from jax_na.neighborhood import Op
+
+from .cuda_programs import CASE, attend, calls, lowered
+
+pytestmark = pytest.mark.usefixtures("cuda_kernels")
+
+
+def reasons(**arguments):
+    return {row.name: row.reason for row in jax_na.implementations(platform="cuda", **arguments)}
+
+
+class Gpu:
+    device_kind = "NVIDIA Test"
+
+    def __init__(self, capability):
+        self.compute_capability = capability
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """JAX seems to have a GPU of this compute capability."""
+
+    def pretend(*capabilities):
+        monkeypatch.setattr(devices, "cuda_devices", lambda: [Gpu(c) for c in capabilities])
+
+    return pretend
+
+
+def test_no_gpu(gpu):
+    gpu()
+    found = reasons()
+    assert found["xla"] is None
+    assert found["fused"] == found["gemm"] == found["naive"]
+    assert found["fused"].startswith(
+        "JAX has no CUDA device here: that needs a GPU, its driver, and jax[cuda13]"
+    )
+
+
+def test_a_gpu(gpu):
+    gpu("9.0")
+    assert [name for name, reason in reasons().items() if reason is None] == ["fused", "gemm", "naive", "xla"]
+    wide = jax.ShapeDtypeStruct((1, 9, 8, 4, 320), np.float32)
+    assert reasons(query=wide)["fused"] == "on cuda it takes up to 256 features per head, not 320"
+    assert reasons(query=wide)["gemm"] is None
+    assert tuning.key(Op(jax_na.Neighborhood((3,)), (9,)), "cuda").startswith("cuda NVIDIA Test | 9 |")
+
+
+def test_an_old_gpu(gpu, monkeypatch, rng):
+    """Its programs are pure JAX, unless a kernel is asked for by name."""
+    gpu("7.0")
+    monkeypatch.setattr(target, "cuda_architectures", lambda: ["80", "90a", "80-virtual"])
+    why = "it was compiled for 80, 90a, 80-virtual, this GPU has compute capability 7.0"
+    assert reasons()["fused"] == reasons()["gemm"] == reasons()["naive"] == why
+    assert not calls(lowered(attend(CASE), CASE.inputs(rng)))
+    with pytest.raises(ValueError, match=re.escape(f"implementation 'fused' cannot run here: {why}")):
+        lowered(attend(CASE, "fused"), CASE.inputs(rng))
+
+
+def test_not_built(gpu, monkeypatch, rng):
+    gpu("9.0")
+    monkeypatch.delitem(target.TARGETS, "cuda")
+    monkeypatch.setitem(target.REFUSED, "cuda", target.NOT_BUILT)
+    assert reasons()["fused"] == reasons()["gemm"] == reasons()["naive"] == target.NOT_BUILT
+    assert "JAX_NA_CUDA_TOOLKIT=pypi" in target.NOT_BUILT
+    assert not calls(lowered(attend(CASE), CASE.inputs(rng)))
+    with pytest.raises(ValueError, match="this installation has no CUDA kernels"):
+        lowered(attend(CASE, "fused"), CASE.inputs(rng))
+
+
+@pytest.mark.parametrize(
+    ("capability", "architectures", "runs"),
+    [
+        ("9.0", ["90a"], True),
+        ("8.0", ["90a"], False),
+        ("10.0", ["90a"], False),
+        ("8.9", ["80"], True),
+        ("8.0", ["86", "89"], False),
+        ("9.0", ["80"], False),
+        ("12.1", ["80-virtual"], True),
+        ("7.5", ["80-virtual", "80"], False),
+        ("10.3", ["100"], True),
+        ("10.3", ["100a"], False),
+        ("10.3", ["100f"], True),
+        ("12.0", ["100", "120"], True),
+        ("12.0", ["native"], True),
+    ],
+)
+def test_what_runs_on_what(capability, architectures, runs):
+    assert devices.runs_on(capability, architectures) is runs
+
+
+def test_table_names_registered_kernels():
+    """Those that the module has, if it is built."""
+    for row in ROWS:
+        for platform in row.platforms:
+            assert set(row.kernels) <= target.TARGETS[platform]
