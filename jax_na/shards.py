@@ -137,7 +137,7 @@ def split(
 ) -> Split:
     """The split that moves least: every factor goes where the first array that has it split lies.
 
-    Arrays with batch axes that must be gathered are named in a warning, once.
+    Arrays that must be gathered are named in a warning, once.
     """
     batch = len(shapes[0]) - op.neighborhood.rank - 2
     axes: dict[str, Names] = {}
@@ -154,7 +154,7 @@ def split(
             elif not {*names} & {name for used in axes.values() for name in used}:
                 axes[factor] = tuple(names)
     result = Split(op, batch, sizes, axes)
-    for role, shape, places in arrays:
+    for role, shape, places in zip(roles, shapes, given, strict=True):
         meaning = factors(role, len(shape), batch, op.neighborhood.rank)
         for d, (have, want) in enumerate(zip(places, result.place(role, shape), strict=True)):
             if result.shards(tuple(have)) > 1 and tuple(have) != want[: len(have)]:
