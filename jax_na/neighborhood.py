@@ -67,8 +67,7 @@ class Neighborhood:
     product of the windows of the axes. (Hassani et al., Generalized Neighborhood Attention, 2025.)
 
     Args:
-        kernel_size, stride, dilation: integers >= 1, one for all axes or a tuple with one per axis;
-            `stride <= kernel_size`.
+        kernel_size, stride, dilation: integers >= 1, one or a tuple per axis; `stride <= kernel_size`.
         is_causal: bool or a tuple of them.
 
     The rank is the length of whichever argument is a tuple, and 1 if none is. All attributes are tuples.
