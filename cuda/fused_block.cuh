@@ -106,6 +106,14 @@ __device__ __forceinline__ bool find_block(const Geometry& g, uint32_t index, ui
   return exists;
 }
 
+// After a loop, the block of the kernel found anew: what the loop does not need of it occupies no registers there.
+template <Rows rows>
+__device__ __forceinline__ Block find_block_again(const Geometry& g, uint32_t heads) {
+  Block b;
+  find_block<rows>(g, renewed(blockIdx.x), heads, b);
+  return b;
+}
+
 // A box of tokens: first positions, and where along each axis tokens end.
 struct Box {
   int start[kAxes], stop[kAxes];

@@ -172,14 +172,15 @@ __device__ __forceinline__ void attend(const HopperForwardParams& p, const Block
   }
 
   softmax.finish();
-  const float valid = b.complete ? 1.f : NAN;  // a window reaches beyond the keys present: say so
+  const Block again = find_block_again<Rows::kQueries>(g, p.query.heads);
+  const float valid = again.complete ? 1.f : NAN;  // a window reaches beyond the keys present: say so
   float scale[2], lse[2];
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     scale[half] = valid / softmax.sum[half];
     lse[half] = valid * kLn2 * (softmax.top[half] * g.factor + log2f(softmax.sum[half]));
   }
-  store_out<S>(p, b, dynamic_shared() + HopperShared<S>::kQuery, first_row, lane, out, scale, lse);
+  store_out<S>(p, again, dynamic_shared() + HopperShared<S>::kQuery, first_row, lane, out, scale, lse);
 }
 
 template <class S>

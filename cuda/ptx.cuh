@@ -158,6 +158,12 @@ __device__ __forceinline__ float log2_approx(float x) {
   return y;
 }
 
+// The same number, of which the compiler does not know that: what depends on it is computed again.
+__device__ __forceinline__ uint32_t renewed(uint32_t x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
+
 // A load through the read-only cache, for what no thread of the grid writes.
 __device__ __forceinline__ float read_only(const float* pointer) { return __ldg(pointer); }
 

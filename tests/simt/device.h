@@ -86,6 +86,7 @@ __forceinline__ uint32_t to_tf32(float x) { return simt::to_tf32(x); }
 __forceinline__ float exp2_approx(float x) { return simt::exp2_approx(x); }
 __forceinline__ float log2_approx(float x) { return simt::log2_approx(x); }
 
+__forceinline__ uint32_t renewed(uint32_t x) { return x; }
 __forceinline__ float read_only(const float* pointer) { return *pointer; }
 
 }  // namespace jax_na::cuda
