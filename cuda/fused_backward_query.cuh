@@ -97,7 +97,8 @@ __global__ void __launch_bounds__(S::kThreads, S::min_blocks(kBeside))
   for_each_score_gradient<S, kBeside>(p, b, [&](const typename S::Scores& dscores, typename S::Tile key, const Box&) {
     weighted_product<typename S::Math>(dquery, dscores, key, 0, lane);
   });
-  if constexpr (S::kRowBytes <= 256) b = find_block_again<Rows::kQueries>(g, p.query.heads);  // else no room for that
+  // Small windows end too soon to pay for the second search, wide rows leave no room for it.
+  if constexpr (S::kWarps > 1 && S::kRowBytes <= 256) b = find_block_again<Rows::kQueries>(g, p.query.heads);
   float scale[S::kRowTiles][2];
 #pragma unroll
   for (int m = 0; m < S::kRowTiles; ++m) scale[m][0] = scale[m][1] = b.complete ? p.scale : NAN;

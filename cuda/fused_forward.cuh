@@ -120,7 +120,7 @@ __global__ void __launch_bounds__(S::kThreads, S::min_blocks(kBeside))
   }
   cp_async_wait<0>();  // copies of a block without columns
 
-  if constexpr (S::kRowBytes <= 256) b = find_block_again<Rows::kQueries>(g, p.query.heads);  // else no room for that
+  if constexpr (S::kRowTiles > 1) b = find_block_again<Rows::kQueries>(g, p.query.heads);  // costs short loops more
   float scale[S::kRowTiles][2];
   const float valid = b.complete ? 1.f : NAN;  // a window reaches beyond the keys present: say so
 #pragma unroll
