@@ -12,7 +12,8 @@ from typing import Any
 import gpu_methods as g
 from specs import Spec
 
-from jax_na import cuda_planner, tuning
+from jax_na.kernels import cost_cuda as cuda_planner
+from jax_na.kernels import tuning
 from jax_na.neighborhood import Op, Shape
 
 KERNELS = {"na_fused_forward": g.FORWARD, "na_fused_backward": g.BACKWARD}

@@ -17,7 +17,8 @@ from method import SGEMM_SIZE, Case, Method, Prepared, all_pairs, first_of, no_b
 from specs import OVERHEAD, Spec
 
 import jax_na
-from jax_na import _cpu, target
+from jax_na import _cpu
+from jax_na.kernels import target
 
 EMPTY = "na_empty"  # an FFI target that does nothing
 

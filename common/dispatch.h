@@ -2,7 +2,7 @@
 // Turns a run-time value into a template argument without macros or generated code.
 #pragma once
 
-#include "isa.h"
+#include "common/isa.h"
 
 namespace jax_na {
 inline namespace JAX_NA_ISA {

@@ -4,7 +4,7 @@
 
 #include <stdint.h>
 
-#include "window.h"
+#include "common/window.h"
 
 namespace jax_na {
 

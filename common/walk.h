@@ -3,7 +3,7 @@
 // kernels, on every device, are made of these.
 #pragma once
 
-#include "problem.h"
+#include "common/problem.h"
 
 namespace jax_na {
 

@@ -6,7 +6,7 @@
 // are half-open and in positions inside one group of `length` tokens.
 #pragma once
 
-#include "isa.h"
+#include "common/isa.h"
 
 namespace jax_na {
 

@@ -4,8 +4,8 @@
 //   qk (PN)        weights[q, j] = <x[q], y[key(q, j)]>
 //   av (NN)        x[q] = sum_j weights[q, j] y[key(q, j)]
 //   inverse (IN)   y[k] = sum over the queries q that see k of weights[q, slot(q, k)] x[q]
-#include "../common/walk.h"
-#include "kernels.h"
+#include "common/walk.h"
+#include "cpu/host/kernels.h"
 
 namespace jax_na {
 namespace {

@@ -2,7 +2,7 @@
 // Softmax over rows of scores, one row per query and head; may work in place.
 #pragma once
 
-#include "scores.h"
+#include "cpu/tiles/scores.h"
 
 namespace jax_na {
 inline namespace JAX_NA_ISA {

@@ -16,7 +16,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jax_na
-from jax_na import communication
+from jax_na.mesh import communication
 
 HEADS, HEAD_DIM = 8, 64
 COLUMNS = (

@@ -6,7 +6,7 @@ import pathlib
 import matplotlib.pyplot as plt
 
 from jax_na import Neighborhood
-from jax_na.plot import plot_window
+from jax_na.tools.plot import plot_window
 
 SHAPE = (15, 15)
 PICTURES = (

@@ -21,7 +21,7 @@ from jax.sharding import PartitionSpec as P
 from skimage import data
 
 from flax_layers import NeighborhoodAttention
-from jax_na import communication
+from jax_na.mesh import communication
 
 PATCH, GRID, CROPS = 4, 32, 8  # pixels, tokens along the side of a crop, crops of a step
 NOISE = 0.3  # standard deviation; pixels are in [0, 1]

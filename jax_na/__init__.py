@@ -12,13 +12,13 @@ except ImportError as error:
         "(pip install -e .)"
     ) from error
 
-from jax_na.functional import na1d, na2d, na3d, neighborhood_attention
-from jax_na.implementations import export_safety_checks, implementations
+from jax_na.api.attention import na1d, na2d, na3d, neighborhood_attention
+from jax_na.api.halves import neighborhood_av, neighborhood_qk
+from jax_na.api.regions import region_attention
+from jax_na.api.sharded import sharded_neighborhood_attention
+from jax_na.kernels.table import export_safety_checks, implementations
 from jax_na.neighborhood import Neighborhood
-from jax_na.regions import region_attention
-from jax_na.sharding import sharded_neighborhood_attention
-from jax_na.tokens import merge_attentions
-from jax_na.unfused import neighborhood_av, neighborhood_qk
+from jax_na.rules.tokens import merge_attentions
 
 __version__ = _version("jax-na")
 

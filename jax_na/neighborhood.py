@@ -213,7 +213,7 @@ class Neighborhood:
 
     def plot(self, shape: Sequence[int], query: Sequence[int]) -> Any:
         """A picture of what `query` sees on a grid of this shape; needs matplotlib."""
-        from jax_na.plot import plot_window
+        from jax_na.tools.plot import plot_window
 
         return plot_window(self, shape, query)
 

@@ -51,7 +51,8 @@ def quick_compile() -> Iterator[None]:
 @pytest.fixture
 def cuda_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if CUDA kernels were built, where they are not."""
-    from jax_na import cuda_planner, target
+    from jax_na.kernels import cost_cuda as cuda_planner
+    from jax_na.kernels import target
 
     from .cuda_programs import KERNELS
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The CUDA kernels as Python functions of numpy arrays: on the host executor, or on the GPU of this machine.
 
-Both run the launchers of cuda/kernels.h through tests/simt/harness.h, without JAX. Every array lies between
-guard areas, and results are poisoned; what the executor finds is an AssertionError. JAX_NA_KERNELS=device
-chooses the GPU (it needs nvcc).
+Both run the launchers of cuda/host/kernels.h through simt/harness/harness.h, without JAX. Every array lies
+between guard areas, and results are poisoned; what the executor finds is an AssertionError.
+JAX_NA_KERNELS=device chooses the GPU (it needs nvcc).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Kernel(enum.IntEnum):
     NAIVE_QK, NAIVE_AV, NAIVE_INVERSE, FORWARD, BACKWARD, GEMM_QK, GEMM_AV, GEMM_INVERSE = range(8)
 
 
-# The interface of tests/simt/harness.h
+# The interface of simt/harness/harness.h
 
 
 class _Axis(ctypes.Structure):
@@ -103,13 +103,12 @@ def library() -> ctypes.CDLL:
     """
     if not ON_DEVICE and build.host_compiler() is None:
         pytest.skip("there is no C++ compiler to build the CUDA kernels for the host with")
-    cuda = build.ROOT / "cuda"
-    kernels, dispatch = sorted(cuda.glob("*.cu")), [cuda / "fused.cc", cuda / "gemm.cc", cuda / "naive.cc"]
+    kernels, dispatch = build.cuda_sources()
     if ON_DEVICE:
-        sources = [*kernels, *dispatch, build.SIMT / "harness_device.cu"]
+        sources = [*kernels, *dispatch, build.SIMT / "harness" / "harness_device.cu"]
         path = build.device_library("kernels", sources, build.architecture())
     else:
-        path = build.host_library("kernels", kernels, [*dispatch, build.SIMT / "harness.cc"])
+        path = build.host_library("kernels", kernels, [*dispatch, build.SIMT / "harness" / "harness.cc"])
     return ctypes.CDLL(str(path))
 
 

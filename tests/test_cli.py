@@ -7,9 +7,12 @@ import jax
 import pytest
 
 import jax_na
-from jax_na import Neighborhood, cli, cuda_planner, devices, plan, tuning
-from jax_na.implementations import NAMES
+from jax_na import Neighborhood
+from jax_na.kernels import cost_cuda as cuda_planner
+from jax_na.kernels import devices, plan, tuning
+from jax_na.kernels.table import NAMES
 from jax_na.neighborhood import Op
+from jax_na.tools import cli
 
 from . import helpers
 from .cases import Case

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import jax_na
-from jax_na import devices, target, tuning
-from jax_na.implementations import ROWS
+from jax_na.kernels import devices, target, tuning
+from jax_na.kernels.table import ROWS
 from jax_na.neighborhood import Op
 
 from .cuda_programs import CASE, attend, calls, lowered

@@ -16,23 +16,23 @@ pytestmark = [
     pytest.mark.skipif(cuda_kernels.ON_DEVICE, reason="on a GPU, faults are not found"),
     pytest.mark.skipif(build.host_compiler() is None, reason="no C++ compiler"),
 ]
-SOURCE = "gemm_bf16.cu"
+SOURCE = "gemm/bf16.cu"
 FAULTS = {  # name -> (header, what is there, what is planted, what is found)
     "no barrier between carrying and clearing": (
-        "gemm_qk.cuh",
+        "gemm/qk.cuh",
         "      warp_sync();\n      if (carries)",
         "      if (carries)",
         "race",
     ),
     "no wait for weights": (
-        "gemm_av.cuh",
+        "gemm/av.cuh",
         "    cp_async_wait<0>();\n    block_sync();",
         "    block_sync();",
         "race",
     ),
-    "one buffer for two phases": ("gemm_av.cuh", "buffer ^ 1", "buffer", "race"),
+    "one buffer for two phases": ("gemm/av.cuh", "buffer ^ 1", "buffer", "race"),
     "a slot too early": (
-        "gemm_inverse.cuh",
+        "gemm/inverse.cuh",
         "slot_of(p, origin, start) -",
         "slot_of(p, origin, start) - 1 -",
         "rel|uninit",
@@ -49,10 +49,10 @@ def faulty_library(folder: pathlib.Path, header: str, there: str, planted: str) 
     (folder / "cuda" / header).write_text(text.replace(there, planted))
     with (folder / "cuda" / SOURCE).open("a") as source:
         source.write(f"// {header}: {planted!r} for {there!r}\n")  # objects are kept by the source's text
-    cuda = build.ROOT / "cuda"
-    kernels = [folder / "cuda" / SOURCE, *(k for k in sorted(cuda.glob("*.cu")) if k.name != SOURCE)]
-    host = [cuda / "fused.cc", cuda / "gemm.cc", cuda / "naive.cc", build.SIMT / "harness.cc"]
-    return build.host_library("faulty", kernels, host)
+    kernels, dispatch = build.cuda_sources()
+    sound = [kernel for kernel in kernels if kernel != build.ROOT / "cuda" / SOURCE]
+    host = [*dispatch, build.SIMT / "harness" / "harness.cc"]
+    return build.host_library("faulty", [folder / "cuda" / SOURCE, *sound], host, folder)
 
 
 @pytest.mark.parametrize("name", FAULTS)

@@ -11,7 +11,8 @@ import pytest
 from jax import export
 
 import jax_na
-from jax_na import cuda_planner, devices, target, tuning
+from jax_na.kernels import cost_cuda as cuda_planner
+from jax_na.kernels import devices, target, tuning
 from jax_na.neighborhood import Op
 
 from . import helpers

@@ -7,8 +7,10 @@ import math
 import numpy as np
 import pytest
 
-from jax_na import Neighborhood, cuda_planner, devices, tuning
-from jax_na.cuda_planner import Count, Kernel
+from jax_na import Neighborhood
+from jax_na.kernels import cost_cuda as cuda_planner
+from jax_na.kernels import devices, tuning
+from jax_na.kernels.cost_cuda import Count, Kernel
 from jax_na.neighborhood import Op, inverse_windows, windows
 
 OPS = [

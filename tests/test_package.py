@@ -20,8 +20,10 @@ import numpy as np
 import pytest
 
 import jax_na
-from jax_na import _cpu, cuda_planner, target
-from jax_na.implementations import ROWS
+from jax_na import _cpu
+from jax_na.kernels import cost_cuda as cuda_planner
+from jax_na.kernels import target
+from jax_na.kernels.table import ROWS
 
 from . import helpers
 
@@ -202,7 +204,7 @@ for name in ("naive", "gemm", "fused"):
         for x, gradient in zip("qkvr", gradients):
             results[f"{dtype.name} {name} {x}"] = np.asarray(gradient, np.float32)
         results[f"{dtype.name} {name} value"] = np.asarray(value)
-np.savez(sys.argv[1], isa=jax_na.target._cpu.isa(), **results)
+np.savez(sys.argv[1], isa=jax_na.kernels.target._cpu.isa(), **results)
 """
 
 

@@ -6,7 +6,8 @@ import itertools
 import numpy as np
 import pytest
 
-from jax_na import Neighborhood, _cpu, planner
+from jax_na import Neighborhood, _cpu
+from jax_na.kernels import cost_cpu as planner
 from jax_na.neighborhood import Op, inverse_windows, windows
 
 OPS = [

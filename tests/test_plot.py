@@ -6,7 +6,8 @@ import itertools
 import numpy as np
 import pytest
 
-from jax_na import Neighborhood, plot
+from jax_na import Neighborhood
+from jax_na.tools import plot
 
 from .cases import NAMED
 

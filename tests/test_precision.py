@@ -12,7 +12,7 @@ from jax.lax import DotAlgorithmPreset, Precision
 import jax_na
 from flax_layers import NeighborhoodAttention
 from flax_layers.nnx import NeighborhoodAttention as NnxNeighborhoodAttention
-from jax_na import precision
+from jax_na.kernels import precision
 
 from . import helpers
 from .cases import NAMED

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from jax_na import cuda_planner, planner
+from jax_na.kernels import cost_cpu as planner
+from jax_na.kernels import cost_cuda as cuda_planner
 
 from . import helpers
 from .cases import Case

@@ -10,7 +10,7 @@ import jax
 import pytest
 
 import jax_na
-from jax_na import communication
+from jax_na.mesh import communication
 
 ROOT = pathlib.Path(__file__).parents[1]
 

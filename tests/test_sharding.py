@@ -12,7 +12,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jax_na
-from jax_na import communication
+from jax_na.mesh import communication
 
 from . import helpers
 

@@ -22,8 +22,10 @@ QUERIES, KEYS = "queries", "keys"  # which side's tokens stay in a block, as row
 @functools.cache
 def library():
     if build.host_compiler() is None:
-        pytest.skip("there is no C++ compiler to build cuda/tile.cuh for the host with")
-    walk = ctypes.CDLL(str(build.host_library("schedule", [], [build.SIMT / "schedule.cc"]))).jax_na_schedule
+        pytest.skip("there is no C++ compiler to build cuda/geometry/tile.cuh for the host with")
+    walk = ctypes.CDLL(
+        str(build.host_library("schedule", [], [build.SIMT / "harness" / "schedule.cc"]))
+    ).jax_na_schedule
     walk.restype = ctypes.c_int64
     walk.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p, ctypes.c_int]
     walk.argtypes += [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
@@ -124,7 +126,7 @@ def test_random_problems(rank, number, rng):
 def test_mask_of_the_hopper_kernel(tokens, rank):
     """The columns that a thread has, for all shapes of boxes and all intervals along an axis."""
     library()
-    path = build.host_library("schedule", [], [build.SIMT / "schedule.cc"])
+    path = build.host_library("schedule", [], [build.SIMT / "harness" / "schedule.cc"])
     wrong = ctypes.CDLL(str(path)).jax_na_wrong_owned_columns
     for box in boxes(tokens, rank):
         log2 = np.array([n.bit_length() - 1 for n in cuda_kernels.padded(box)], np.int32)

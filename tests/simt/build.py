@@ -21,9 +21,8 @@ import time
 from collections.abc import Iterator, Sequence
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-SIMT = ROOT / "tests" / "simt"
-HEADERS = ("common/*.h", "cuda/*.h", "cuda/*.cuh", "tests/simt/*.h", "tests/simt/*.cuh")
-HEADERS += ("tests/simt/executor/*.h",)
+SIMT = ROOT / "simt"
+HEADERS = ("common/**/*.h", "cuda/**/*.h", "cuda/**/*.cuh", "simt/**/*.h", "simt/**/*.cuh")
 FLAGS = (
     "-std=c++17",
     "-O1",
@@ -33,9 +32,9 @@ FLAGS = (
     "-Wall",
     "-Wno-unknown-pragmas",
 )
-FLAGS += ("-DJAX_NA_SIMT", "-DJAX_NA_HOPPER", f"-I{ROOT / 'tests'}")
+FLAGS += ("-DJAX_NA_SIMT", "-DJAX_NA_HOPPER")
 KERNEL_FLAGS = ("-x", "c++", "-fsanitize=thread")  # every access becomes a call that the executor checks
-NVCC_FLAGS = ("-std=c++17", "-O3", "-Xcompiler", "-fPIC", "-lineinfo")
+NVCC_FLAGS = (f"-I{ROOT}", "-std=c++17", "-O3", "-Xcompiler", "-fPIC", "-lineinfo")
 KEPT_SECONDS = 3 * 24 * 3600
 
 
@@ -64,8 +63,20 @@ def architecture() -> str:
     return "90a" if found == "9.0" else found.replace(".", "")
 
 
-def host_library(name: str, kernels: Sequence[pathlib.Path], host: Sequence[pathlib.Path]) -> pathlib.Path:
+def cuda_sources() -> tuple[list[pathlib.Path], list[pathlib.Path]]:
+    """The library's kernels, and the ordinary sources that choose among them."""
+    cuda = ROOT / "cuda"
+    return sorted(cuda.glob("*/*.cu")), [
+        cuda / f"{family}/{family}.cc" for family in ("fused", "gemm", "naive")
+    ]
+
+
+def host_library(
+    name: str, kernels: Sequence[pathlib.Path], host: Sequence[pathlib.Path], root: pathlib.Path = ROOT
+) -> pathlib.Path:
     """A library of `kernels`, which the executor runs and checks, and of ordinary sources.
+
+    Headers are those of `root`.
 
     Raises:
         BuildError: if one does not compile, or if there is no compiler.
@@ -73,9 +84,10 @@ def host_library(name: str, kernels: Sequence[pathlib.Path], host: Sequence[path
     compiler = host_compiler()
     if compiler is None:
         raise BuildError("there is no C++ compiler")
-    commands = [(source, (compiler, *FLAGS, *KERNEL_FLAGS)) for source in kernels]
+    flags = (*FLAGS, f"-I{root}", f"-I{ROOT}")
+    commands = [(source, (compiler, *flags, *KERNEL_FLAGS)) for source in kernels]
     executor = sorted((SIMT / "executor").glob("*.cc")) if kernels else []
-    commands += [(source, (compiler, *FLAGS)) for source in (*host, *executor)]
+    commands += [(source, (compiler, *flags)) for source in (*host, *executor)]
     return _library(name, commands, (compiler, "-shared"))
 
 

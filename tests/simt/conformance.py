@@ -233,7 +233,7 @@ def main() -> int:
     hopper = capability == "9.0"
     architecture = capability.replace(".", "") + ("a" if hopper else "")
     build = builder()
-    source = HERE / "conformance.cc"
+    source = build.SIMT / "conformance" / "conformance.cc"
     host = str(build.host_library("conformance", [source], []))
     gpu = str(build.device_library("conformance", [source], architecture))
     results: dict[str, str] = {}

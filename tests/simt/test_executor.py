@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import pathlib
 import re
 
 import numpy as np
@@ -13,7 +12,6 @@ import pytest
 
 from . import build
 
-HERE = pathlib.Path(__file__).parent
 SEEDS = (1, 2, 3, 4)
 pytestmark = pytest.mark.skipif(build.host_compiler() is None, reason="no C++ compiler")
 
@@ -67,8 +65,8 @@ def read_sources() -> tuple[list[str], dict[str, set[str]]]:
     """The faults in the order of their numbers, and for each the lines ("file:line") its finding may give."""
     names: list[str] = []
     places: dict[str, set[str]] = {}
-    for file in ("faulty_ampere.cuh", "faulty_hopper.cuh"):
-        text = (HERE / file).read_text()
+    for file in ("sm80.cuh", "sm90.cuh"):
+        text = (build.SIMT / "faulty" / file).read_text()
         enumerators = re.search(r"^enum \w+ \{\n(.*?)\n\};", text, re.DOTALL | re.MULTILINE)
         assert enumerators
         names += [n for n in re.findall(r"k(\w+)", enumerators[1]) if n != "FirstOfHopper"]
@@ -84,7 +82,7 @@ NAMES, PLACES = read_sources()
 
 @functools.cache
 def library() -> ctypes.CDLL:
-    loaded = ctypes.CDLL(str(build.host_library("faulty", [HERE / "faulty.cc"], [])))
+    loaded = ctypes.CDLL(str(build.host_library("faulty", [build.SIMT / "faulty" / "faulty.cc"], [])))
     loaded.report.restype = ctypes.c_char_p
     return loaded
 

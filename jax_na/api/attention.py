@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The public functions: check the arguments, put them into one static `Op`, compute."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jax import Array
+
+from jax_na.api import arguments as checks
+from jax_na.kernels import precision as precisions
+from jax_na.kernels import table as implementations
+from jax_na.neighborhood import Op
+from jax_na.rules import compose
+
+Ints = int | tuple[int, ...]
+Flags = bool | tuple[bool, ...]
+Precision = Any  # jax.lax.PrecisionLike
+
+
+def neighborhood_attention(
+    query: Array,
+    key: Array,
+    value: Array,
+    kernel_size: Ints,
+    *,
+    stride: Ints = 1,
+    dilation: Ints = 1,
+    is_causal: Flags = False,
+    scale: float | None = None,
+    rpb: Array | None = None,
+    additional_keys: Array | None = None,
+    additional_values: Array | None = None,
+    return_lse: bool = False,
+    implementation: str | None = None,
+    precision: Precision = None,
+) -> Any:
+    """Attention of every query to the keys of its neighborhood.
+
+        S[q, k] = scale * <query[q], key[k]> + rpb[k' - q' + kernel_size - 1]     for the keys k that q sees
+        LSE[q]  = log sum_k exp S[q, k]
+        out[q]  = sum_k exp(S[q, k] - LSE[q]) value[k]
+
+    Windows never shrink at a border, they slide inward; `Neighborhood` states the rule and shows the windows.
+
+    Args:
+        query: [batch..., *spatial, heads, head_dim], 1 to 3 spatial axes, any number of batch axes; float32,
+            bfloat16, float16, or float64 ("xla" and "naive").
+        key: [batch..., *spatial, kv_heads, head_dim], the same dtype; heads is a multiple of kv_heads, query
+            head h reads kv head h // (heads // kv_heads).
+        value: [batch..., *spatial, kv_heads, value_dim], the same dtype.
+        kernel_size: keys per window, one integer or a tuple with one per spatial axis;
+            kernel_size * dilation <= length on every axis. The number of spatial axes is the length of
+            whichever of kernel_size, stride, dilation, is_causal is a tuple, else query.ndim - 3.
+        stride: this many neighbouring queries share one window; 1 <= stride <= kernel_size.
+        dilation: distance between the keys of a window, >= 1.
+        is_causal: whether the window ends at the query.
+        scale: factor of the products, head_dim ** -0.5 by default; a number known when compiling.
+        rpb: relative positional bias [heads, 2 * kernel_size - 1 per axis], indexed by the distance in
+            positions (coordinates divided by dilation).
+        additional_keys: [batch..., tokens, kv_heads, head_dim], seen by every query (no bias); with
+        additional_values: [batch..., tokens, kv_heads, value_dim].
+        return_lse: also return the log-sum-exp, see `merge_attentions`.
+        implementation: "fused", "gemm", "naive" (compiled kernels), "xla" (pure JAX), or None: the fastest
+            that runs this problem on the platform it is compiled for. See `implementations`.
+        precision: of products of float32 values, as in `jax.lax.dot`; None is JAX's setting
+            jax_default_matmul_precision. On a CUDA GPU the default is TF32 for "fused" and "xla"; "highest"
+            (or "float32") is exact. "naive", and every kernel on the CPU, is exact in any case.
+
+    Returns:
+        out [batch..., *spatial, heads, value_dim] in the dtype of the query; with return_lse (out, lse),
+        where lse is [batch..., *spatial, heads], float32 (float64 for float64), natural logarithm.
+
+    Raises:
+        TypeError, ValueError: for arguments that are not of these; the message has the nearest legal value.
+
+    Differentiable in forward and reverse mode, to any order, by all arrays, through out and through lse.
+
+    Sources: Hassani et al., Neighborhood Attention Transformer (CVPR 2023); Hassani and Shi, Dilated
+    Neighborhood Attention Transformer (2022); Hassani et al., Faster Neighborhood Attention (NeurIPS 2024),
+    Generalized Neighborhood Attention (2025).
+
+    Example:
+        >>> q, k, v = jax.random.normal(jax.random.key(0), (3, 1, 56, 56, 4, 32))
+        >>> jax_na.neighborhood_attention(q, k, v, kernel_size=7, dilation=(2, 4)).shape
+        (1, 56, 56, 4, 32)
+    """
+    query, key, value = checks.arrays(query=query, key=key, value=value)
+    n = checks.neighborhood(query.ndim, kernel_size, stride, dilation, is_causal)
+    checks.same_grid(n, query=query, key=key, value=value)
+    checks.head_dims(query, key)
+    checks.kv_heads(key, value)
+    checks.heads(query.shape[-2], key.shape[-2])
+    rpb = checks.rpb(rpb, n, query.shape[-2])
+    tokens = checks.additional(additional_keys, additional_values, n, query, value)
+    implementations.check(implementation, query, value)
+    length, factor = query.shape[-n.rank - 2 : -2], checks.scale(scale, query.shape[-1])
+    op = Op(n, length, factor, implementation, precisions.resolve(precision))
+    out, lse = compose.attention(op, query, key, value, compose.whole_grid(n.rank), rpb, tokens)
+    return (out, lse) if return_lse else out
+
+
+def na1d(
+    query: Array,
+    key: Array,
+    value: Array,
+    kernel_size: Ints,
+    *,
+    stride: Ints = 1,
+    dilation: Ints = 1,
+    is_causal: Flags = False,
+    scale: float | None = None,
+    rpb: Array | None = None,
+    additional_keys: Array | None = None,
+    additional_values: Array | None = None,
+    return_lse: bool = False,
+    implementation: str | None = None,
+    precision: Precision = None,
+) -> Any:
+    """`neighborhood_attention` on sequences [batch..., X, heads, head_dim], any number of batch axes.
+
+    Example:
+        >>> q, k, v = jax.random.normal(jax.random.key(0), (3, 1000, 4, 32))
+        >>> jax_na.na1d(q, k, v, kernel_size=33, is_causal=True).shape
+        (1000, 4, 32)
+    """
+    return neighborhood_attention(
+        query,
+        key,
+        value,
+        checks.with_rank(1, kernel_size, stride, dilation, is_causal),
+        stride=stride,
+        dilation=dilation,
+        is_causal=is_causal,
+        scale=scale,
+        rpb=rpb,
+        additional_keys=additional_keys,
+        additional_values=additional_values,
+        return_lse=return_lse,
+        implementation=implementation,
+        precision=precision,
+    )
+
+
+def na2d(
+    query: Array,
+    key: Array,
+    value: Array,
+    kernel_size: Ints,
+    *,
+    stride: Ints = 1,
+    dilation: Ints = 1,
+    is_causal: Flags = False,
+    scale: float | None = None,
+    rpb: Array | None = None,
+    additional_keys: Array | None = None,
+    additional_values: Array | None = None,
+    return_lse: bool = False,
+    implementation: str | None = None,
+    precision: Precision = None,
+) -> Any:
+    """`neighborhood_attention` on images [batch..., X, Y, heads, head_dim], any number of batch axes.
+
+    Example:
+        >>> q, k, v = jax.random.normal(jax.random.key(0), (3, 28, 28, 4, 32))
+        >>> jax_na.na2d(q, k, v, kernel_size=7).shape
+        (28, 28, 4, 32)
+    """
+    return neighborhood_attention(
+        query,
+        key,
+        value,
+        checks.with_rank(2, kernel_size, stride, dilation, is_causal),
+        stride=stride,
+        dilation=dilation,
+        is_causal=is_causal,
+        scale=scale,
+        rpb=rpb,
+        additional_keys=additional_keys,
+        additional_values=additional_values,
+        return_lse=return_lse,
+        implementation=implementation,
+        precision=precision,
+    )
+
+
+def na3d(
+    query: Array,
+    key: Array,
+    value: Array,
+    kernel_size: Ints,
+    *,
+    stride: Ints = 1,
+    dilation: Ints = 1,
+    is_causal: Flags = False,
+    scale: float | None = None,
+    rpb: Array | None = None,
+    additional_keys: Array | None = None,
+    additional_values: Array | None = None,
+    return_lse: bool = False,
+    implementation: str | None = None,
+    precision: Precision = None,
+) -> Any:
+    """`neighborhood_attention` on volumes and videos [batch..., X, Y, Z, heads, head_dim].
+
+    Example:
+        >>> q, k, v = jax.random.normal(jax.random.key(0), (3, 8, 14, 14, 4, 32))
+        >>> jax_na.na3d(q, k, v, kernel_size=(3, 7, 7), is_causal=(True, False, False)).shape
+        (8, 14, 14, 4, 32)
+    """
+    return neighborhood_attention(
+        query,
+        key,
+        value,
+        checks.with_rank(3, kernel_size, stride, dilation, is_causal),
+        stride=stride,
+        dilation=dilation,
+        is_causal=is_causal,
+        scale=scale,
+        rpb=rpb,
+        additional_keys=additional_keys,
+        additional_values=additional_values,
+        return_lse=return_lse,
+        implementation=implementation,
+        precision=precision,
+    )

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Operations over the devices of a mesh: where JAX says how operands are split, each device runs its shards.
+
+Mesh axes are of two kinds outside of shard_map. Where the types of arrays name them (AxisType.Explicit), a
+call becomes a shard_map. The others belong to XLA's partitioner, which asks when it has decided.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax import Array
+from jax.experimental.custom_partitioning import custom_partitioning
+from jax.extend.core import jaxpr_as_fun
+from jax.sharding import AxisType, NamedSharding
+
+from jax_na.mesh.shards import Function, Roles, factors, on_shards, placement, split
+from jax_na.neighborhood import Op, Shape
+
+
+@functools.cache
+def marker() -> Any:
+    """A jaxpr with a custom_partitioning; as a parameter of a primitive, it says that lowering makes one."""
+    same = custom_partitioning(lambda x: x)
+    same.def_partition(None, sharding_rule="->")
+    return jax.make_jaxpr(same)(jax.ShapeDtypeStruct((), "float32"))
+
+
+def automatic(function: Function, op: Op, roles: Roles, operands: Sequence[Array], params: Any) -> Any:
+    """The results of function(*operands, **params), computed on shards where operands are split."""
+    shapes = [x.shape for x in operands]
+    whole = jax.make_jaxpr(functools.partial(function, **params))(*operands)
+    results = [x.shape for x in whole.out_avals]
+    run = jaxpr_as_fun(whole)
+    if whole.consts:
+        run = jax.jit(run)  # holds them: custom_partitioning takes none
+
+    def partition(mesh: Any, arguments: Sequence[Any], outcome: Sequence[Any]) -> Any:
+        if not all(isinstance(x.sharding, NamedSharding) for x in arguments):
+            _check_unnamed(op, roles, [arguments, outcome])
+            as_given = (tuple(x.sharding for x in side) for side in (outcome, arguments))
+            return mesh, functools.partial(function, **params), *as_given
+        given = [placement(x.sharding.spec, len(x.shape)) for x in arguments]
+        chosen = split(op, dict(mesh.shape), roles[0], shapes, given)
+        local = functools.partial(on_shards(function, chosen, roles, results), **params)
+        inputs, outputs = (
+            tuple(NamedSharding(mesh, chosen.spec(*x)) for x in zip(*side, strict=True))
+            for side in ((roles[0], shapes), (roles[1], results))
+        )
+        return mesh, local, outputs, inputs
+
+    call = custom_partitioning(lambda *operands: tuple(run(*operands)))
+    call.def_partition(partition, **_rule(op, roles, shapes, results))
+    return call(*operands)
+
+
+NO_NAMES = (
+    "neighborhood attention inside a shard_map that leaves some mesh axes to the compiler can be split over "
+    "those along batch and heads only: make all axes of the mesh manual (the default of jax.shard_map) and "
+    "use sharded_neighborhood_attention"
+)
+
+
+def _check_unnamed(op: Op, roles: Roles, sides: Sequence[Sequence[Any]]) -> None:
+    """Where only the sizes of shards are known, all arrays must be split alike and no device need another."""
+    batch, cut = len(sides[0][0].shape) - op.neighborhood.rank - 2, dict[str | None, int]()
+    for names, arrays in zip(roles, sides, strict=True):
+        for role, x in zip(names, arrays, strict=True):
+            meaning = factors(role, len(x.shape), batch, op.neighborhood.rank)
+            parts = [n // m for n, m in zip(x.shape, x.sharding.shard_shape(x.shape), strict=True)]
+            whole = any(n > 1 for f, n in zip(meaning, parts, strict=True) if f is None or f[0] == "x")
+            alike = all(cut.setdefault(f, n) == n for f, n in zip(meaning, parts, strict=True))
+            sums = arrays is sides[1] and any(n > 1 for f, n in cut.items() if f not in meaning)
+            if whole or sums or not alike:
+                raise NotImplementedError(NO_NAMES)
+
+
+def _rule(op: Op, roles: Roles, shapes: Sequence[Shape], results: Sequence[Shape]) -> dict[str, Any]:
+    """The axes of operands and results that are split alike, as XLA's propagation takes it."""
+    batch = len(shapes[0]) - op.neighborhood.rank - 2
+    whole: list[str] = []
+    arrays = zip([*roles[0], *roles[1]], [*shapes, *results], strict=True)
+    heads = {shape[-2] for role, shape in arrays if role == "BKH"}
+
+    def one(role: str, shape: Shape) -> str:
+        names = []
+        for factor, size in zip(factors(role, len(shape), batch, op.neighborhood.rank), shape, strict=True):
+            shared = factor == "h" and heads == {1} and role == "BKH"
+            if factor is None or shared:
+                whole.append(factor := f"u{len(whole)}")
+            elif factor == "h" and role != "BKH" and heads - {1, size}:
+                factor = "(h r)"
+            names.append(factor)
+        return " ".join(names)
+
+    sides = [", ".join(map(one, *side)) for side in zip(roles, (shapes, results), strict=True)]
+    rule = {"sharding_rule": " -> ".join(sides), "need_replication_factors": tuple(whole)}
+    return rule | ({"r": shapes[0][-2] // min(heads)} if "(h r)" in rule["sharding_rule"] else {})
+
+
+# Axes that the types of the operands name.
+
+
+def explicit(function: Function, op: Op, roles: Roles) -> Function:
+    """`function` under a shard_map over the mesh axes that are explicit in the types of its operands, if any.
+
+    Its results must be of role "BXH".
+    """
+
+    def call(*operands: Array) -> Sequence[Array]:
+        types = [jax.typeof(x) for x in operands]
+        mesh = next((t.sharding.mesh for t in types if AxisType.Explicit in t.sharding.mesh.axis_types), None)
+        if mesh is None:
+            return function(*operands)
+        shapes = [t.shape for t in types]
+        given = [placement(t.sharding.spec, t.ndim) for t in types]
+        chosen = split(op, dict(mesh.shape), roles[0], shapes, given)
+        specs = [chosen.spec(*x) for x in zip(roles[0], shapes, strict=True)]
+        moved = [jax.reshard(x, NamedSharding(mesh, s)) for x, s in zip(operands, specs, strict=True)]
+        names = {n for n, t in zip(mesh.axis_names, mesh.axis_types, strict=True) if t == AxisType.Explicit}
+        results = [shapes[0][:-1]] * len(roles[1])  # features, if any, are whole
+        outputs = tuple(chosen.spec(*x) for x in zip(roles[1], results, strict=True))
+        local = on_shards(function, chosen, roles, results)
+        return jax.shard_map(local, mesh=mesh, in_specs=tuple(specs), out_specs=outputs, axis_names=names)(
+            *moved
+        )
+
+    return call

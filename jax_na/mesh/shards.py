@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What one device computes of an operation that is split along batch, heads and, exchanging halos, space.
+
+The role of an array names its leading axes, one letter each for
+
+    B  all batch axes       X  the query grid       K  the key grid (extended by a halo when it is split)
+    H  heads or kv heads    _  one axis that every device needs whole, as all axes without a letter
+
+so query, output and weights are "BXH", their row sums "BXH" too, key and value "BKH", a positional bias "H".
+"O" marks `offsets`. The first operand is [batch..., *spatial, heads, ...], its number of axes says how many
+batch axes there are.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from jax import Array, lax
+from jax.sharding import PartitionSpec
+
+from jax_na.mesh import halo as halos
+from jax_na.mesh.halo import Halo, Names
+from jax_na.neighborhood import Op, Shape
+
+Function = Callable[..., Sequence[Array]]
+Roles = tuple[Sequence[str], Sequence[str]]  # of operands and results
+Placement = Sequence[Names]  # mesh axes per array axis
+
+
+def factors(role: str, ndim: int, batch: int, rank: int) -> list[str | None]:
+    """What each axis of an array means; None where it must be whole."""
+    meaning: dict[str, list[str | None]] = {
+        "B": [f"b{i}" for i in range(batch)],
+        "X": [f"x{i}" for i in range(rank)],
+        "K": [f"x{i}" for i in range(rank)],
+        "H": ["h"],
+        "_": [None],
+        "O": [],
+    }
+    named = [factor for letter in role for factor in meaning[letter]]
+    return named + [None] * (ndim - len(named))
+
+
+def placement(spec: Any, ndim: int) -> list[Names]:
+    """A PartitionSpec as one tuple of mesh axes per array axis."""
+    entries = [() if e is None else e if isinstance(e, tuple) else (e,) for e in spec]
+    return entries + [()] * (ndim - len(entries))
+
+
+def product(sizes: Mapping[str, int], names: Names) -> int:
+    """Over how many devices these mesh axes cut."""
+    return math.prod(sizes[name] for name in names)
+
+
+@dataclass(frozen=True)
+class Split:
+    """One call over a mesh: `axes` are the mesh axes of every factor that is split."""
+
+    op: Op
+    batch: int
+    sizes: Mapping[str, int]  # of the mesh axes, in their order
+    axes: Mapping[str, Names]
+    local: Shape = ()  # the grid of a shard, if it is not the even split
+
+    @property
+    def rank(self) -> int:
+        return self.op.neighborhood.rank
+
+    def shards(self, names: Names) -> int:
+        return product(self.sizes, names)
+
+    def place(self, role: str, shape: Shape) -> list[Names]:
+        """Where an array goes. An axis of one kv head, shared by all heads, goes everywhere."""
+        meaning = factors(role, len(shape), self.batch, self.rank)
+        return [
+            () if f is None or (f == "h" and n == 1) else self.axes.get(f, ())
+            for f, n in zip(meaning, shape, strict=True)
+        ]
+
+    def spec(self, role: str, shape: Shape) -> PartitionSpec:
+        return PartitionSpec(*(names or None for names in self.place(role, shape)))
+
+    def spatial(self) -> list[tuple[int, Halo]]:
+        """(axis of the grid, exchange) of the spatial axes that are split."""
+        found = []
+        for a, axis in enumerate(self.op.axes):
+            names = self.axes.get(f"x{a}", ())
+            if (n := self.shards(names)) > 1:
+                local = self.local[a] if self.local else axis.length // n
+                cut = tuple((name, self.sizes[name]) for name in names)
+                found.append((a, halos.halo(axis, local, cut, tuple(self.sizes))))
+        return found
+
+    def extend(self, keys: Sequence[Array]) -> list[Array]:
+        """Keys of a shard with their halos, axis by axis: the second takes the corners along."""
+        keys = list(keys)
+        for a, halo in self.spatial():
+            keys = halos.extend(halo, keys, self.batch + a)
+        return keys
+
+    def send_home(self, extended: Sequence[Array], shapes: Sequence[Shape]) -> list[Array]:
+        """The transpose of `extend`; `shapes` are those of the shards."""
+        if not extended:
+            return []
+        shards = [jax.ShapeDtypeStruct(s, x.dtype) for s, x in zip(shapes, extended, strict=True)]
+        (sums,) = jax.linear_transpose(self.extend, shards)(list(extended))
+        return list(sums)
+
+    def regions(self, offsets: Array) -> Array:
+        """The offsets of this device's region."""
+        for a, halo in self.spatial():
+            offsets = offsets.at[a].set(halos.starts(halo))
+        return offsets
+
+    def key_grid(self, keys: Shape) -> Shape:
+        """Local [*spatial, kv heads] of the extended keys, from that of all keys."""
+        grid = list(keys)
+        for a, halo in self.spatial():
+            grid[a] = halo.keys
+        if keys[-1] > 1:
+            grid[-1] //= self.shards(self.axes.get("h", ()))
+        return tuple(grid)
+
+
+def split(
+    op: Op,
+    sizes: Mapping[str, int],
+    roles: Sequence[str],
+    shapes: Sequence[Shape],
+    given: Sequence[Placement],
+) -> Split:
+    """The split that moves least: every factor goes where the first array that has it split lies.
+
+    Arrays that must be gathered are named in a warning, once.
+    """
+    batch = len(shapes[0]) - op.neighborhood.rank - 2
+    axes: dict[str, Names] = {}
+    refused: dict[str | None, str] = {None: "every device needs all of it"}
+    arrays = [x for x in zip(roles, shapes, given, strict=True) if x[0].startswith("B")]
+    for role, shape, places in arrays:
+        for factor, names in zip(factors(role, len(shape), batch, op.neighborhood.rank), places, strict=True):
+            if factor is None or not names or factor in axes or factor in refused:
+                continue
+            n = product(sizes, names)
+            reason = _obstacle(op, factor, n, batch, arrays)
+            if reason is not None:
+                refused[factor] = reason
+            elif not {*names} & {name for used in axes.values() for name in used}:
+                axes[factor] = tuple(names)
+    result = Split(op, batch, sizes, axes)
+    for role, shape, places in zip(roles, shapes, given, strict=True):
+        meaning = factors(role, len(shape), batch, op.neighborhood.rank)
+        for d, (have, want) in enumerate(zip(places, result.place(role, shape), strict=True)):
+            if result.shards(tuple(have)) > 1 and tuple(have) != want[: len(have)]:
+                reason = refused.get(meaning[d], "the arrays of the call are split differently")
+                _warn(f"axis {d} of an array of shape {shape}, split over {', '.join(have)}: {reason}")
+    return result
+
+
+def _obstacle(op: Op, factor: str, n: int, batch: int, arrays: Sequence[Any]) -> str | None:
+    """Why an axis cannot be split n ways, None if it can."""
+    for role, shape, _ in arrays:
+        meaning = factors(role, len(shape), batch, op.neighborhood.rank)
+        if factor not in meaning:
+            continue
+        size = shape[meaning.index(factor)]
+        if factor[0] == "x" and size != op.length[int(factor[1:])]:
+            return "the call is about a region of the grid"
+        if size % n and not (factor == "h" and size == 1):
+            what = {"b": "batch entries", "x": "tokens", "h": "heads"}[factor[0]]
+            return f"{size} {what} do not divide over {n} devices"
+    return None
+
+
+@functools.cache  # once per message, whatever the filters of the caller
+def _warn(message: str) -> None:
+    warnings.warn(f"neighborhood attention gathers {message}", UserWarning, stacklevel=2)
+
+
+def on_shards(function: Function, split: Split, roles: Roles, shapes: Sequence[Shape]) -> Function:
+    """`function` as every device runs it on its shards; `shapes` are those of the whole results.
+
+    Results that lack an axis which is split are sums over it.
+    """
+    inputs, outputs = roles
+    used = {name for names in split.axes.values() for name in names}
+
+    def local(role: str, shape: Shape) -> Shape:
+        places = split.place(role, shape)
+        return tuple(n // split.shards(names) for n, names in zip(shape, places, strict=True))
+
+    def run(*shards: Array, **params: Any) -> tuple[Array, ...]:
+        operands = list(shards)
+        keys = [i for i, role in enumerate(inputs) if "K" in role]
+        for i, x in zip(keys, split.extend([operands[i] for i in keys]), strict=True):
+            operands[i] = x
+        operands = [split.regions(x) if r == "O" else x for r, x in zip(inputs, operands, strict=True)]
+        if "keys" in params:  # the grid of a result that no operand shows
+            params = params | {"keys": split.key_grid(params["keys"])}
+        results = list(function(*operands, **params))
+        extended = [i for i, role in enumerate(outputs) if "K" in role]
+        home = split.send_home([results[i] for i in extended], [local("BKH", shapes[i]) for i in extended])
+        for i, x in zip(extended, home, strict=True):
+            results[i] = x
+        for i, (role, shape) in enumerate(zip(outputs, shapes, strict=True)):
+            summed = tuple(sorted(used - {name for names in split.place(role, shape) for name in names}))
+            results[i] = lax.psum(results[i], summed) if summed else results[i]
+        return tuple(results)
+
+    return run

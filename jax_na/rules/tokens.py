@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Additional tokens, which every query sees: attention to them, and the merge of disjoint sets of keys."""
+
+from __future__ import annotations
+
+import functools
+import math
+import operator
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jax_na.api import arguments as checks
+from jax_na.neighborhood import Op, Shape, known_size
+from jax_na.xla.attention import accumulator, dot
+
+MAX_SCORES = 1 << 20  # scores with additional tokens that exist at a time
+Tokens = tuple[Array, Array] | tuple[()]  # keys and values [*batch, tokens, kv_heads, features]
+
+
+def include(op: Op, out: Array, lse: Array, q: Array, *tokens: Array) -> tuple[Array, Array]:
+    """(O, LSE) of a neighborhood, with the additional tokens (keys and values, if there are any)."""
+    if not tokens:
+        return out, lse
+    out_tokens, lse_tokens = attend_everywhere(op, q, *tokens)
+    return merge_attentions((out, out_tokens), (lse, lse_tokens))
+
+
+def _rows_at_a_time(k: Shape, heads: int) -> int:
+    *batch, tokens, _, _ = k
+    return max(1, MAX_SCORES // (known_size((*batch, tokens)) * heads))
+
+
+@functools.partial(jax.jit, static_argnums=0, inline=True)
+def attend_everywhere(op: Op, q: Array, k: Array, v: Array) -> tuple[Array, Array]:
+    """Attention of all queries [*batch, *Sq, H, D] to tokens: k [*batch, T, G, D], v [*batch, T, G, E]."""
+    batch, groups, heads = k.ndim - 3, k.shape[-2], q.shape[-2]
+
+    @jax.checkpoint
+    def one(query: Array) -> tuple[Array, Array]:  # [*batch, H, D]
+        query = query.reshape(*k.shape[:batch], groups, heads // groups, q.shape[-1])
+        s = op.scale * dot(op, "...grd,...tgd->...grt", query, k, q.dtype)
+        lse = jax.nn.logsumexp(s, axis=-1)
+        out = dot(op, "...grt,...tge->...gre", jnp.exp(s - lse[..., None]), v, q.dtype)
+        shape = (*k.shape[:batch], heads)
+        return out.reshape(*shape, v.shape[-1]).astype(q.dtype), lse.reshape(shape)
+
+    grid = q.shape[batch:-2]
+    rows = jnp.moveaxis(q.reshape(*q.shape[:batch], math.prod(grid), *q.shape[-2:]), batch, 0)
+    out, lse = jax.lax.map(one, rows, batch_size=min(_rows_at_a_time(k.shape, heads), len(rows)))
+    out, lse = (jnp.moveaxis(x, 0, batch) for x in (out, lse))
+    return out.reshape(*q.shape[:-1], v.shape[-1]), lse.reshape(q.shape[:-1])
+
+
+@functools.partial(jax.jit, static_argnums=0, inline=True)
+def backward(
+    op: Op, q: Array, k: Array, v: Array, lse: Array, delta: Array, dout: Array
+) -> tuple[Array, Array, Array]:
+    """(dQ, dK, dV) of the additional tokens' part in an attention; dK and dV in the accumulator's dtype.
+
+    S = scale Q K^T;  P = exp(S - LSE);  dS = P * (dO V^T - delta)
+    dQ = scale dS K;  dK = scale dS^T Q;  dV = P^T dO
+
+    LSE and delta = rowsum(dO * O) - dLSE are those of the whole attention.
+    """
+    batch, groups, heads = k.ndim - 3, k.shape[-2], q.shape[-2]
+    grid, acc = q.shape[batch:-2], accumulator(q.dtype)
+    queries = math.prod(grid)
+    size = min(_rows_at_a_time(k.shape, heads), queries)
+
+    def split(x: Array, fill: float = 0.0) -> Array:
+        """[*batch, *Sq, H, *rest] -> [blocks, size, *batch, G, R, *rest]"""
+        rest = x.shape[batch + len(grid) + 1 :]
+        x = jnp.moveaxis(x.reshape(*x.shape[:batch], queries, groups, heads // groups, *rest), batch, 0)
+        x = jnp.pad(x, [(0, -queries % size)] + [(0, 0)] * (x.ndim - 1), constant_values=fill)
+        return x.reshape(-1, size, *x.shape[1:])
+
+    def step(sums: tuple[Array, Array], x: tuple[Array, ...]) -> tuple[tuple[Array, Array], Array]:
+        (dk, dv), (query, lse, delta, dout) = sums, x
+        s = op.scale * dot(op, "n...grd,...tgd->n...grt", query, k, q.dtype)
+        p = jnp.exp(s - lse[..., None])
+        ds = p * (dot(op, "n...gre,...tge->n...grt", dout, v, q.dtype) - delta[..., None])
+        dk += op.scale * dot(op, "n...grt,n...grd->...tgd", ds, query, q.dtype)
+        dv += dot(op, "n...grt,n...gre->...tge", p, dout, q.dtype)
+        return (dk, dv), (op.scale * dot(op, "n...grt,...tgd->n...grd", ds, k, q.dtype)).astype(q.dtype)
+
+    rows = (split(q), split(lse, jnp.inf), split(delta), split(dout))  # P = 0 in rows that only fill a block
+    (dk, dv), dq = jax.lax.scan(step, (jnp.zeros_like(k, acc), jnp.zeros_like(v, acc)), rows)
+    dq = jnp.moveaxis(dq.reshape(-1, *dq.shape[2:])[:queries], 0, batch)
+    return dq.reshape(q.shape), dk, dv
+
+
+def merge_attentions(outputs: Sequence[Array], lses: Sequence[Array]) -> tuple[Array, Array]:
+    """The attention over the union of disjoint key sets, from the attentions over each of them.
+
+        LSE = log sum_i exp(LSE_i),    O = sum_i exp(LSE_i - LSE) O_i
+
+    Args:
+        outputs: arrays [..., heads, value_dim], one per key set.
+        lses: their log-sum-exps [..., heads], natural logarithm; -inf for a query whose key set is empty
+            (its output is then ignored).
+
+    Returns:
+        (out, lse): out in the dtype of the outputs; lse, and what is computed inside, at least float32.
+
+    Raises:
+        ValueError: if there are none, if their numbers differ, or if shapes do not match.
+
+    Differentiable to every order. (Source: the merge of partial softmaxes of FlashAttention's split keys.)
+
+    Example:
+        >>> out, lse = jax_na.merge_attentions([out_a, out_b], [lse_a, lse_b])
+    """
+    checks.partial_attentions(outputs, lses)
+    dtype = jnp.result_type(*outputs)
+    acc = accumulator(dtype)
+    stacked = jnp.stack([x.astype(acc) for x in lses])
+    top = jax.lax.stop_gradient(stacked.max(0))
+    top = jnp.where(jnp.isfinite(top), top, 0)
+    some = stacked != -jnp.inf  # selected before and after exp and log, so that no gradient is 0 * inf
+    weights = jnp.where(some, jnp.exp(jnp.where(some, stacked - top, 0)), 0)
+    total = weights.sum(0)
+    safe = jnp.where(total == 0, 1, total)
+    parts = (
+        jnp.where(w[..., None] == 0, 0, w[..., None] * o.astype(acc))
+        for w, o in zip(weights / safe, outputs, strict=True)
+    )
+    out = functools.reduce(operator.add, parts)
+    return out.astype(dtype), jnp.where(total == 0, -jnp.inf, top + jnp.log(safe))

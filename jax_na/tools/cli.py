@@ -1,0 +1,248 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command `jax-na`: what is installed, pictures of windows, timings, tuning."""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+
+import jax_na
+from jax_na import _cpu
+from jax_na.kernels import cost_cpu as planner
+from jax_na.kernels import devices, plan, target, tuning
+from jax_na.kernels.table import ALL, NAMES
+from jax_na.neighborhood import Neighborhood
+from jax_na.tools import plot, report
+
+if TYPE_CHECKING:
+    from jax_na.tools.profiler import Problem
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit status. User errors print one line and return 2."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except (ValueError, ImportError, OSError) as error:
+        print(f"jax-na: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def info(options: argparse.Namespace) -> None:
+    """Versions, the machine, and which implementations can run."""
+    print(f"jax-na {jax_na.__version__}, jax {jax.__version__}, Python {platform.python_version()}")
+    print(f"platform {jax.default_backend()}: {', '.join(str(d) for d in jax.devices()[:8])}")
+    print(f"CPU kernels: {_cpu.isa()} of {', '.join(_cpu.isa_levels())}, {planner.workers()} threads")
+    print(f"CUDA kernels: {target.refusal('cuda') or _cuda_kernels()}")
+    file = tuning.path()
+    print(
+        f"tuning: {'off' if file is None else file}{'' if file is None or file.exists() else ' (none yet)'}"
+    )
+    print("implementations, fastest first:")
+    for row in jax_na.implementations():
+        state = "runs" if row.available else f"cannot run: {row.reason}"
+        print(f"  {row.name:6} {state:5}  {row.about}")
+
+
+def _cuda_kernels() -> str:
+    names = f"compiled for {', '.join(target.cuda_architectures())}"
+    return names if devices.cuda_devices() else f"{names}; JAX has no CUDA device here"
+
+
+def window(options: argparse.Namespace) -> None:
+    """The window of one query, as text or as a picture."""
+    neighborhood = _neighborhood(options)
+    query = options.query or tuple(n // 2 for n in options.shape)
+    if options.output:
+        figure: Any = plot.plot_window(neighborhood, options.shape, query).figure
+        figure.savefig(options.output, dpi=150)
+        print(f"wrote {options.output}")
+        return
+    symbols = plot.ASCII if options.ascii or not _prints(plot.UNICODE) else plot.UNICODE
+    text = plot.text_window(neighborhood, options.shape, query, symbols=symbols)
+    print(f"{plot.describe(neighborhood)}, query {', '.join(map(str, query))} {symbols[plot.QUERY]}")
+    print(text)
+
+
+def profile(options: argparse.Namespace) -> None:
+    """Times the implementations on one problem."""
+    problem = _problem(options)
+    rows = [
+        r for r in problem.availability() if not options.implementation or r.name in options.implementation
+    ]
+    names = [r.name for r in rows if r.available]
+    missing = {r.name: str(r.reason) for r in rows if not r.available}
+    if options.dry_run:
+        report.dry_run(problem, options.rounds, names, missing)
+        return
+    timings = report.progress({name: _compile(problem, name) for name in names}, options.rounds)
+    report.results(problem, timings, missing, as_json=options.json)
+
+
+def tune(options: argparse.Namespace) -> None:
+    """Finds and stores the fastest implementation and tiles."""
+    problem, platform = _problem(options), devices.default_platform()
+    runs = {r.name for r in problem.availability() if r.available}
+    if "fused" not in runs:
+        reason = next(r.reason for r in problem.availability() if r.name == "fused")
+        raise ValueError(f"there is nothing to tune: the fused kernel cannot run this problem, {reason}")
+    choices = {f"fused {text}": choice for text, choice in _choices(problem, platform)[: options.tiles]}
+    calls = {"xla": _compile(problem, "xla")}
+    calls |= {name: _compile(problem, "fused", choice) for name, choice in choices.items()}
+    if options.dry_run:
+        report.dry_run(problem, options.rounds, list(calls), {})
+        return
+    timings = report.progress(calls, options.rounds)
+    best = min(timings, key=lambda name: timings[name].median)
+    choice = choices[min(choices, key=lambda name: timings[name].median)]
+    file = tuning.store(problem.op, {"attention": best.split()[0], **choice}, platform)
+    report.results(problem, timings, {}, as_json=options.json)
+    print(f"stored {best} in {file}", file=sys.stderr)
+
+
+def _choices(problem: Problem, platform: str) -> list[tuple[str, tuning.Choice]]:
+    """What to try, the cheapest first: a text and the tiles of the fused kernels."""
+    forward = plan.tiles(platform, "na_fused_forward", problem.op, problem.sizes)
+    if platform != "cuda":
+        return [(plot.tile(tile), {"query_tile": list(tile)}) for tile in forward]
+    if not problem.backward:
+        return [(plot.by(tile), {"tiles": {"na_fused_forward": list(tile)}}) for tile in forward]
+    both = zip(forward, plan.tiles(platform, "na_fused_backward", problem.op, problem.sizes), strict=False)
+    return [
+        (
+            f"{plot.by(f)}, {plot.by(b)}",
+            {"tiles": {"na_fused_forward": list(f), "na_fused_backward": list(b)}},
+        )
+        for f, b in both
+    ]
+
+
+def _compile(
+    problem: Problem, implementation: str, choice: tuning.Choice | None = None
+) -> Callable[[], Callable[[], Any]]:
+    """A function that compiles the problem: there may be many, so each is compiled when its turn comes."""
+
+    def compiled() -> Callable[[], Any]:
+        if choice is None:
+            return problem.compile(implementation)
+        with tuning.trial(problem.op, choice, devices.default_platform()):
+            return problem.compile(implementation)
+
+    return compiled
+
+
+def _problem(options: argparse.Namespace) -> Problem:
+    from jax_na.tools.profiler import Problem
+
+    if not options.json and not options.dry_run:
+        report.rich("rich.table")  # to miss it now, not after the measurement
+    if options.dtype == "float64":
+        jax.config.update("jax_enable_x64", True)
+    problem = Problem(
+        _neighborhood(options),
+        options.shape,
+        batch=options.batch,
+        heads=options.heads,
+        kv_heads=options.kv_heads or options.heads,
+        head_dim=options.head_dim,
+        value_dim=options.value_dim or options.head_dim,
+        dtype=options.dtype,
+        rpb=options.rpb,
+        backward=options.backward,
+    )
+    problem.neighborhood.axes(problem.shape)
+    return problem
+
+
+def _neighborhood(options: argparse.Namespace) -> Neighborhood:
+    rank = len(options.shape)
+    values = (options.kernel_size, options.stride, options.dilation, tuple(map(bool, options.causal)))
+    return Neighborhood(*(v * rank if len(v) == 1 else v for v in values))
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    """ "56x56" or "56,56" or "56"."""
+    if not re.fullmatch(r"\d+([x,]\d+)*", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size like 7, 7x7 or 3,7,7")
+    return tuple(map(int, re.split("[x,]", text)))
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not an integer >= 1")
+    return int(text)
+
+
+def _prints(text: str) -> bool:
+    try:
+        text.encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="jax-na", description="Neighborhood attention for JAX.")
+    parser.add_argument("--version", action="version", version=f"jax-na {jax_na.__version__}")
+    commands = parser.add_subparsers(required=True, metavar="command")
+    for run in (info, window, profile, tune):
+        summary = (run.__doc__ or "").splitlines()[0]
+        command = commands.add_parser(run.__name__, help=summary, description=summary)
+        command.set_defaults(run=run)
+        if run is not info:
+            _add_window(command)
+        if run is window:
+            command.add_argument("--query", type=_sizes, help="its coordinates (default: the centre)")
+            command.add_argument("--output", metavar="FILE", help="write a picture: .png, .svg, .pdf")
+            command.add_argument("--ascii", action="store_true", help="text without special symbols")
+        if run in (profile, tune):
+            _add_problem(command)
+        if run is profile:
+            command.add_argument(
+                "--implementation", action="append", choices=NAMES, help="repeat for several; default: all"
+            )
+        if run is tune:
+            command.add_argument(
+                "--tiles", type=_count, default=6, help="how many tiles to try, cheapest first"
+            )
+    return parser
+
+
+def _add_window(command: argparse.ArgumentParser) -> None:
+    command.add_argument("shape", type=_sizes, help="the grid, like 56x56 (1 to 3 axes)")
+    for name, default in (("--kernel-size", (7,)), ("--stride", (1,)), ("--dilation", (1,))):
+        command.add_argument(
+            name, type=_sizes, default=default, help=f"one value or one per axis, default {default[0]}"
+        )
+    command.add_argument(
+        "--causal",
+        type=_sizes,
+        nargs="?",
+        const=(1,),
+        default=(0,),
+        help="all axes, or 1 and 0 per axis, like 1,0,0",
+    )
+
+
+def _add_problem(command: argparse.ArgumentParser) -> None:
+    for name, default in (("--batch", 1), ("--heads", 4), ("--head-dim", 32)):
+        command.add_argument(name, type=_count, default=default, help=f"default {default}")
+    command.add_argument("--kv-heads", type=_count, help="default: as many as heads")
+    command.add_argument("--value-dim", type=_count, help="default: the head dim")
+    command.add_argument("--dtype", choices=ALL, default="float32", help="default float32")
+    command.add_argument("--rpb", action="store_true", help="with a relative positional bias")
+    command.add_argument("--backward", action="store_true", help="forward and backward pass together")
+    command.add_argument("--rounds", type=_count, default=20, help="samples per implementation, default 20")
+    command.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    command.add_argument("--dry-run", action="store_true", help="print what would be measured")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The implementation "xla": neighborhood attention in pure JAX, for every platform.
+
+Queries are visited tile by tile with `lax.scan`. A step is a batched matrix product of a tile with the slice
+of keys that its windows touch, masked outside them (see blocks.py). Nothing of size queries x keys exists.
+
+All functions take `offsets`, int32 [rank, 2]: the first query and the first key of the region on each axis.
+All are differentiable.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from jax_na.neighborhood import Op, Shape
+from jax_na.xla.blocks import Blocks, scan
+from jax_na.xla.lines import Span
+
+
+def accumulator(dtype: jnp.dtype) -> jnp.dtype:
+    """The dtype of sums, statistics and weights: float32, or float64 for float64 inputs."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def dot(op: Op, expression: str, x: Array, y: Array, dtype: jnp.dtype) -> Array:
+    """einsum of operands rounded to `dtype`, summed in the accumulator's dtype."""
+    x, y = x.astype(dtype), y.astype(dtype)
+    return jnp.einsum(expression, x, y, precision=op.precision, preferred_element_type=accumulator(dtype))
+
+
+def _scores(op: Op, blocks: Blocks, spans: tuple[Span, ...], q: Array, k: Array, *rpb: Array) -> Array:
+    """S = scale * q k + rpb for the queries and keys of a step, hugely negative outside the windows."""
+    s = op.scale * dot(op, "...grtd,...gud->...grtu", q, k, q.dtype)
+    for table in rpb:
+        s = s + blocks.bias(table, spans)
+    return jnp.where(blocks.mask(spans), s, np.finfo(s.dtype).min)  # -inf: nan in rows that only fill a tile
+
+
+def attention_forward(
+    op: Op, q: Array, k: Array, v: Array, offsets: Array, *rpb: Array
+) -> tuple[Array, Array]:
+    """O = softmax(S) V and LSE = logsumexp(S)."""
+    blocks = Blocks.of(op, q.shape, k.shape, offsets)
+    keys, values = blocks.split_keys(k), blocks.split_keys(v)
+
+    def step(_: None, x: tuple[Array, Array]) -> tuple[None, tuple[Array, Array]]:
+        tile, q_t = x
+        spans = blocks.spans(tile)
+        s = _scores(op, blocks, spans, q_t, blocks.take_keys(keys, spans), *rpb)
+        m = lax.stop_gradient(s.max(-1))
+        p = jnp.exp(s - m[..., None])
+        z = p.sum(-1)
+        out = dot(op, "...grtu,...gue->...grte", p, blocks.take_keys(values, spans), q.dtype) / z[..., None]
+        return None, (out.astype(q.dtype), m + jnp.log(z))
+
+    queries = blocks.split_queries(q)
+    _, (out, lse) = scan(step, None, len(queries), (queries,))
+    there = blocks.covered()[..., None]  # traced offsets cannot raise an error: what they leave out is nan
+    out = jnp.where(there[..., None], blocks.join_queries(out), jnp.nan)
+    return out, jnp.where(there, blocks.join_queries(lse), jnp.nan)
+
+
+def attention_backward(op: Op, *operands: Array) -> tuple[Array, ...]:
+    """(q, k, v, O, LSE, dO, dLSE, offsets[, rpb]) -> (dQ, dK, dV[, d_rpb])
+
+    delta = rowsum(dO * O) - dLSE;  P = exp(S - LSE);  dS = P * (dO V^T - delta)
+    dQ = scale dS K;  dK = scale dS^T Q;  dV = P^T dO;  d_rpb = sum of dS
+    """
+    q, k, v, out, lse, dout, dlse, offsets, *rpb = operands
+    acc = accumulator(q.dtype)
+    blocks = Blocks.of(op, q.shape, k.shape, offsets)
+    keys, values = blocks.split_keys(k), blocks.split_keys(v)
+    delta = (dout.astype(acc) * out.astype(acc)).sum(-1) - dlse
+
+    def step(sums: tuple[Array, ...], x: tuple[Array, ...]) -> tuple[tuple[Array, ...], Array]:
+        tile, q_t, do_t, lse_t, delta_t = x
+        dk, dv, *drpb = sums
+        spans = blocks.spans(tile)
+        k_t, v_t = blocks.take_keys(keys, spans), blocks.take_keys(values, spans)
+        p = jnp.exp(_scores(op, blocks, spans, q_t, k_t, *rpb) - lse_t[..., None])
+        ds = p * (dot(op, "...grte,...gue->...grtu", do_t, v_t, q.dtype) - delta_t[..., None])
+        dq_t = op.scale * dot(op, "...grtu,...gud->...grtd", ds, k_t, q.dtype)
+        dk = blocks.add_keys(dk, op.scale * dot(op, "...grtu,...grtd->...gud", ds, q_t, q.dtype), spans)
+        dv = blocks.add_keys(dv, dot(op, "...grtu,...grte->...gue", p, do_t, q.dtype), spans)
+        for table in rpb:
+            scatter = jax.linear_transpose(lambda table: blocks.bias(table, spans), table)
+            drpb = [drpb[0] + scatter(ds.sum(range(blocks.batch)))[0]]
+        return (dk, dv, *drpb), dq_t.astype(q.dtype)
+
+    fills = ((q, 0), (dout, 0), (lse, jnp.inf), (delta, 0))  # P = 0 in rows that only fill a tile
+    rows = tuple(blocks.split_queries(x, fill) for x, fill in fills)
+    sums = tuple(jnp.zeros_like(x, acc) for x in (keys, values, *rpb))
+    (dk, dv, *drpb), dq = scan(step, sums, len(rows[0]), rows)
+    dk, dv = (blocks.join_keys(x).astype(q.dtype) for x in (dk, dv))
+    return blocks.join_queries(dq), dk, dv, *drpb
+
+
+def attention_tangent(
+    op: Op, primals: tuple[Array, ...], tangents: tuple[Array, ...], offsets: Array
+) -> tuple[Array, Array]:
+    """The derivative of (O, LSE) along `tangents` of (q, k, v[, rpb])."""
+
+    def forward(q: Array, k: Array, v: Array, *rpb: Array) -> tuple[Array, Array]:
+        return attention_forward(op, q, k, v, offsets, *rpb)
+
+    _, (dout, dlse) = jax.jvp(forward, primals, tangents)
+    return dout, dlse
+
+
+def qk(op: Op, x: Array, y: Array, offsets: Array) -> Array:
+    """PN: a[q, j] = x[q] . y[key(q, j)]; slots that see nothing, and padding, are 0."""
+    blocks = Blocks.of(op, x.shape, y.shape, offsets)
+    keys = blocks.split_keys(y)
+
+    def step(_: None, xs: tuple[Array, Array]) -> tuple[None, Array]:
+        tile, query = xs
+        spans = blocks.spans(tile)
+        dense = dot(op, "...grtd,...gud->...grtu", query, blocks.take_keys(keys, spans), x.dtype)
+        return None, blocks.to_slots(dense, spans)
+
+    queries = blocks.split_queries(x)
+    _, a = scan(step, None, len(queries), (queries,))
+    a = blocks.join_queries(a)
+    return jnp.pad(a, [(0, 0)] * (a.ndim - 1) + [(0, op.pitch - a.shape[-1])])
+
+
+def av(op: Op, a: Array, y: Array, offsets: Array) -> Array:
+    """NN: x[q] = sum_j a[q, j] y[key(q, j)]"""
+    blocks = Blocks.of(op, a.shape, y.shape, offsets)
+    keys = blocks.split_keys(y)
+
+    def step(_: None, xs: tuple[Array, Array]) -> tuple[None, Array]:
+        tile, weights = xs
+        spans = blocks.spans(tile)
+        dense = blocks.from_slots(weights, spans)
+        x = dot(op, "...grtu,...gue->...grte", dense, blocks.take_keys(keys, spans), y.dtype)
+        return None, x.astype(y.dtype)
+
+    weights = blocks.split_queries(a[..., : op.neighborhood.size])
+    return blocks.join_queries(scan(step, None, len(weights), (weights,))[1])
+
+
+def inverse(op: Op, a: Array, x: Array, offsets: Array, keys: Shape) -> Array:
+    """IN: y[k] = sum of a[q, j] x[q] over the (q, j) whose key is k; `keys` is [*Sk, kv heads] of y."""
+    batch = x.ndim - op.neighborhood.rank - 2
+    shape = (*x.shape[:batch], *keys, x.shape[-1])
+    blocks = Blocks.of(op, x.shape, shape, offsets)
+
+    def step(total: Array, xs: tuple[Array, ...]) -> tuple[Array, None]:
+        tile, weights, query = xs
+        spans = blocks.spans(tile)
+        dense = blocks.from_slots(weights, spans)
+        part = dot(op, "...grtu,...grte->...gue", dense, query, x.dtype)
+        return blocks.add_keys(total, part, spans), None
+
+    rows = blocks.split_queries(a[..., : op.neighborhood.size]), blocks.split_queries(x)
+    total = blocks.split_keys(jnp.zeros(shape, accumulator(x.dtype)))
+    total, _ = scan(step, total, len(rows[0]), rows)
+    return blocks.join_keys(total).astype(x.dtype)
