@@ -14,7 +14,8 @@ from specs import Spec
 
 from jax_na.kernels import cost_cuda as cuda_planner
 from jax_na.kernels import tuning
-from jax_na.neighborhood import Op, Shape
+from jax_na.neighborhood import Shape
+from jax_na.op import Op
 
 KERNELS = {"na_fused_forward": g.FORWARD, "na_fused_backward": g.BACKWARD}
 

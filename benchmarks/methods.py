@@ -18,7 +18,7 @@ from specs import OVERHEAD, Spec
 
 import jax_na
 from jax_na import _cpu
-from jax_na.kernels import target
+from jax_na.kernels import register
 
 EMPTY = "na_empty"  # an FFI target that does nothing
 
@@ -143,7 +143,7 @@ def _empty(case: Case) -> Prepared:
 
 
 def _empty_obstacle(case: Case) -> str | None:
-    if EMPTY not in target.TARGETS.get("cpu", ()):
+    if EMPTY not in register.TARGETS.get("cpu", ()):
         return f"there is no FFI target {EMPTY}"
     tiny = case.spec.group == OVERHEAD and not case.backward
     return None if tiny else "only measured forward on the problem for the overhead of a call"

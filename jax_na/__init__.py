@@ -13,12 +13,13 @@ except ImportError as error:
     ) from error
 
 from jax_na.api.attention import na1d, na2d, na3d, neighborhood_attention
+from jax_na.api.availability import export_safety_checks, implementations
 from jax_na.api.halves import neighborhood_av, neighborhood_qk
+from jax_na.api.merge import merge_attentions
 from jax_na.api.regions import region_attention
 from jax_na.api.sharded import sharded_neighborhood_attention
-from jax_na.kernels.table import export_safety_checks, implementations
 from jax_na.neighborhood import Neighborhood
-from jax_na.rules.tokens import merge_attentions
+from jax_na.tools.plot import plot_window
 
 __version__ = _version("jax-na")
 
@@ -33,6 +34,7 @@ __all__ = [
     "neighborhood_attention",
     "neighborhood_av",
     "neighborhood_qk",
+    "plot_window",
     "region_attention",
     "sharded_neighborhood_attention",
 ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
@@ -76,7 +76,7 @@ class Neighborhood:
         TypeError, ValueError: for an argument that is not of these, with the nearest legal value.
 
     Example:
-        >>> Neighborhood((3, 3), dilation=(1, 2)).indices((4, 6))[0, 0].tolist()
+        >>> jax_na.Neighborhood((3, 3), dilation=(1, 2)).indices((4, 6))[0, 0].tolist()
         [0, 2, 4, 6, 8, 10, 12, 14, 16]
     """
 
@@ -134,7 +134,7 @@ class Neighborhood:
         """Per axis an int32 array [length, 2]: along it, x sees the keys `range(start, stop, dilation)`.
 
         Example:
-            >>> Neighborhood(3).bounds((5,))[0].tolist()
+            >>> jax_na.Neighborhood(3).bounds((5,))[0].tolist()
             [[0, 3], [0, 3], [1, 4], [2, 5], [2, 5]]
         """
 
@@ -153,7 +153,7 @@ class Neighborhood:
             ValueError: if the region is empty or reaches beyond the grid.
 
         Example:
-            >>> Neighborhood((3, 3)).keys_of((8, 8), [(0, 4), (4, 8)])
+            >>> jax_na.Neighborhood((3, 3)).keys_of((8, 8), [(0, 4), (4, 8)])
             ((0, 5), (3, 8))
         """
         if len(region) != self.rank:
@@ -211,11 +211,22 @@ class Neighborhood:
         products = batch * heads * pairs * (head_dim + (head_dim if value_dim is None else value_dim))
         return products * (5 if backward else 2)
 
-    def plot(self, shape: Sequence[int], query: Sequence[int]) -> Any:
-        """A picture of what `query` sees on a grid of this shape; needs matplotlib."""
-        from jax_na.tools.plot import plot_window
+    def __str__(self) -> str:
+        """The kernel size, and whatever differs from its default: "kernel 7x7, dilation 2x2"."""
+        parts = [f"kernel {by(self.kernel_size)}"]
+        if set(self.stride) != {1}:
+            parts.append(f"stride {by(self.stride)}")
+        if set(self.dilation) != {1}:
+            parts.append(f"dilation {by(self.dilation)}")
+        if any(self.is_causal):
+            axes = [str(a) for a, causal in enumerate(self.is_causal) if causal]
+            parts.append("causal" if all(self.is_causal) else f"causal in axis {', '.join(axes)}")
+        return ", ".join(parts)
 
-        return plot_window(self, shape, query)
+
+def by(values: Iterable[int], separator: str = "x") -> str:
+    """Sizes as text: 7x7."""
+    return separator.join(map(str, values))
 
 
 def _place(line: Table, axis: int, rank: int) -> Table:
@@ -277,24 +288,3 @@ def _too_long(axis: int, length: int, kernel_size: int, dilation: int) -> str:
         f"kernel_size {kernel_size} * dilation {dilation} = {kernel_size * dilation} exceeds length "
         f"{length} of spatial axis {axis}; {'; '.join(legal) or f'both must be at most {length}'}"
     )
-
-
-@dataclass(frozen=True)
-class Op:
-    """All that is known about a call before it runs: the one static argument of every primitive."""
-
-    neighborhood: Neighborhood
-    length: Shape  # of the whole grid, per axis
-    scale: float = 1.0
-    implementation: str | None = None
-    precision: Any = None  # of products of float32 values, as jax.lax takes it; hashable
-    has_tokens: bool = False  # additional ones, which every query sees
-
-    @property
-    def axes(self) -> tuple[Axis, ...]:
-        return self.neighborhood.axes(self.length)
-
-    @property
-    def pitch(self) -> int:
-        """Slots of a row of weights, padded so that rows start on a multiple of 8 values."""
-        return -(-self.neighborhood.size // 8) * 8

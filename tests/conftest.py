@@ -52,13 +52,13 @@ def quick_compile() -> Iterator[None]:
 def cuda_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if CUDA kernels were built, where they are not."""
     from jax_na.kernels import cost_cuda as cuda_planner
-    from jax_na.kernels import target
+    from jax_na.kernels import register
 
     from .cuda_programs import KERNELS
 
-    if "cuda" not in target.TARGETS:
+    if "cuda" not in register.TARGETS:
         shapes = tuple(cuda_planner.Kernel(*shape) for shape in ((16, 16, 32), (64, 16, 64), (128, 32, 64)))
-        monkeypatch.setitem(target.TARGETS, "cuda", frozenset(KERNELS))
-        monkeypatch.setattr(target, "cuda_architectures", lambda: ["80-virtual"])
+        monkeypatch.setitem(register.TARGETS, "cuda", frozenset(KERNELS))
+        monkeypatch.setattr(register, "architectures", lambda: ["80-virtual"])
         monkeypatch.setattr(cuda_planner, "kernels", lambda *_: shapes)
         monkeypatch.setattr(cuda_planner, "staged_slots", lambda *_: 64)

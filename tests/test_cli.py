@@ -11,7 +11,7 @@ from jax_na import Neighborhood
 from jax_na.kernels import cost_cuda as cuda_planner
 from jax_na.kernels import devices, plan, tuning
 from jax_na.kernels.table import NAMES
-from jax_na.neighborhood import Op
+from jax_na.op import Op
 from jax_na.tools import cli
 
 from . import helpers
@@ -91,7 +91,7 @@ def test_tune_stores_the_fastest(capsys, tuning_file):
     text = run(capsys, "tune", *SMALL, "--json", "--tiles", "2")
     assert len(json.loads(text)["results"]) == 3
     choices = json.loads(tuning_file.read_text())["choices"]
-    platform = devices.default_platform()
+    platform = devices.platform_of()
     assert list(choices) == [tuning.key(OP, platform)]
     (choice,) = choices.values()
     assert choice["attention"] in ("fused", "xla")
@@ -138,7 +138,7 @@ def test_a_stored_choice_is_used(rng, tuning_file):
     """implementation=None follows the file: the bits of "xla" instead of those of "fused"."""
     inputs = TILED.inputs(rng)
     op = Op(Neighborhood(**TILED.spec), TILED.grid, TILED.head_dim**-0.5)
-    tuning.store(op, {"attention": "xla"}, devices.default_platform())
+    tuning.store(op, {"attention": "xla"}, devices.platform_of())
     chosen = jax.jit(helpers.attend(TILED, None))(**inputs)
     helpers.assert_identical(chosen, jax.jit(helpers.attend(TILED, "xla"))(**inputs))
 

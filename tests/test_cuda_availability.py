@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 import jax_na
-from jax_na.kernels import devices, target, tuning
+from jax_na.kernels import devices, register, tuning
 from jax_na.kernels.table import ROWS
-from jax_na.neighborhood import Op
+from jax_na.op import Op
 
 from .cuda_programs import CASE, attend, calls, lowered
 
@@ -60,7 +60,7 @@ def test_a_gpu(gpu):
 def test_an_old_gpu(gpu, monkeypatch, rng):
     """Its programs are pure JAX, unless a kernel is asked for by name."""
     gpu("7.0")
-    monkeypatch.setattr(target, "cuda_architectures", lambda: ["80", "90a", "80-virtual"])
+    monkeypatch.setattr(register, "architectures", lambda: ["80", "90a", "80-virtual"])
     why = "it was compiled for 80, 90a, 80-virtual, this GPU has compute capability 7.0"
     assert reasons()["fused"] == reasons()["gemm"] == reasons()["naive"] == why
     assert not calls(lowered(attend(CASE), CASE.inputs(rng)))
@@ -70,10 +70,10 @@ def test_an_old_gpu(gpu, monkeypatch, rng):
 
 def test_not_built(gpu, monkeypatch, rng):
     gpu("9.0")
-    monkeypatch.delitem(target.TARGETS, "cuda")
-    monkeypatch.setitem(target.REFUSED, "cuda", target.NOT_BUILT)
-    assert reasons()["fused"] == reasons()["gemm"] == reasons()["naive"] == target.NOT_BUILT
-    assert "JAX_NA_CUDA_TOOLKIT=pypi" in target.NOT_BUILT
+    monkeypatch.delitem(register.TARGETS, "cuda")
+    monkeypatch.setitem(register.REFUSED, "cuda", register.NOT_BUILT)
+    assert reasons()["fused"] == reasons()["gemm"] == reasons()["naive"] == register.NOT_BUILT
+    assert "JAX_NA_CUDA_TOOLKIT=pypi" in register.NOT_BUILT
     assert not calls(lowered(attend(CASE), CASE.inputs(rng)))
     with pytest.raises(ValueError, match="this installation has no CUDA kernels"):
         lowered(attend(CASE, "fused"), CASE.inputs(rng))
@@ -105,4 +105,4 @@ def test_table_names_registered_kernels():
     """Those that the module has, if it is built."""
     for row in ROWS:
         for platform in row.platforms:
-            assert set(row.kernels) <= target.TARGETS[platform]
+            assert set(row.kernels) <= register.TARGETS[platform]

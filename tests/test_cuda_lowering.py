@@ -12,8 +12,8 @@ from jax import export
 
 import jax_na
 from jax_na.kernels import cost_cuda as cuda_planner
-from jax_na.kernels import devices, target, tuning
-from jax_na.neighborhood import Op
+from jax_na.kernels import devices, register, tuning
+from jax_na.op import Op
 
 from . import helpers
 from .cases import NAMED, Case
@@ -188,7 +188,7 @@ def test_vmap_and_remat(rng):
 def test_export_for_two_platforms(rng):
     """One program for CPUs and GPUs, made where there is no GPU."""
     inputs = CASE.inputs(rng)
-    checks = [export.DisabledSafetyCheck.custom_call(name) for name in target.TARGETS["cpu"]]
+    checks = [export.DisabledSafetyCheck.custom_call(name) for name in register.TARGETS["cpu"]]
     exported = export.export(
         jax.jit(gradient(CASE, "fused")), platforms=("cpu", "cuda"), disabled_checks=checks
     )(inputs)

@@ -11,7 +11,8 @@ from jax_na import Neighborhood
 from jax_na.kernels import cost_cuda as cuda_planner
 from jax_na.kernels import devices, tuning
 from jax_na.kernels.cost_cuda import Count, Kernel
-from jax_na.neighborhood import Op, inverse_windows, windows
+from jax_na.neighborhood import inverse_windows, windows
+from jax_na.op import Op
 
 OPS = [
     Op(Neighborhood((7, 7)), (20, 17)),

@@ -22,12 +22,12 @@ import pytest
 import jax_na
 from jax_na import _cpu
 from jax_na.kernels import cost_cuda as cuda_planner
-from jax_na.kernels import target
+from jax_na.kernels import register
 from jax_na.kernels.table import ROWS
 
 from . import helpers
 
-needs_cuda_module = pytest.mark.skipif("cuda" not in target.TARGETS, reason="CUDA kernels are not built")
+needs_cuda_module = pytest.mark.skipif("cuda" not in register.TARGETS, reason="CUDA kernels are not built")
 NAMES = {
     "Neighborhood",
     "export_safety_checks",
@@ -39,6 +39,7 @@ NAMES = {
     "neighborhood_attention",
     "neighborhood_av",
     "neighborhood_qk",
+    "plot_window",
     "region_attention",
     "sharded_neighborhood_attention",
 }
@@ -95,14 +96,14 @@ def test_table_for_a_problem():
 
 def test_kernels_of_the_table_are_registered():
     names = {kernel for row in ROWS for kernel in row.kernels}
-    assert names <= target.TARGETS["cpu"] == set(_cpu.handlers())
+    assert names <= register.TARGETS["cpu"] == set(_cpu.handlers())
 
 
 @needs_cuda_module
 def test_cuda_kernels_of_the_table_are_registered():
     cuda = importlib.import_module("jax_na._cuda")
     names = {kernel for row in ROWS if "cuda" in row.platforms for kernel in row.kernels}
-    assert names <= target.TARGETS["cuda"] == set(cuda.handlers()) <= target.TARGETS["cpu"]
+    assert names <= register.TARGETS["cuda"] == set(cuda.handlers()) <= register.TARGETS["cpu"]
     assert cuda.ffi_api_version() == _cpu.ffi_api_version()
     assert cuda.architectures()
 
@@ -204,7 +205,7 @@ for name in ("naive", "gemm", "fused"):
         for x, gradient in zip("qkvr", gradients):
             results[f"{dtype.name} {name} {x}"] = np.asarray(gradient, np.float32)
         results[f"{dtype.name} {name} value"] = np.asarray(value)
-np.savez(sys.argv[1], isa=jax_na.kernels.target._cpu.isa(), **results)
+np.savez(sys.argv[1], isa=jax_na._cpu.isa(), **results)
 """
 
 

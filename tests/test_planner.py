@@ -8,7 +8,8 @@ import pytest
 
 from jax_na import Neighborhood, _cpu
 from jax_na.kernels import cost_cpu as planner
-from jax_na.neighborhood import Op, inverse_windows, windows
+from jax_na.neighborhood import inverse_windows, windows
+from jax_na.op import Op
 
 OPS = [
     Op(Neighborhood((7, 7)), (20, 17)),

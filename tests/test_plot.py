@@ -6,6 +6,7 @@ import itertools
 import numpy as np
 import pytest
 
+import jax_na
 from jax_na import Neighborhood
 from jax_na.tools import plot
 
@@ -60,7 +61,7 @@ def test_text_in_one_and_three_dimensions():
     ids=str,
 )
 def test_description(neighborhood, words):
-    assert plot.describe(neighborhood) == words
+    assert str(neighborhood) == words
 
 
 @pytest.mark.parametrize("shape", [(12,), (8, 9), (6, 4, 5)], ids=str)
@@ -69,10 +70,10 @@ def test_picture(shape, tmp_path):
     rank = len(shape)
     rest = (1,) * (rank - 1)
     neighborhood = Neighborhood((3,) * rank, stride=(2, *rest), dilation=(2, *rest))
-    axes = neighborhood.plot(shape, (0,) * rank)
+    axes = jax_na.plot_window(neighborhood, shape, (0,) * rank)
     assert sum(mesh.get_array().size for mesh in axes.collections) == np.prod(shape)
     assert [text.get_text() for text in axes.get_legend().get_texts()] == list(plot.LABELS[::-1])
-    assert plot.describe(neighborhood) in axes.get_title()
+    assert str(neighborhood) in axes.get_title()
     file = tmp_path / "window.png"
     axes.figure.savefig(file)
     matplotlib.pyplot.close(axes.figure)

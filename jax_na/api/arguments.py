@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a user can get wrong, checked once and before anything is traced.
+"""What a user can get wrong in an argument: `request.py` checks all of them, before anything is traced.
 
+Functions named require_* raise or return nothing; the others return the argument as it is used from there on.
 Every message has the value given, what is legal, and the nearest legal value where there is one.
 """
 
@@ -9,8 +10,8 @@ from __future__ import annotations
 import math
 import numbers
 import operator
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,43 +19,81 @@ import numpy as np
 from jax import Array
 
 from jax_na.neighborhood import MAX_RANK, Neighborhood, Shape, given_rank, per_axis, positive
+from jax_na.op import DTYPES
 
-DTYPES = ("float32", "bfloat16", "float16", "float64")
+Ints = int | tuple[int, ...]
+Flags = bool | tuple[bool, ...]
+Positions = int | tuple[int | Array, ...] | Array
+Precision = Any  # jax.lax.PrecisionLike
 
 
-def neighborhood(ndim: int, kernel_size: Any, stride: Any, dilation: Any, is_causal: Any) -> Neighborhood:
+class Window(NamedTuple):
+    """The parameters of a neighborhood as they are given: a value for all axes, or one per axis, each."""
+
+    kernel_size: Ints | Neighborhood
+    stride: Ints = 1
+    dilation: Ints = 1
+    is_causal: Flags = False
+
+
+def neighborhood(ndim: int, window: Window) -> Neighborhood:
     """The Neighborhood of a query with `ndim` axes; the rank is that of a tuple, else ndim - 3."""
-    given = given_rank(kernel_size=kernel_size, stride=stride, dilation=dilation, is_causal=is_causal)
-    rank = ndim - 3 if given is None else given
-    if not 1 <= rank <= MAX_RANK:
+    if isinstance(window.kernel_size, Neighborhood):
+        _require_nothing_besides(window)
+        found = window.kernel_size
+    elif any(isinstance(value, (tuple, list)) for value in window):
+        found = Neighborhood(window.kernel_size, *window[1:])
+    else:
+        kernel_size: Any = (window.kernel_size,) * _spatial_axes(ndim)
+        found = Neighborhood(kernel_size, *window[1:])
+    if ndim < found.rank + 2:
+        raise ValueError(
+            f"query has {ndim} axes; [batch..., *spatial, heads, head_dim] with {found.rank} spatial axes "
+            f"has at least {found.rank + 2}"
+        )
+    return found
+
+
+def _require_nothing_besides(window: Window) -> None:
+    """A Neighborhood comes alone."""
+    for name, default in Window._field_defaults.items():
+        value = getattr(window, name)
+        if not (isinstance(value, (int, bool)) and value == default):
+            raise ValueError(
+                f"{name} {value!r} is given beside a Neighborhood, which has its own, "
+                f"{getattr(window.kernel_size, name)!r}; make it part of the Neighborhood"
+            )
+
+
+def _spatial_axes(ndim: int) -> int:
+    """How many there are with one batch axis."""
+    if not 1 <= ndim - 3 <= MAX_RANK:
         raise ValueError(
             f"query has {ndim} axes; [batch, *spatial, heads, head_dim] has 4 to {MAX_RANK + 3}. With none "
             "or several batch axes make kernel_size a tuple with one value per spatial axis"
         )
-    if ndim < rank + 2:
-        raise ValueError(
-            f"query has {ndim} axes; [batch..., *spatial, heads, head_dim] with {rank} spatial axes has at "
-            f"least {rank + 2}"
-        )
-    return Neighborhood(*_broadcast(rank, kernel_size, stride, dilation, is_causal))
+    return ndim - 3
 
 
-def with_rank(rank: int, kernel_size: Any, stride: Any, dilation: Any, is_causal: Any) -> Any:
-    """kernel_size as a tuple of `rank` values; tuples of another length are an error."""
-    parameters = {"kernel_size": kernel_size, "stride": stride, "dilation": dilation, "is_causal": is_causal}
-    for name, value in parameters.items():
+def of_rank(rank: int, window: Window) -> Any:
+    """kernel_size as a tuple of `rank` values, or the Neighborhood; those of another rank are an error."""
+    kernel_size = window.kernel_size
+    if isinstance(kernel_size, Neighborhood):
+        if kernel_size.rank != rank:
+            raise ValueError(
+                f"na{rank}d takes a Neighborhood of rank {rank}, got one of rank {kernel_size.rank} "
+                f"({kernel_size})"
+            )
+        return kernel_size
+    for name, value in window._asdict().items():
         if isinstance(value, (tuple, list)) and len(value) != rank:
             raise ValueError(
                 f"na{rank}d takes one value or {rank} for {name}, got {value} of length {len(value)}"
             )
-    return _broadcast(rank, kernel_size)[0]
+    return kernel_size if isinstance(kernel_size, (tuple, list)) else (kernel_size,) * rank
 
 
-def _broadcast(rank: int, *values: Any) -> tuple[Any, ...]:
-    return tuple(v if isinstance(v, (tuple, list)) else (v,) * rank for v in values)
-
-
-def arrays(**named: Any) -> list[Array]:
+def arrays(named: Mapping[str, Any]) -> dict[str, Array]:
     """The arguments as JAX arrays; all must have the same, supported dtype."""
     converted = {name: _array(name, x) for name, x in named.items()}
     dtypes = {name: x.dtype.name for name, x in converted.items()}
@@ -62,7 +101,7 @@ def arrays(**named: Any) -> list[Array]:
         common = jnp.result_type(*converted.values()).name
         given = ", ".join(f"{name} {dtype}" for name, dtype in dtypes.items())
         raise TypeError(f"dtypes differ: {given}; convert to one, for instance {common}")
-    return list(converted.values())
+    return converted
 
 
 def _array(name: str, x: Any) -> Array:
@@ -74,33 +113,35 @@ def _array(name: str, x: Any) -> Array:
     return array
 
 
-def same_grid(n: Neighborhood, **named: Array) -> None:
-    """All must have the batch and spatial axes of the first; windows must fit."""
-    same_axes(n, **named)
-    n.axes(next(iter(named.values())).shape[-n.rank - 2 : -2])
+def spatial(n: Neighborhood, x: Array) -> Shape:
+    """The spatial axes of an array [batch..., *spatial, heads, features]."""
+    return x.shape[-n.rank - 2 : -2]
 
 
-def same_axes(n: Neighborhood, **named: Array) -> None:
+def _layout(n: Neighborhood) -> str:
+    return f"[batch..., {', '.join('XYZ'[: n.rank])}, heads, features]"
+
+
+def require_same_axes(n: Neighborhood, named: Mapping[str, Array]) -> None:
     """All must have the batch and spatial axes of the first."""
-    layout = f"[batch..., {', '.join('XYZ'[: n.rank])}, heads, features]"
     (first, query), *others = named.items()
     for name, x in others:
         if x.ndim != query.ndim or x.shape[:-2] != query.shape[:-2]:
             legal = ", ".join(map(str, query.shape[:-2]))
             raise ValueError(
-                f"{name} has shape {x.shape}, {first} {query.shape}; the batch and spatial axes of {layout} "
-                f"must be the same, legal is ({legal}, heads, features)"
+                f"{name} has shape {x.shape}, {first} {query.shape}; the batch and spatial axes of "
+                f"{_layout(n)} must be the same, legal is ({legal}, heads, features)"
             )
-    known_sizes(n, **named)
+    require_known_sizes(n, named)
 
 
-def known_sizes(n: Neighborhood, **named: Array) -> None:
+def require_known_sizes(n: Neighborhood, named: Mapping[str, Array]) -> None:
     """There must be heads and features, and only batch axes may have the symbolic sizes of jax.export."""
     for name, x in named.items():
         if not all(isinstance(size, int) for size in x.shape[-n.rank - 2 :]):
             raise ValueError(
-                f"{name} has shape {x.shape}; the batch axes of [batch..., {', '.join('XYZ'[: n.rank])}, "
-                "heads, features] can have symbolic sizes, all others must be known"
+                f"{name} has shape {x.shape}; the batch axes of {_layout(n)} can have symbolic sizes, all "
+                "others must be known"
             )
         if 0 in x.shape[-2:]:
             raise ValueError(f"{name} has shape {x.shape}; it needs at least 1 head and 1 feature")
@@ -109,9 +150,7 @@ def known_sizes(n: Neighborhood, **named: Array) -> None:
 def grid(n: Neighborhood, length: Any, **starts: Any) -> Shape:
     """The shape of a whole grid; what is given per axis must have the rank of the neighborhood."""
     given_rank(kernel_size=n.kernel_size, length=length, **starts)
-    lengths = per_axis("length", length, n.rank, positive)
-    n.axes(lengths)
-    return lengths
+    return per_axis("length", length, n.rank, positive)
 
 
 def starts(name: str, value: Any, rank: int) -> tuple[Any, ...]:
@@ -133,23 +172,23 @@ def _position(name: str, value: Any) -> Any:
     return value if isinstance(value, jax.core.Tracer) else operator.index(value)
 
 
-def region(n: Neighborhood, query: Array, key: Array, value: Array) -> None:
+def require_same_keys(n: Neighborhood, named: Mapping[str, Array]) -> None:
     """Query and key have the same batch axes, key and value the same positions."""
-    layout = f"[batch..., {', '.join('XYZ'[: n.rank])}, heads, features]"
+    query, key, value = named.values()
     batch = query.shape[: query.ndim - n.rank - 2]
     if key.ndim != query.ndim or key.shape[: len(batch)] != batch:
         raise ValueError(
-            f"key has shape {key.shape}, query {query.shape}; the batch axes of {layout} must be the same"
+            f"key has shape {key.shape}, query {query.shape}; the batch axes of {_layout(n)} must be the same"
         )
     if value.ndim != key.ndim or value.shape[:-2] != key.shape[:-2]:
         raise ValueError(
-            f"value has shape {value.shape}, key {key.shape}; the batch and spatial axes of {layout} must be "
-            "the same"
+            f"value has shape {value.shape}, key {key.shape}; the batch and spatial axes of {_layout(n)} "
+            "must be the same"
         )
-    known_sizes(n, query=query, key=key, value=value)
+    require_known_sizes(n, named)
 
 
-def inside(name: str, length: Shape, first: tuple[Any, ...], count: Shape) -> None:
+def require_inside(name: str, length: Shape, first: tuple[Any, ...], count: Shape) -> None:
     """The positions [first, first + count) are some of the grid's, as far as they are known."""
     for a, (size, start, n) in enumerate(zip(length, first, count, strict=True)):
         if not 1 <= n <= size:
@@ -163,7 +202,7 @@ def inside(name: str, length: Shape, first: tuple[Any, ...], count: Shape) -> No
             )
 
 
-def windows_present(
+def require_windows(
     n: Neighborhood, length: Shape, queries: tuple[Shape, Shape], keys: tuple[Shape, Shape]
 ) -> None:
     """The keys hold all windows of the queries, on axes where both are known; both are (first, count)."""
@@ -177,17 +216,18 @@ def windows_present(
             )
 
 
-def head_dims(query: Array, key: Array) -> None:
-    if query.shape[-1] != key.shape[-1]:
+def require_features(named: Mapping[str, Array]) -> None:
+    """Query and key must have the same head_dim, key and value the same heads; heads come in groups."""
+    query, *others = named.values()
+    key, value = named.get("key"), named.get("value")
+    if key is not None and query.shape[-1] != key.shape[-1]:
         raise ValueError(f"key has head_dim {key.shape[-1]}, query {query.shape[-1]}; they must be equal")
-
-
-def kv_heads(key: Array, value: Array) -> None:
-    if key.shape[-2] != value.shape[-2]:
+    if key is not None and value is not None and key.shape[-2] != value.shape[-2]:
         raise ValueError(f"value has {value.shape[-2]} heads, key {key.shape[-2]}; they must be equal")
+    _require_groups(query.shape[-2], others[0].shape[-2])
 
 
-def heads(heads: int, kv_heads: int) -> None:
+def _require_groups(heads: int, kv_heads: int) -> None:
     if heads % kv_heads:
         legal = [n for n in range(1, heads + 1) if heads % n == 0]
         nearest = min(legal, key=lambda n: abs(n - kv_heads))
@@ -227,47 +267,49 @@ def rpb(rpb: Any, n: Neighborhood, heads: int) -> Array | None:
     return table
 
 
-def additional(
-    keys: Any, values: Any, n: Neighborhood, query: Array, value: Array
-) -> tuple[()] | tuple[Array, Array]:
-    """The tokens that every query sees, if there are any."""
-    if keys is None and values is None:
-        return ()
-    if keys is None or values is None:
-        given, missing = ("values", "keys") if keys is None else ("keys", "values")
-        raise ValueError(f"additional_{given} without additional_{missing}; give both or neither")
-    _, k, v = arrays(query=query, additional_keys=keys, additional_values=values)
-    batch, kv = query.shape[: query.ndim - n.rank - 2], value.shape[-2]
-    tokens = k.shape[-3] if k.ndim > 2 else 1
-    dims = {"keys": query.shape[-1], "values": value.shape[-1]}
-    for (name, dim), x in zip(dims.items(), (k, v), strict=True):
-        legal = (*batch, tokens, kv, dim)
+def tokens(
+    given: tuple[Any, Any], n: Neighborhood, query: Array, value: Array
+) -> tuple[Array, Array] | tuple[None, None]:
+    """The keys and values of the tokens that every query sees, if there are any."""
+    absent = [x is None for x in given]
+    if all(absent):
+        return None, None
+    if any(absent):
+        present, missing = ("values", "keys") if absent[0] else ("keys", "values")
+        raise ValueError(f"additional_{present} without additional_{missing}; give both or neither")
+    names = ("additional_keys", "additional_values")
+    converted = arrays({"query": query, **dict(zip(names, given, strict=True))})
+    keys, values = (converted[name] for name in names)
+    batch, kv_heads = query.shape[: query.ndim - n.rank - 2], value.shape[-2]
+    count = keys.shape[-3] if keys.ndim > 2 else 1
+    for name, x, features in zip(names, (keys, values), (query.shape[-1], value.shape[-1]), strict=True):
+        legal = (*batch, count, kv_heads, features)
         if x.shape != legal:
             raise ValueError(
-                f"additional_{name} has shape {x.shape}; [batch..., tokens, kv_heads, features] is {legal} "
-                f"for {tokens} tokens"
+                f"{name} has shape {x.shape}; [batch..., tokens, kv_heads, features] is {legal} for {count} "
+                "tokens"
             )
-    return () if 0 in k.shape else (k, v)  # no token, or an empty batch
+    return (None, None) if 0 in keys.shape else (keys, values)  # no token, or an empty batch
 
 
-def weights(weights: Any, value: Any) -> tuple[Array, Array]:
-    """Weights have the dtype of the value or of its accumulator."""
-    weights, value = _array("weights", weights), _array("value", value)
+def weights_and_value(named: Mapping[str, Any]) -> dict[str, Array]:
+    """The arguments as JAX arrays; weights have the dtype of the value or of its accumulator."""
+    weights, value = (_array(name, x) for name, x in named.items())
     legal = (value.dtype, jnp.promote_types(value.dtype, jnp.float32))
     if weights.dtype not in legal:
         names = " and ".join(dict.fromkeys(dtype.name for dtype in legal))
         raise TypeError(f"weights have dtype {weights.dtype.name}; legal for this value: {names}")
-    return weights, value
+    return {"weights": weights, "value": value}
 
 
-def slots(weights: Array, n: Neighborhood) -> None:
+def require_slots(weights: Array, n: Neighborhood) -> None:
     if weights.shape[-1] != n.size:
         raise ValueError(
             f"weights have {weights.shape[-1]} slots; kernel_size {n.kernel_size} has {n.size}, its product"
         )
 
 
-def partial_attentions(outputs: Sequence[Array], lses: Sequence[Array]) -> None:
+def require_partial_attentions(outputs: Sequence[Array], lses: Sequence[Array]) -> None:
     """The arguments of merge_attentions."""
     if not outputs or len(outputs) != len(lses):
         raise ValueError(

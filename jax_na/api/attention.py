@@ -1,28 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The public functions: check the arguments, put them into one static `Op`, compute."""
+"""The public functions for attention on a whole grid."""
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
 
 from jax import Array
 
-from jax_na.api import arguments as checks
-from jax_na.kernels import precision as precisions
-from jax_na.kernels import table as implementations
-from jax_na.neighborhood import Op
+from jax_na.api import arguments
+from jax_na.api.arguments import Flags, Ints, Precision, Window
+from jax_na.api.request import Extras, Options, request
+from jax_na.neighborhood import Neighborhood
 from jax_na.rules import compose
 
-Ints = int | tuple[int, ...]
-Flags = bool | tuple[bool, ...]
-Precision = Any  # jax.lax.PrecisionLike
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
 
 
 def neighborhood_attention(
     query: Array,
     key: Array,
     value: Array,
-    kernel_size: Ints,
+    kernel_size: Ints | Neighborhood,
     *,
     stride: Ints = 1,
     dilation: Ints = 1,
@@ -51,7 +53,8 @@ def neighborhood_attention(
         value: [batch..., *spatial, kv_heads, value_dim], the same dtype.
         kernel_size: keys per window, one integer or a tuple with one per spatial axis;
             kernel_size * dilation <= length on every axis. The number of spatial axes is the length of
-            whichever of kernel_size, stride, dilation, is_causal is a tuple, else query.ndim - 3.
+            whichever of kernel_size, stride, dilation, is_causal is a tuple, else query.ndim - 3. A
+            `Neighborhood` instead stands for all four.
         stride: this many neighbouring queries share one window; 1 <= stride <= kernel_size.
         dilation: distance between the keys of a window, >= 1.
         is_causal: whether the window ends at the query.
@@ -85,142 +88,65 @@ def neighborhood_attention(
         >>> jax_na.neighborhood_attention(q, k, v, kernel_size=7, dilation=(2, 4)).shape
         (1, 56, 56, 4, 32)
     """
-    query, key, value = checks.arrays(query=query, key=key, value=value)
-    n = checks.neighborhood(query.ndim, kernel_size, stride, dilation, is_causal)
-    checks.same_grid(n, query=query, key=key, value=value)
-    checks.head_dims(query, key)
-    checks.kv_heads(key, value)
-    checks.heads(query.shape[-2], key.shape[-2])
-    rpb = checks.rpb(rpb, n, query.shape[-2])
-    tokens = checks.additional(additional_keys, additional_values, n, query, value)
-    implementations.check(implementation, query, value)
-    length, factor = query.shape[-n.rank - 2 : -2], checks.scale(scale, query.shape[-1])
-    op = Op(n, length, factor, implementation, precisions.resolve(precision))
-    out, lse = compose.attention(op, query, key, value, compose.whole_grid(n.rank), rpb, tokens)
-    return (out, lse) if return_lse else out
+    arrays = arguments.arrays({"query": query, "key": key, "value": value})
+    window = Window(kernel_size, stride, dilation, is_causal)
+    extras = Extras(rpb, additional_keys, additional_values)
+    op, inputs = request(arrays, window, Options(scale, implementation, precision), extras)
+    results = compose.attention(op, inputs, compose.whole_grid(op.rank))
+    return tuple(results) if return_lse else results.out
 
 
-def na1d(
-    query: Array,
-    key: Array,
-    value: Array,
-    kernel_size: Ints,
-    *,
-    stride: Ints = 1,
-    dilation: Ints = 1,
-    is_causal: Flags = False,
-    scale: float | None = None,
-    rpb: Array | None = None,
-    additional_keys: Array | None = None,
-    additional_values: Array | None = None,
-    return_lse: bool = False,
-    implementation: str | None = None,
-    precision: Precision = None,
-) -> Any:
+def _of_rank(
+    function: Callable[Parameters, Result], rank: int, documentation: str
+) -> Callable[Parameters, Result]:
+    """The function for grids of this rank alone, under the name na1d, na2d or na3d."""
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def attend(*args: Parameters.args, **options: Parameters.kwargs) -> Result:
+        given = signature.bind(*args, **options)
+        given.apply_defaults()
+        window = Window(*(given.arguments[name] for name in Window._fields))
+        given.arguments["kernel_size"] = arguments.of_rank(rank, window)
+        return function(*given.args, **given.kwargs)
+
+    attend.__name__ = attend.__qualname__ = f"na{rank}d"
+    attend.__doc__ = documentation
+    return attend
+
+
+na1d = _of_rank(
+    neighborhood_attention,
+    1,
     """`neighborhood_attention` on sequences [batch..., X, heads, head_dim], any number of batch axes.
 
     Example:
         >>> q, k, v = jax.random.normal(jax.random.key(0), (3, 1000, 4, 32))
         >>> jax_na.na1d(q, k, v, kernel_size=33, is_causal=True).shape
         (1000, 4, 32)
-    """
-    return neighborhood_attention(
-        query,
-        key,
-        value,
-        checks.with_rank(1, kernel_size, stride, dilation, is_causal),
-        stride=stride,
-        dilation=dilation,
-        is_causal=is_causal,
-        scale=scale,
-        rpb=rpb,
-        additional_keys=additional_keys,
-        additional_values=additional_values,
-        return_lse=return_lse,
-        implementation=implementation,
-        precision=precision,
-    )
+    """,
+)
 
-
-def na2d(
-    query: Array,
-    key: Array,
-    value: Array,
-    kernel_size: Ints,
-    *,
-    stride: Ints = 1,
-    dilation: Ints = 1,
-    is_causal: Flags = False,
-    scale: float | None = None,
-    rpb: Array | None = None,
-    additional_keys: Array | None = None,
-    additional_values: Array | None = None,
-    return_lse: bool = False,
-    implementation: str | None = None,
-    precision: Precision = None,
-) -> Any:
+na2d = _of_rank(
+    neighborhood_attention,
+    2,
     """`neighborhood_attention` on images [batch..., X, Y, heads, head_dim], any number of batch axes.
 
     Example:
         >>> q, k, v = jax.random.normal(jax.random.key(0), (3, 28, 28, 4, 32))
         >>> jax_na.na2d(q, k, v, kernel_size=7).shape
         (28, 28, 4, 32)
-    """
-    return neighborhood_attention(
-        query,
-        key,
-        value,
-        checks.with_rank(2, kernel_size, stride, dilation, is_causal),
-        stride=stride,
-        dilation=dilation,
-        is_causal=is_causal,
-        scale=scale,
-        rpb=rpb,
-        additional_keys=additional_keys,
-        additional_values=additional_values,
-        return_lse=return_lse,
-        implementation=implementation,
-        precision=precision,
-    )
+    """,
+)
 
-
-def na3d(
-    query: Array,
-    key: Array,
-    value: Array,
-    kernel_size: Ints,
-    *,
-    stride: Ints = 1,
-    dilation: Ints = 1,
-    is_causal: Flags = False,
-    scale: float | None = None,
-    rpb: Array | None = None,
-    additional_keys: Array | None = None,
-    additional_values: Array | None = None,
-    return_lse: bool = False,
-    implementation: str | None = None,
-    precision: Precision = None,
-) -> Any:
+na3d = _of_rank(
+    neighborhood_attention,
+    3,
     """`neighborhood_attention` on volumes and videos [batch..., X, Y, Z, heads, head_dim].
 
     Example:
         >>> q, k, v = jax.random.normal(jax.random.key(0), (3, 8, 14, 14, 4, 32))
         >>> jax_na.na3d(q, k, v, kernel_size=(3, 7, 7), is_causal=(True, False, False)).shape
         (8, 14, 14, 4, 32)
-    """
-    return neighborhood_attention(
-        query,
-        key,
-        value,
-        checks.with_rank(3, kernel_size, stride, dilation, is_causal),
-        stride=stride,
-        dilation=dilation,
-        is_causal=is_causal,
-        scale=scale,
-        rpb=rpb,
-        additional_keys=additional_keys,
-        additional_values=additional_values,
-        return_lse=return_lse,
-        implementation=implementation,
-        precision=precision,
-    )
+    """,
+)

@@ -5,18 +5,17 @@ from __future__ import annotations
 
 from jax import Array
 
-from jax_na.api import arguments as checks
-from jax_na.api.attention import Flags, Ints, Precision
-from jax_na.kernels import precision as precisions
-from jax_na.kernels.table import check
-from jax_na.neighborhood import Op
+from jax_na.api import arguments
+from jax_na.api.arguments import Flags, Ints, Precision, Window
+from jax_na.api.request import Arrays, Extras, Options, request, whole_grid
+from jax_na.neighborhood import Neighborhood, Shape
 from jax_na.rules import compose
 
 
 def neighborhood_qk(
     query: Array,
     key: Array,
-    kernel_size: Ints,
+    kernel_size: Ints | Neighborhood,
     *,
     stride: Ints = 1,
     dilation: Ints = 1,
@@ -43,25 +42,25 @@ def neighborhood_qk(
         TypeError, ValueError: as `neighborhood_attention`.
 
     Example:
+        >>> q, k, v = jax.random.normal(jax.random.key(0), (3, 1, 20, 20, 4, 32))
         >>> weights = jax.nn.softmax(jax_na.neighborhood_qk(q * q.shape[-1] ** -0.5, k, kernel_size=7))
-        >>> out = jax_na.neighborhood_av(weights, v, kernel_size=7)
+        >>> weights.shape
+        (1, 20, 20, 4, 49)
+        >>> jax_na.neighborhood_av(weights, v, kernel_size=7).shape
+        (1, 20, 20, 4, 32)
     """
-    query, key = checks.arrays(query=query, key=key)
-    n = checks.neighborhood(query.ndim, kernel_size, stride, dilation, is_causal)
-    checks.same_grid(n, query=query, key=key)
-    checks.head_dims(query, key)
-    checks.heads(query.shape[-2], key.shape[-2])
-    rpb = checks.rpb(rpb, n, query.shape[-2])
-    check(implementation, query, unfused=True)
-    op = Op(n, query.shape[-n.rank - 2 : -2], 1.0, implementation, precisions.resolve(precision))
-    scores: Array = compose.scores(op, query, key, compose.whole_grid(n.rank), rpb)
-    return scores[..., : n.size].astype(query.dtype)
+    arrays = arguments.arrays({"query": query, "key": key})
+    window = Window(kernel_size, stride, dilation, is_causal)
+    options = Options(implementation=implementation, precision=precision)
+    op, inputs = request(arrays, window, options, Extras(rpb))
+    scores: Array = compose.scores(op, inputs, compose.whole_grid(op.rank))
+    return scores[..., : op.neighborhood.size].astype(inputs.query.dtype)
 
 
 def neighborhood_av(
     weights: Array,
     value: Array,
-    kernel_size: Ints,
+    kernel_size: Ints | Neighborhood,
     *,
     stride: Ints = 1,
     dilation: Ints = 1,
@@ -85,12 +84,15 @@ def neighborhood_av(
     Raises:
         TypeError, ValueError: as `neighborhood_attention`.
     """
-    weights, value = checks.weights(weights, value)
-    n = checks.neighborhood(weights.ndim, kernel_size, stride, dilation, is_causal)
-    checks.same_grid(n, weights=weights, value=value)
-    checks.slots(weights, n)
-    checks.heads(weights.shape[-2], value.shape[-2])
-    check(implementation, value, unfused=True)
-    op = Op(n, weights.shape[-n.rank - 2 : -2], 1.0, implementation, precisions.resolve(precision))
-    out: Array = compose.weighted_sum(op, weights, value, compose.whole_grid(n.rank))
+    arrays = arguments.weights_and_value({"weights": weights, "value": value})
+    window = Window(kernel_size, stride, dilation, is_causal)
+    options = Options(implementation=implementation, precision=precision)
+    op, inputs = request(arrays, window, options, grid=_grid_of_weights)
+    out: Array = compose.weighted_sum(op, inputs.query, inputs.value, compose.whole_grid(op.rank))
     return out
+
+
+def _grid_of_weights(n: Neighborhood, arrays: Arrays) -> Shape:
+    length = whole_grid(n, arrays)
+    arguments.require_slots(arrays["weights"], n)
+    return length

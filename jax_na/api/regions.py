@@ -3,26 +3,25 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
 from jax import Array
 
-from jax_na.api import arguments as checks
-from jax_na.api.attention import Flags, Ints, Precision
-from jax_na.kernels import precision as precisions
-from jax_na.kernels.table import check
-from jax_na.neighborhood import Op
+from jax_na.api import arguments
+from jax_na.api.arguments import Flags, Ints, Positions, Precision, Window
+from jax_na.api.request import Arrays, Extras, Options, request
+from jax_na.neighborhood import Neighborhood, Shape
 from jax_na.rules import compose
-
-Positions = int | tuple[int | Array, ...] | Array
 
 
 def region_attention(
     query: Array,
     key: Array,
     value: Array,
-    kernel_size: Ints,
+    kernel_size: Ints | Neighborhood,
     *,
     length: Ints,
     query_start: Positions,
@@ -73,24 +72,35 @@ def region_attention(
         ... ).shape
         (100, 4, 32)
     """
-    query, key, value = checks.arrays(query=query, key=key, value=value)
-    n = checks.neighborhood(query.ndim, kernel_size, stride, dilation, is_causal)
-    checks.region(n, query, key, value)
-    checks.head_dims(query, key)
-    checks.kv_heads(key, value)
-    checks.heads(query.shape[-2], key.shape[-2])
-    grid = checks.grid(n, length, query_start=query_start, key_start=key_start)
-    queries, keys = (x.shape[-n.rank - 2 : -2] for x in (query, key))
-    first_query = checks.starts("query_start", query_start, n.rank)
-    first_key = checks.starts("key_start", key_start, n.rank)
-    checks.inside("query", grid, first_query, queries)
-    checks.inside("key", grid, first_key, keys)
-    checks.windows_present(n, grid, (first_query, queries), (first_key, keys))
-    rpb = checks.rpb(rpb, n, query.shape[-2])
-    tokens = checks.additional(additional_keys, additional_values, n, query, value)
-    check(implementation, query, value)
-    factor = checks.scale(scale, query.shape[-1])
-    op = Op(n, grid, factor, implementation, precisions.resolve(precision))
-    offsets = jnp.array(list(zip(first_query, first_key, strict=True)), jnp.int32)
-    out, lse = compose.attention(op, query, key, value, offsets, rpb, tokens)
-    return (out, lse) if return_lse else out
+    arrays = arguments.arrays({"query": query, "key": key, "value": value})
+    window = Window(kernel_size, stride, dilation, is_causal)
+    extras = Extras(rpb, additional_keys, additional_values)
+    grid = functools.partial(_grid_of_region, length, query_start, key_start)
+    op, inputs = request(arrays, window, Options(scale, implementation, precision), extras, grid)
+    starts = _starts(query_start, key_start, op.rank)
+    offsets = jnp.array(list(zip(*starts, strict=True)), jnp.int32)
+    results = compose.attention(op, inputs, offsets)
+    return tuple(results) if return_lse else results.out
+
+
+def _starts(query_start: Positions, key_start: Positions, rank: int) -> Sequence[tuple[Any, ...]]:
+    """The first query and the first key, one position per axis each."""
+    return (
+        arguments.starts("query_start", query_start, rank),
+        arguments.starts("key_start", key_start, rank),
+    )
+
+
+def _grid_of_region(
+    length: Ints, query_start: Positions, key_start: Positions, n: Neighborhood, arrays: Arrays
+) -> Shape:
+    """The lengths of the whole grid, of which the arrays hold boxes."""
+    arguments.require_same_keys(n, arrays)
+    grid = arguments.grid(n, length, query_start=query_start, key_start=key_start)
+    n.axes(grid)
+    queries, keys = (arguments.spatial(n, arrays[name]) for name in ("query", "key"))
+    first_query, first_key = _starts(query_start, key_start, n.rank)
+    arguments.require_inside("query", grid, first_query, queries)
+    arguments.require_inside("key", grid, first_key, keys)
+    arguments.require_windows(n, grid, (first_query, queries), (first_key, keys))
+    return grid

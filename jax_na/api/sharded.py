@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,15 +11,15 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jax_na.api import arguments as checks
-from jax_na.api.attention import Flags, Ints, Precision
-from jax_na.kernels import precision as precisions
-from jax_na.kernels.table import check
-from jax_na.kernels.target import align
-from jax_na.mesh import halo, shards
+from jax_na.api import arguments
+from jax_na.api.arguments import Flags, Ints, Precision, Window
+from jax_na.api.request import Arrays, Extras, Options, request
+from jax_na.mesh import halo, roles, shards
 from jax_na.mesh.halo import Names
-from jax_na.neighborhood import Op, Shape
-from jax_na.rules import compose
+from jax_na.neighborhood import Neighborhood, Shape
+from jax_na.op import Inputs, Results
+from jax_na.rules import compose, fused
+from jax_na.rules.primitive import align
 
 AxisNames = str | Sequence[str | Sequence[str] | None]
 
@@ -27,7 +28,7 @@ def sharded_neighborhood_attention(
     query: Array,
     key: Array,
     value: Array,
-    kernel_size: Ints,
+    kernel_size: Ints | Neighborhood,
     *,
     axis_names: AxisNames,
     length: Ints | None = None,
@@ -78,52 +79,39 @@ def sharded_neighborhood_attention(
         >>> attend(q, k, v).shape
         (1, 56, 56, 4, 32)
     """
-    query, key, value = checks.arrays(query=query, key=key, value=value)
-    n = checks.neighborhood(query.ndim, kernel_size, stride, dilation, is_causal)
-    checks.same_axes(n, query=query, key=key, value=value)
-    checks.head_dims(query, key)
-    checks.kv_heads(key, value)
-    checks.heads(query.shape[-2], key.shape[-2])
-    bias = checks.rpb(rpb, n, query.shape[-2])
-    tokens = checks.additional(additional_keys, additional_values, n, query, value)
-    check(implementation, query, value)
-    block = query.shape[-n.rank - 2 : -2]
-    names = _names(axis_names, n.rank)
-    sizes = _sizes([name for group in names for name in group])
-    grid = _length(length, block, [shards.product(sizes, group) for group in names])
-    n.axes(grid)
-    factor = checks.scale(scale, query.shape[-1])
-    op = Op(n, grid, factor, implementation, precisions.resolve(precision))
-    axes = {f"x{a}": group for a, group in enumerate(names) if group}
-    split = shards.Split(op, query.ndim - n.rank - 2, sizes, axes, block)
-    out, lse = _attend(split, [query, key, value], [] if bias is None else [bias], tokens)
-    return (out, lse) if return_lse else out
+    arrays = arguments.arrays({"query": query, "key": key, "value": value})
+    window = Window(kernel_size, stride, dilation, is_causal)
+    extras = Extras(rpb, additional_keys, additional_values)
+    grid = functools.partial(_grid_of_blocks, axis_names, length)
+    op, inputs = request(arrays, window, Options(scale, implementation, precision), extras, grid)
+    cut = _names(axis_names, op.rank)
+    axes = {f"x{a}": names for a, names in enumerate(cut) if names}
+    block = inputs.query.shape[-op.rank - 2 : -2]
+    split = shards.Split(op, inputs.query.ndim - op.rank - 2, _sizes(cut), axes, block)
+    results = _attend(split, inputs)
+    return tuple(results) if return_lse else results.out
 
 
-def _attend(
-    split: shards.Split, arrays: Sequence[Array], tables: Sequence[Array], tokens: Sequence[Array]
-) -> tuple[Array, Array]:
+def _attend(split: shards.Split, inputs: Inputs) -> Results:
     """Attention of a block. Queries move behind the padding of their block, results back."""
     names = tuple(name for group in split.axes.values() for name in group)
     device = [jax.lax.axis_index(names)] if names else []
-    query, key, value = align(*arrays, *device)[:3]  # what differs between devices
+    query, key, value = align(*inputs[:3], *device)[:3]  # what differs between devices
     spatial = [(split.batch + a, exchange) for a, exchange in split.spatial()]
     for dim, exchange in spatial:
         query = halo.align_queries(exchange, query, dim)
-    n = 3 + len(tokens)
+    inputs = inputs._replace(query=query, key=key, value=value)
+    leaves, tree = jax.tree.flatten(fused.Attention(inputs, compose.whole_grid(split.rank)))
 
-    def function(*operands: Array) -> tuple[Array, Array]:
-        (q, k, v, *more), (offsets, *rpb) = operands[:n], operands[n:]
-        bias = rpb[0] if rpb else None
-        out, lse = compose.attention(split.op, q, k, v, offsets, bias, tuple(more))
-        return out, lse
+    def function(*operands: Array) -> Sequence[Array]:
+        results: Sequence[Array] = compose.attention(split.op, *jax.tree.unflatten(tree, operands))
+        return results
 
-    inputs = ["BXH", "BKH", "BKH", *["B_H"] * len(tokens), "O", *["H"] * len(tables)]
-    local = shards.on_shards(function, split, (inputs, ["BXH", "BXH"]), [query.shape[:-1]] * 2)
-    out, lse = local(query, key, value, *tokens, compose.whole_grid(split.rank), *tables)
+    both = (roles.of(jax.tree.unflatten(tree, leaves)), [roles.QUERIES, roles.QUERIES])
+    results = shards.on_shards(function, split, both, [query.shape[:-1]] * 2)(*leaves)
     for dim, exchange in spatial:
-        out, lse = (_place(x, exchange, dim) for x in (out, lse))
-    return out, lse
+        results = [_place(x, exchange, dim) for x in results]
+    return Results(*results)
 
 
 def _place(x: Array, exchange: halo.Halo, dim: int) -> Array:
@@ -147,8 +135,18 @@ def _names(given: AxisNames, rank: int) -> list[Names]:
     return names
 
 
-def _sizes(names: Sequence[str]) -> dict[str, int]:
-    """Of these mesh axes, in the order of the mesh."""
+def _grid_of_blocks(axis_names: AxisNames, length: Ints | None, n: Neighborhood, arrays: Arrays) -> Shape:
+    """The lengths of the whole grid, of which the arrays hold this device's block."""
+    arguments.require_same_axes(n, arrays)
+    cut = _names(axis_names, n.rank)
+    sizes = _sizes(cut)
+    blocks = [shards.product(sizes, names) for names in cut]
+    return _length(length, arguments.spatial(n, arrays["query"]), blocks)
+
+
+def _sizes(cut: Sequence[Names]) -> dict[str, int]:
+    """Sizes of the mesh axes that a grid is cut over, in the order of the mesh."""
+    names = [name for group in cut for name in group]
     mesh = jax.sharding.get_abstract_mesh().axis_names
     ordered = sorted(names, key=lambda name: mesh.index(name) if name in mesh else len(mesh))
     try:

@@ -14,7 +14,8 @@ import numpy as np
 
 from jax_na import _cpu
 from jax_na.kernels import tuning
-from jax_na.neighborhood import Axis, Op, Shape, inverse_windows, windows
+from jax_na.neighborhood import Axis, Shape, inverse_windows, windows
+from jax_na.op import Op
 
 LANES = 16  # queries of a tile of the tile kernels
 BLOCK_ROWS = 4  # query rows of a block of the row kernels, at most

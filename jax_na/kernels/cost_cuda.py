@@ -22,7 +22,8 @@ from typing import NamedTuple
 import numpy as np
 
 from jax_na.kernels import devices, tuning
-from jax_na.neighborhood import Axis, Op, Shape, Table, inverse_windows, windows
+from jax_na.neighborhood import Axis, Shape, Table, inverse_windows, windows
+from jax_na.op import Op
 
 
 class Costs(NamedTuple):
@@ -72,7 +73,9 @@ KEYS_STAY = ("backward_keys", "inverse")
 STAGED = ("qk", "av", "inverse")  # those that keep weights in shared memory
 
 
-def tile(name: str, op: Op, element_bytes: int, head_dim: int, value_dim: int) -> Shape:
+def tile(
+    name: str, op: Op, element_bytes: int, head_dim: int, value_dim: int, has_tokens: bool = False
+) -> Shape:
     """The attribute `tile` of the target `name`: the measured one (`jax-na tune`), else the cheapest.
 
     Two pairs of extents along the axes, (*queries, *keys). For "na_fused_forward" that of the portable
@@ -81,7 +84,7 @@ def tile(name: str, op: Op, element_bytes: int, head_dim: int, value_dim: int) -
     """
     if name not in PASSES:  # the naive kernels have no tiles
         return (1,) * op.neighborhood.rank
-    ranked = rankings(name, op, element_bytes, head_dim, value_dim)
+    ranked = rankings(name, op, element_bytes, head_dim, value_dim, has_tokens)
     tuned = tuple(tuning.lookup(op, "cuda").get("tiles", {}).get(name, ()))
     size = 2 * op.neighborhood.rank
     pairs = [tuned[i : i + size] for i in range(0, len(tuned), size)]
@@ -110,13 +113,13 @@ def tiles(name: str, op: Op, element_bytes: int, head_dim: int, value_dim: int) 
 
 
 def rankings(
-    name: str, op: Op, element_bytes: int, head_dim: int, value_dim: int
+    name: str, op: Op, element_bytes: int, head_dim: int, value_dim: int, has_tokens: bool = False
 ) -> tuple[tuple[Shape, ...], ...]:
     """For every kernel of the target all legal (*queries, *keys), the cheapest first."""
     features = max(32, 1 << (max(head_dim, value_dim) - 1).bit_length())
     found = []
     for which in PASSES[name]:
-        existing = kernels(which, element_bytes, head_dim, value_dim, op.has_tokens)
+        existing = kernels(which, element_bytes, head_dim, value_dim, has_tokens)
         found.append(_costs(op.axes, existing, which, element_bytes, features))
     if name == "na_fused_forward":
         portable, hopper = found

@@ -9,17 +9,19 @@ from typing import Any
 
 import jax
 
+from jax_na.kernels.platforms import CUDA
 
-def default_platform() -> str:
-    """The platform that JAX compiles for unless told otherwise: "cpu", "cuda", "tpu", .."""
-    platform = jax.default_backend()
-    return "cuda" if platform == "gpu" else platform
+
+def platform_of(backend: str | None = None) -> str:
+    """What JAX lowers for with a backend, by default with the default one: "cpu", "cuda", "tpu", .."""
+    name = backend or jax.default_backend()
+    return CUDA if name == "gpu" else name
 
 
 def cuda_devices() -> Sequence[Any]:
     """The CUDA devices of this process; none without a GPU, its driver, or JAX's plugin for it."""
     try:
-        return tuple(jax.local_devices(backend="cuda"))
+        return tuple(jax.local_devices(backend=CUDA))
     except RuntimeError:
         return ()
 

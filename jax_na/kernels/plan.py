@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -13,7 +12,8 @@ import numpy as np
 from jax_na.kernels import cost_cpu as planner
 from jax_na.kernels import cost_cuda as cuda_planner
 from jax_na.kernels import precision
-from jax_na.neighborhood import Op, Shape
+from jax_na.neighborhood import Shape
+from jax_na.op import Op
 
 
 class Sizes(NamedTuple):
@@ -33,13 +33,15 @@ class Plan(NamedTuple):
     attributes: Mapping[str, Any] = {}  # beyond those of every kernel
 
 
-def plan(platform: str, name: str, op: Op, sizes: Sizes) -> Plan:
+def plan(platform: str, name: str, op: Op, sizes: Sizes, has_tokens: bool = False) -> Plan:
     """The plan for the kernel `name` on a platform, "cpu" or "cuda"."""
     dims = sizes.head_dim, sizes.value_dim
     if platform == "cuda":
-        tile = cuda_planner.tile(name, op, jnp.dtype(sizes.dtype).itemsize, *dims)
+        tile = cuda_planner.tile(name, op, jnp.dtype(sizes.dtype).itemsize, *dims, has_tokens)
         exact = {"is_exact": np.int64(precision.is_exact(op.precision))}
         return Plan(tile, attributes=exact if name in cuda_planner.PASSES else {})
+    if name == "na_softmax":
+        return Plan(op.neighborhood.kernel_size, scratch=1)  # neither is used
     tile = planner.tile(name, op, *dims)
     return Plan(tile, planner.scratch(name, op, tile, *dims, sizes.queries))
 
@@ -50,26 +52,3 @@ def tiles(platform: str, name: str, op: Op, sizes: Sizes) -> tuple[Shape, ...]:
     if platform == "cuda":
         return cuda_planner.tiles(name, op, jnp.dtype(sizes.dtype).itemsize, *dims)
     return planner.tiles(name, op, *dims)
-
-
-def sums_dtype(platform: str, dtype: Any) -> Any:
-    """Of results that are sums over many tiles: CPU kernels keep them in the memory of the result."""
-    return dtype if platform == "cuda" else jnp.float32
-
-
-def takes_tokens(platform: str) -> bool:
-    """Whether the fused kernels take additional tokens; else those are merged outside."""
-    return platform == "cuda"
-
-
-def weights_dtype(platform: str, name: str, weights: Any, dtype: Any) -> Any:
-    """Of weights that are an operand of `name`, given theirs and that of the other operand.
-
-    The CUDA kernels of "gemm" multiply values of one type, so in half precision they move half as much.
-    """
-    return dtype if platform == "cuda" and name.startswith("na_gemm") else weights
-
-
-def bias_parts(platform: str, table: Shape) -> int:
-    """How many partial sums of d_rpb there are: written in parallel, added in a fixed order."""
-    return max(1, min(64, 2**22 // math.prod(table))) if platform == "cuda" else 16

@@ -21,12 +21,13 @@ import pathlib
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import TypedDict
 
 from jax_na import _cpu
 from jax_na.kernels import devices
-from jax_na.neighborhood import Op
+from jax_na.neighborhood import by
+from jax_na.op import Op
 
 
 class Choice(TypedDict, total=False):
@@ -50,7 +51,7 @@ def key(op: Op, platform: str = "cpu") -> str:
         (n.kernel_size, n.stride, n.dilation, map(int, n.is_causal)),
         strict=True,
     )
-    return f"{platform} {machine} | {_by(op.length)} | {' '.join(f'{name} {_by(v)}' for name, v in window)}"
+    return f"{platform} {machine} | {by(op.length)} | {' '.join(f'{name} {by(v)}' for name, v in window)}"
 
 
 def lookup(op: Op, platform: str = "cpu") -> Choice:
@@ -116,7 +117,3 @@ def _read(file: pathlib.Path, changed: int) -> dict[str, Choice]:
     except (ValueError, KeyError, TypeError) as error:
         warnings.warn(f"{file} is ignored, it is not a tuning file of jax-na: {error!r}", stacklevel=2)
         return {}
-
-
-def _by(values: Iterable[int]) -> str:
-    return "x".join(map(str, values))

@@ -8,7 +8,7 @@ call becomes a shard_map. The others belong to XLA's partitioner, which asks whe
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -17,13 +17,22 @@ from jax.experimental.custom_partitioning import custom_partitioning
 from jax.extend.core import jaxpr_as_fun
 from jax.sharding import AxisType, NamedSharding
 
-from jax_na.mesh.shards import Function, Roles, factors, on_shards, placement, split
-from jax_na.neighborhood import Op, Shape
+from jax_na.mesh.roles import KEYS, QUERIES, Role, factors
+from jax_na.mesh.roles import of as roles_of
+from jax_na.mesh.shards import Function, Roles, on_shards, placement, split
+from jax_na.neighborhood import Shape
+from jax_na.op import Op
 
 
 @functools.cache
 def marker() -> Any:
-    """A jaxpr with a custom_partitioning; as a parameter of a primitive, it says that lowering makes one."""
+    """A jaxpr with a custom_partitioning in it, which our primitives carry as a parameter.
+
+    The lowering of a custom_partitioning asks JAX for the devices of the program. JAX has them at hand only
+    if a search of the program, parameters of its operations included, found an operation that will ask; and
+    it searches before it lowers. Ours come into being while our primitives are lowered, when it is too late:
+    without the marker they would find no devices, and every device would compute the whole.
+    """
     same = custom_partitioning(lambda x: x)
     same.def_partition(None, sharding_rule="->")
     return jax.make_jaxpr(same)(jax.ShapeDtypeStruct((), "float32"))
@@ -83,15 +92,15 @@ def _rule(op: Op, roles: Roles, shapes: Sequence[Shape], results: Sequence[Shape
     batch = len(shapes[0]) - op.neighborhood.rank - 2
     whole: list[str] = []
     arrays = zip([*roles[0], *roles[1]], [*shapes, *results], strict=True)
-    heads = {shape[-2] for role, shape in arrays if role == "BKH"}
+    heads = {shape[-2] for role, shape in arrays if role == KEYS}
 
-    def one(role: str, shape: Shape) -> str:
+    def one(role: Role, shape: Shape) -> str:
         names = []
         for factor, size in zip(factors(role, len(shape), batch, op.neighborhood.rank), shape, strict=True):
-            shared = factor == "h" and heads == {1} and role == "BKH"
+            shared = factor == "h" and heads == {1} and role == KEYS
             if factor is None or shared:
                 whole.append(factor := f"u{len(whole)}")
-            elif factor == "h" and role != "BKH" and heads - {1, size}:
+            elif factor == "h" and role != KEYS and heads - {1, size}:
                 factor = "(h r)"
             names.append(factor)
         return " ".join(names)
@@ -104,28 +113,30 @@ def _rule(op: Op, roles: Roles, shapes: Sequence[Shape], results: Sequence[Shape
 # Axes that the types of the operands name.
 
 
-def explicit(function: Function, op: Op, roles: Roles) -> Function:
-    """`function` under a shard_map over the mesh axes that are explicit in the types of its operands, if any.
+def explicit(function: Callable[[Any], Any], op: Op, operands: Any, outcome: Any) -> Any:
+    """function(operands), under a shard_map over the mesh axes that the types of operands name, if any.
 
-    Its results must be of role "BXH".
+    `operands` is a record, and `outcome` the type of the record that the function returns: arrays that all
+    have the axes of queries.
     """
+    leaves, tree = jax.tree.flatten(operands)
+    types = [jax.typeof(x) for x in leaves]
+    mesh = next((t.sharding.mesh for t in types if AxisType.Explicit in t.sharding.mesh.axis_types), None)
+    if mesh is None:
+        return function(operands)
+    shapes, roles = [t.shape for t in types], roles_of(operands)
+    given = [placement(t.sharding.spec, t.ndim) for t in types]
+    chosen = split(op, dict(mesh.shape), roles, shapes, given)
+    specs = [chosen.spec(*x) for x in zip(roles, shapes, strict=True)]
+    moved = [jax.reshard(x, NamedSharding(mesh, s)) for x, s in zip(leaves, specs, strict=True)]
 
-    def call(*operands: Array) -> Sequence[Array]:
-        types = [jax.typeof(x) for x in operands]
-        mesh = next((t.sharding.mesh for t in types if AxisType.Explicit in t.sharding.mesh.axis_types), None)
-        if mesh is None:
-            return function(*operands)
-        shapes = [t.shape for t in types]
-        given = [placement(t.sharding.spec, t.ndim) for t in types]
-        chosen = split(op, dict(mesh.shape), roles[0], shapes, given)
-        specs = [chosen.spec(*x) for x in zip(roles[0], shapes, strict=True)]
-        moved = [jax.reshard(x, NamedSharding(mesh, s)) for x, s in zip(operands, specs, strict=True)]
-        names = {n for n, t in zip(mesh.axis_names, mesh.axis_types, strict=True) if t == AxisType.Explicit}
-        results = [shapes[0][:-1]] * len(roles[1])  # features, if any, are whole
-        outputs = tuple(chosen.spec(*x) for x in zip(roles[1], results, strict=True))
-        local = on_shards(function, chosen, roles, results)
-        return jax.shard_map(local, mesh=mesh, in_specs=tuple(specs), out_specs=outputs, axis_names=names)(
-            *moved
-        )
+    def flat(*shards: Array) -> Sequence[Array]:
+        return jax.tree.leaves(function(jax.tree.unflatten(tree, shards)))
 
-    return call
+    fields = outcome._fields
+    rows = shapes[0][:-1]  # features, if any, are whole
+    local = on_shards(flat, chosen, (roles, [QUERIES for _ in fields]), [rows for _ in fields])
+    names = {n for n, t in zip(mesh.axis_names, mesh.axis_types, strict=True) if t == AxisType.Explicit}
+    outputs = tuple(chosen.spec(QUERIES, rows) for _ in fields)
+    run = jax.shard_map(local, mesh=mesh, in_specs=tuple(specs), out_specs=outputs, axis_names=names)
+    return outcome(*run(*moved))

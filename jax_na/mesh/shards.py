@@ -1,15 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What one device computes of an operation that is split along batch, heads and, exchanging halos, space.
-
-The role of an array names its leading axes, one letter each for
-
-    B  all batch axes       X  the query grid       K  the key grid (extended by a halo when it is split)
-    H  heads or kv heads    _  one axis that every device needs whole, as all axes without a letter
-
-so query, output and weights are "BXH", their row sums "BXH" too, key and value "BKH", a positional bias "H".
-"O" marks `offsets`. The first operand is [batch..., *spatial, heads, ...], its number of axes says how many
-batch axes there are.
-"""
+"""What one device computes of an operation that is split along batch, heads and, exchanging halos, space."""
 
 from __future__ import annotations
 
@@ -26,25 +16,13 @@ from jax.sharding import PartitionSpec
 
 from jax_na.mesh import halo as halos
 from jax_na.mesh.halo import Halo, Names
-from jax_na.neighborhood import Op, Shape
+from jax_na.mesh.roles import KEYS, OFFSETS, Role, factors
+from jax_na.neighborhood import Shape
+from jax_na.op import Op
 
 Function = Callable[..., Sequence[Array]]
-Roles = tuple[Sequence[str], Sequence[str]]  # of operands and results
+Roles = tuple[Sequence[Role], Sequence[Role]]  # of operands and results
 Placement = Sequence[Names]  # mesh axes per array axis
-
-
-def factors(role: str, ndim: int, batch: int, rank: int) -> list[str | None]:
-    """What each axis of an array means; None where it must be whole."""
-    meaning: dict[str, list[str | None]] = {
-        "B": [f"b{i}" for i in range(batch)],
-        "X": [f"x{i}" for i in range(rank)],
-        "K": [f"x{i}" for i in range(rank)],
-        "H": ["h"],
-        "_": [None],
-        "O": [],
-    }
-    named = [factor for letter in role for factor in meaning[letter]]
-    return named + [None] * (ndim - len(named))
 
 
 def placement(spec: Any, ndim: int) -> list[Names]:
@@ -75,7 +53,7 @@ class Split:
     def shards(self, names: Names) -> int:
         return product(self.sizes, names)
 
-    def place(self, role: str, shape: Shape) -> list[Names]:
+    def place(self, role: Role, shape: Shape) -> list[Names]:
         """Where an array goes. An axis of one kv head, shared by all heads, goes everywhere."""
         meaning = factors(role, len(shape), self.batch, self.rank)
         return [
@@ -83,7 +61,7 @@ class Split:
             for f, n in zip(meaning, shape, strict=True)
         ]
 
-    def spec(self, role: str, shape: Shape) -> PartitionSpec:
+    def spec(self, role: Role, shape: Shape) -> PartitionSpec:
         return PartitionSpec(*(names or None for names in self.place(role, shape)))
 
     def spatial(self) -> list[tuple[int, Halo]]:
@@ -131,7 +109,7 @@ class Split:
 def split(
     op: Op,
     sizes: Mapping[str, int],
-    roles: Sequence[str],
+    roles: Sequence[Role],
     shapes: Sequence[Shape],
     given: Sequence[Placement],
 ) -> Split:
@@ -142,7 +120,7 @@ def split(
     batch = len(shapes[0]) - op.neighborhood.rank - 2
     axes: dict[str, Names] = {}
     refused: dict[str | None, str] = {None: "every device needs all of it"}
-    arrays = [x for x in zip(roles, shapes, given, strict=True) if x[0].startswith("B")]
+    arrays = [x for x in zip(roles, shapes, given, strict=True) if "batch" in x[0]]
     for role, shape, places in arrays:
         for factor, names in zip(factors(role, len(shape), batch, op.neighborhood.rank), places, strict=True):
             if factor is None or not names or factor in axes or factor in refused:
@@ -191,21 +169,21 @@ def on_shards(function: Function, split: Split, roles: Roles, shapes: Sequence[S
     inputs, outputs = roles
     used = {name for names in split.axes.values() for name in names}
 
-    def local(role: str, shape: Shape) -> Shape:
+    def local(role: Role, shape: Shape) -> Shape:
         places = split.place(role, shape)
         return tuple(n // split.shards(names) for n, names in zip(shape, places, strict=True))
 
     def run(*shards: Array, **params: Any) -> tuple[Array, ...]:
         operands = list(shards)
-        keys = [i for i, role in enumerate(inputs) if "K" in role]
+        keys = [i for i, role in enumerate(inputs) if "keys" in role]
         for i, x in zip(keys, split.extend([operands[i] for i in keys]), strict=True):
             operands[i] = x
-        operands = [split.regions(x) if r == "O" else x for r, x in zip(inputs, operands, strict=True)]
+        operands = [split.regions(x) if r == OFFSETS else x for r, x in zip(inputs, operands, strict=True)]
         if "keys" in params:  # the grid of a result that no operand shows
             params = params | {"keys": split.key_grid(params["keys"])}
         results = list(function(*operands, **params))
-        extended = [i for i, role in enumerate(outputs) if "K" in role]
-        home = split.send_home([results[i] for i in extended], [local("BKH", shapes[i]) for i in extended])
+        extended = [i for i, role in enumerate(outputs) if "keys" in role]
+        home = split.send_home([results[i] for i in extended], [local(KEYS, shapes[i]) for i in extended])
         for i, x in zip(extended, home, strict=True):
             results[i] = x
         for i, (role, shape) in enumerate(zip(outputs, shapes, strict=True)):

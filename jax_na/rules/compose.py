@@ -13,11 +13,11 @@ from jax.ad_checkpoint import checkpoint_name
 
 from jax_na.kernels.table import row
 from jax_na.mesh import partition
-from jax_na.neighborhood import Axis, Op, Shape, windows
-from jax_na.rules import fused as rules
-from jax_na.rules import tokens, trilinear
+from jax_na.neighborhood import Axis, Shape, windows
+from jax_na.op import Inputs, Op, Results
+from jax_na.rules import fused, tokens, trilinear
 from jax_na.rules.softmax import softmax
-from jax_na.rules.tokens import Tokens
+from jax_na.rules.trilinear import AtQueries, AvOperands, Weights
 from jax_na.xla.attention import accumulator
 
 
@@ -27,59 +27,54 @@ def whole_grid(rank: int) -> Array:
 
 
 @functools.partial(jax.jit, static_argnums=0, inline=True)
-def attention(
-    op: Op, q: Array, k: Array, v: Array, offsets: Array, rpb: Array | None = None, more: Tokens = ()
-) -> tuple[Array, Array]:
-    """(O, LSE) with the implementation of `op`; `offsets` [rank, 2]: first query and first key per axis.
+def attention(op: Op, inputs: Inputs, offsets: Array) -> Results:
+    """(O, LSE) with the implementation of `op`; `offsets` [rank, 2]: first query and first key per axis."""
+    if inputs.rpb is not None:
+        inputs = inputs._replace(rpb=inputs.rpb.astype(accumulator(inputs.query.dtype)))
 
-    `more` are additional keys and values, [*batch, tokens, kv_heads, features], if there are any.
-    """
-    n, tables = 3 + len(more), () if rpb is None else (rpb.astype(accumulator(q.dtype)),)
+    def local(operands: fused.Attention) -> Results:
+        return _attention(op, *operands)
 
-    def local(*operands: Array) -> tuple[Array, Array]:
-        return _attention(op, operands[:n], *operands[n:])
-
-    inputs = ["BXH", "BKH", "BKH", *["B_H"] * len(more), "O", *["H"] * len(tables)]
-    out, lse = partition.explicit(local, op, (inputs, ["BXH", "BXH"]))(q, k, v, *more, offsets, *tables)
-    return out, lse
+    results: Results = partition.explicit(local, op, fused.Attention(inputs, offsets), Results)
+    return results
 
 
-def _attention(op: Op, x: tuple[Array, ...], offsets: Array, rpb: Array | None = None) -> tuple[Array, Array]:
+def _attention(op: Op, inputs: Inputs, offsets: Array) -> Results:
     if op.implementation is None or not row(op.implementation).composed:
-        return rules.attention(op, x, offsets, rpb)
-    q, k, v, *more = x
-    out, lse = _composed(op, q, k, v, offsets, rpb)
-    return tokens.include(op, out, lse, q, *more)
+        return fused.attention(op, inputs, offsets)
+    return tokens.include(op, _composed(op, inputs, offsets), inputs)
 
 
-def _composed(op: Op, q: Array, k: Array, v: Array, offsets: Array, rpb: Array | None) -> tuple[Array, Array]:
-    if rpb is None and not any(op.neighborhood.is_causal):
-        weights, lse = softmax(op, trilinear.qk(op, q, k, offsets))
+def _composed(op: Op, inputs: Inputs, offsets: Array) -> Results:
+    if inputs.rpb is None and not any(op.neighborhood.is_causal):
+        weights, lse = softmax(op, trilinear.qk(op, inputs.query, inputs.key, offsets))
     else:
-        weights, lse = softmax(dataclasses.replace(op, scale=1.0), _scores(op, q, k, offsets, rpb))
-    out = trilinear.av(op, weights, v, offsets)
-    return checkpoint_name(out, "jax_na_out"), checkpoint_name(lse, "jax_na_lse")
+        weights, lse = softmax(dataclasses.replace(op, scale=1.0), _scores(op, inputs, offsets))
+    out = trilinear.av(op, weights, inputs.value, offsets)
+    return Results(checkpoint_name(out, "jax_na_out"), checkpoint_name(lse, "jax_na_lse"))
 
 
 @functools.partial(jax.jit, static_argnums=0, inline=True)
-def scores(op: Op, q: Array, k: Array, offsets: Array, rpb: Array | None = None) -> Array:
-    """scale * <q, k> + rpb [*batch, *Sq, heads, pitch]; -inf in slots without a key and in padding."""
-    tables = () if rpb is None else (rpb,)
-    roles = ["BXH", "BKH", "O", *["H"] * len(tables)], ["BXH"]
-    (s,) = partition.explicit(lambda *x: (_scores(op, *x),), op, roles)(q, k, offsets, *tables)
-    return s
+def scores(op: Op, inputs: Inputs, offsets: Array) -> Array:
+    """scale * <q, k> + rpb [*batch, *queries, heads, pitch]; -inf in slots without a key and in padding."""
+
+    def local(operands: fused.Attention) -> Weights:
+        return Weights(_scores(op, *operands))
+
+    found: Array = partition.explicit(local, op, fused.Attention(inputs, offsets), Weights).weights
+    return found
 
 
-def _scores(op: Op, q: Array, k: Array, offsets: Array, rpb: Array | None = None) -> Array:
-    s = op.scale * trilinear.qk(op, q, k, offsets)
-    queries = q.shape[-op.neighborhood.rank - 2 : -2]
-    if rpb is not None:
-        s = s + bias(op, rpb, queries, offsets)
-    return jnp.where(visible(op, queries, offsets), s, -jnp.inf)
+def _scores(op: Op, inputs: Inputs, offsets: Array) -> Array:
+    products = op.scale * trilinear.qk(op, inputs.query, inputs.key, offsets)
+    queries = inputs.query.shape[-op.rank - 2 : -2]
+    if inputs.rpb is not None:
+        products = products + bias(op, inputs.rpb, queries, offsets)
+    return jnp.where(visible(op, queries, offsets), products, -jnp.inf)
 
 
 def _slots(axis: Axis, queries: int, q0: Array) -> tuple[Array, Array, Array]:
-    """Of n queries from q0 on: positions [n, 1], keys of the slots [n, w], stops of the windows [n, 1]."""
+    """For n queries from q0 on: positions [n, 1], keys of the slots [n, w], stops of the windows [n, 1]."""
     x = q0 + jnp.arange(queries, dtype=jnp.int32)
     start, stop = jnp.asarray(windows(axis))[x].T
     keys = start[:, None] + jnp.arange(axis.kernel_size, dtype=jnp.int32)
@@ -88,7 +83,7 @@ def _slots(axis: Axis, queries: int, q0: Array) -> tuple[Array, Array, Array]:
 
 def visible(op: Op, queries: Shape, offsets: Array) -> Array:
     """bool [*Sq, 1, pitch], or with ones for Sq where all queries agree: whether a slot holds a key."""
-    rank = op.neighborhood.rank
+    rank = op.rank
     result = jnp.ones((1,) * (rank + 1) + op.neighborhood.kernel_size, bool)
     for a, axis in enumerate(op.axes):
         if axis.is_causal:
@@ -101,7 +96,7 @@ def visible(op: Op, queries: Shape, offsets: Array) -> Array:
 
 def bias(op: Op, rpb: Array, queries: Shape, offsets: Array) -> Array:
     """rpb [heads, 2 * w - 1, ...] -> [*Sq, heads, pitch]: entry (key - query) + w - 1 per axis."""
-    rank = op.neighborhood.rank
+    rank = op.rank
     for a, axis in enumerate(op.axes):
         x, keys, _ = _slots(axis, queries[a], offsets[a, 0])
         entry = jnp.clip(keys - x + axis.kernel_size - 1, 0, 2 * axis.kernel_size - 2)
@@ -117,11 +112,12 @@ def _pad_slots(op: Op, x: Array) -> Array:
 
 @functools.partial(jax.jit, static_argnums=0, inline=True)
 def weighted_sum(op: Op, weights: Array, value: Array, offsets: Array) -> Array:
-    """NN for weights [..., prod(kernel_size)]."""
+    """sum_j weights[q, j] value[key(q, j)] for weights [..., prod(kernel_size)]."""
 
-    def local(weights: Array, value: Array, offsets: Array) -> tuple[Array]:
+    def local(operands: AvOperands) -> AtQueries:
+        weights, value, offsets = operands
         rows = _pad_slots(op, weights.astype(accumulator(value.dtype)))
-        return (trilinear.av(op, rows, value, offsets),)
+        return AtQueries(trilinear.av(op, rows, value, offsets))
 
-    (x,) = partition.explicit(local, op, (["BXH", "BKH", "O"], ["BXH"]))(weights, value, offsets)
-    return x
+    found: Array = partition.explicit(local, op, AvOperands(weights, value, offsets), AtQueries).x
+    return found

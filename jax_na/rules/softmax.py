@@ -6,56 +6,71 @@ Differentiable to every order: its derivative is written in terms of its results
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jax_na.kernels import target
-from jax_na.kernels.plan import Plan
-from jax_na.kernels.target import instantiate, is_zero, like
-from jax_na.neighborhood import Op
+from jax_na.kernels import call as kernels
+from jax_na.op import Op
+from jax_na.rules.primitive import Primitive, instantiate, is_zero, like
 
-NAME = "na_softmax"
-
-
-def _type(s: Any, *, op: Op) -> list[Any]:
-    return [like(s), like(s, s.shape[:-1])]
+TARGET = "na_softmax"
 
 
-def _lower(platform: str, s: Array, *, op: Op) -> Sequence[Array]:
-    if NAME in target.TARGETS.get(platform, ()) and s.dtype == jnp.float32:
-        results = [(s.shape, s.dtype), (s.shape[:-1], s.dtype)]
-        plan = Plan(op.neighborhood.kernel_size, scratch=1)  # neither is used
-        return target.call(NAME, results, (s,), op, plan, aliases={0: 0})
-    s = jnp.where(jnp.arange(op.pitch) < op.neighborhood.size, op.scale * s, -jnp.inf)
-    lse = jax.nn.logsumexp(s, axis=-1)
-    return jnp.exp(s - lse[..., None]), lse
+class Scores(NamedTuple):
+    """The operand of the softmax."""
+
+    scores: Any  # [*batch, *queries, heads, op.pitch]
 
 
-softmax_p = target.primitive(NAME, _type, _lower, lambda *_: (["BXH"], ["BXH", "BXH"]))
+class Softmax(NamedTuple):
+    """The results of the softmax, or their tangents."""
+
+    weights: Any  # as the scores
+    lse: Any  # [*batch, *queries, heads]
 
 
-def softmax(op: Op, s: Array) -> tuple[Array, Array]:
+def _types(operands: Scores, *, op: Op) -> Softmax:
+    (scores,) = operands
+    return Softmax(like(scores), like(scores, scores.shape[:-1]))
+
+
+def _lower(platform: str, operands: Scores, *, op: Op) -> Softmax:
+    (scores,) = operands
+    if kernels.exists(platform, TARGET) and scores.dtype == jnp.float32:
+        types = {"weights": (scores.shape, scores.dtype), "lse": (scores.shape[:-1], scores.dtype)}
+        overwrites = {"scores": "weights"}
+        return Softmax(**kernels.call(platform, TARGET, op, {"scores": scores}, types, overwrites))
+    is_slot = jnp.arange(op.pitch) < op.neighborhood.size
+    scores = jnp.where(is_slot, op.scale * scores, -jnp.inf)
+    lse = jax.nn.logsumexp(scores, axis=-1)
+    return Softmax(jnp.exp(scores - lse[..., None]), lse)
+
+
+softmax_p = Primitive(TARGET, _types, _lower)
+
+
+def softmax(op: Op, scores: Array) -> Softmax:
     """Weights exp(scale * s - lse) [..., op.pitch], 0 in padding, and lse = log sum exp(scale * s) [...].
 
     Args:
-        s: scores [..., op.pitch] in float32 or float64, -inf in slots without a key; what padding holds is
+        op: has the scale and the number of slots.
+        scores: [..., op.pitch] in float32 or float64, -inf in slots without a key; what padding holds is
             ignored.
     """
-    weights, lse = softmax_p.bind(s, op=op)
-    return weights, lse
+    results: Softmax = softmax_p(Scores(scores), op=op)
+    return results
 
 
-def _jvp(primals: Sequence[Any], tangents: Sequence[Any], *, op: Op) -> tuple[list[Any], list[Any] | None]:
-    weights, lse = softmax_p.bind(*primals, op=op)
-    if is_zero(tangents[0]):
-        return [weights, lse], None
-    moved = op.scale * weights * instantiate(tangents[0])
+def _jvp(primals: Scores, tangents: Scores, *, op: Op) -> tuple[Softmax, Softmax | None]:
+    results = softmax_p(primals, op=op)
+    if is_zero(tangents.scores):
+        return results, None
+    moved = op.scale * results.weights * instantiate(tangents.scores)
     dlse = moved.sum(-1)
-    return [weights, lse], [moved - weights * dlse[..., None], dlse]
+    return results, Softmax(moved - results.weights * dlse[..., None], dlse)
 
 
-target.define_jvp(softmax_p, _jvp)
+softmax_p.define_jvp(_jvp)

@@ -12,20 +12,37 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jax_na.api import arguments as checks
-from jax_na.neighborhood import Op, Shape, known_size
+from jax_na.neighborhood import Shape, known_size
+from jax_na.op import Inputs, Op, Results
 from jax_na.xla.attention import accumulator, dot
 
 MAX_SCORES = 1 << 20  # scores with additional tokens that exist at a time
-Tokens = tuple[Array, Array] | tuple[()]  # keys and values [*batch, tokens, kv_heads, features]
 
 
-def include(op: Op, out: Array, lse: Array, q: Array, *tokens: Array) -> tuple[Array, Array]:
-    """(O, LSE) of a neighborhood, with the additional tokens (keys and values, if there are any)."""
-    if not tokens:
-        return out, lse
-    out_tokens, lse_tokens = attend_everywhere(op, q, *tokens)
-    return merge_attentions((out, out_tokens), (lse, lse_tokens))
+def include(op: Op, results: Results, inputs: Inputs) -> Results:
+    """The attention of neighborhoods, joined with that of the additional tokens if there are any."""
+    if inputs.token_key is None:
+        return results
+    everywhere = attend_everywhere(op, inputs.query, inputs.token_key, inputs.token_value)
+    return Results(*merge((results.out, everywhere.out), (results.lse, everywhere.lse)))
+
+
+def include_gradients(
+    op: Op, gradients: Inputs, inputs: Inputs, lse: Array, delta: Array, dout: Array
+) -> Inputs:
+    """The gradients of neighborhoods, with what the additional tokens add if there are any.
+
+    LSE and delta = rowsum(dO * O) - dLSE are those of the whole attention.
+    """
+    if inputs.token_key is None:
+        return gradients
+    query, token_key, token_value = inputs.query, inputs.token_key, inputs.token_value
+    dquery, dkey, dvalue = backward(op, query, token_key, token_value, lse, delta, dout)
+    return gradients._replace(
+        query=gradients.query + dquery,
+        token_key=dkey.astype(query.dtype),
+        token_value=dvalue.astype(query.dtype),
+    )
 
 
 def _rows_at_a_time(k: Shape, heads: int) -> int:
@@ -34,7 +51,7 @@ def _rows_at_a_time(k: Shape, heads: int) -> int:
 
 
 @functools.partial(jax.jit, static_argnums=0, inline=True)
-def attend_everywhere(op: Op, q: Array, k: Array, v: Array) -> tuple[Array, Array]:
+def attend_everywhere(op: Op, q: Array, k: Array, v: Array) -> Results:
     """Attention of all queries [*batch, *Sq, H, D] to tokens: k [*batch, T, G, D], v [*batch, T, G, E]."""
     batch, groups, heads = k.ndim - 3, k.shape[-2], q.shape[-2]
 
@@ -51,7 +68,7 @@ def attend_everywhere(op: Op, q: Array, k: Array, v: Array) -> tuple[Array, Arra
     rows = jnp.moveaxis(q.reshape(*q.shape[:batch], math.prod(grid), *q.shape[-2:]), batch, 0)
     out, lse = jax.lax.map(one, rows, batch_size=min(_rows_at_a_time(k.shape, heads), len(rows)))
     out, lse = (jnp.moveaxis(x, 0, batch) for x in (out, lse))
-    return out.reshape(*q.shape[:-1], v.shape[-1]), lse.reshape(q.shape[:-1])
+    return Results(out.reshape(*q.shape[:-1], v.shape[-1]), lse.reshape(q.shape[:-1]))
 
 
 @functools.partial(jax.jit, static_argnums=0, inline=True)
@@ -92,28 +109,8 @@ def backward(
     return dq.reshape(q.shape), dk, dv
 
 
-def merge_attentions(outputs: Sequence[Array], lses: Sequence[Array]) -> tuple[Array, Array]:
-    """The attention over the union of disjoint key sets, from the attentions over each of them.
-
-        LSE = log sum_i exp(LSE_i),    O = sum_i exp(LSE_i - LSE) O_i
-
-    Args:
-        outputs: arrays [..., heads, value_dim], one per key set.
-        lses: their log-sum-exps [..., heads], natural logarithm; -inf for a query whose key set is empty
-            (its output is then ignored).
-
-    Returns:
-        (out, lse): out in the dtype of the outputs; lse, and what is computed inside, at least float32.
-
-    Raises:
-        ValueError: if there are none, if their numbers differ, or if shapes do not match.
-
-    Differentiable to every order. (Source: the merge of partial softmaxes of FlashAttention's split keys.)
-
-    Example:
-        >>> out, lse = jax_na.merge_attentions([out_a, out_b], [lse_a, lse_b])
-    """
-    checks.partial_attentions(outputs, lses)
+def merge(outputs: Sequence[Array], lses: Sequence[Array]) -> tuple[Array, Array]:
+    """O = sum_i exp(LSE_i - LSE) O_i and LSE = log sum_i exp LSE_i, over the union of disjoint key sets."""
     dtype = jnp.result_type(*outputs)
     acc = accumulator(dtype)
     stacked = jnp.stack([x.astype(acc) for x in lses])

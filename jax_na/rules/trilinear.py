@@ -1,135 +1,202 @@
 # SPDX-License-Identifier: Apache-2.0
 """The unfused operations: primitives for the three bilinear maps, each a part of one trilinear form
 
-    T(a, x, y) = sum over queries q and slots j that see a key of  a[q, j] * <x[q], y[key(q, j)]>
+    T(weights, x, y) = sum over queries q and slots j that see a key of  weights[q, j] * <x[q], y[key(q, j)]>
 
-    qk       PN   (x, y) -> a     the derivative of T by a
-    av       NN   (a, y) -> x     by x
-    inverse  IN   (a, x) -> y     by y
+    qk       PN   (x, y) -> weights     the derivative of T by the weights
+    av       NN   (weights, y) -> x     by x
+    inverse  IN   (weights, x) -> y     by y
 
 The derivative of a bilinear map is the map itself, and the transposes of each are the other two: derivatives
-of every order are calls of the same kernels. `a` has the accumulator's dtype, x and y that of the inputs;
-a kernel may take narrower weights (`plan.weights_dtype`).
+of every order are calls of the same kernels. Weights have the accumulator's dtype, x and y that of the
+inputs; a kernel may take narrower weights (`kernels.weights_dtype`).
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from typing import Any
+import functools
+import operator
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from jax import Array
 
-from jax_na.kernels import plan, target
+from jax_na.kernels import call as kernels
 from jax_na.kernels.table import UNFUSED, choose
-from jax_na.kernels.target import align, is_linear, is_zero, like
-from jax_na.neighborhood import Op, Shape
-from jax_na.xla import attention as reference
+from jax_na.neighborhood import Shape
+from jax_na.op import Op
+from jax_na.rules.primitive import Primitive, is_linear, is_zero, like
+from jax_na.xla import attention as xla
 from jax_na.xla.attention import accumulator
 
 
-def _result(operation: str, op: Op, first: Any, second: Any, keys: Shape = ()) -> tuple[Shape, Any]:
-    """Shape and dtype of a result."""
-    if operation == "qk":
-        return (*first.shape[:-1], op.pitch), accumulator(first.dtype)
-    if operation == "av":
-        return (*first.shape[:-1], second.shape[-1]), second.dtype
-    return (*second.shape[: -op.neighborhood.rank - 2], *keys, second.shape[-1]), second.dtype
+class QkOperands(NamedTuple):
+    """What qk is bilinear in, and the position of the region."""
+
+    x: Any  # [*batch, *queries, heads, features]
+    y: Any  # [*batch, *keys, kv_heads, features]
+    offsets: Any
 
 
-ROLES = {
-    "qk": (["BXH", "BKH", "O"], ["BXH"]),
-    "av": (["BXH", "BKH", "O"], ["BXH"]),
-    "inverse": (["BXH", "BXH", "O"], ["BKH"]),
-}
+class AvOperands(NamedTuple):
+    """What av is bilinear in, and the position of the region."""
+
+    weights: Any  # [*batch, *queries, heads, op.pitch]
+    y: Any
+    offsets: Any
 
 
-def _primitive(operation: str) -> Any:
-    def abstract(first: Any, second: Any, offsets: Any, *, op: Op, **keys: Shape) -> list[Any]:
-        return [like(first, *_result(operation, op, first, second, **keys))]
+class InverseOperands(NamedTuple):
+    """What inverse is bilinear in, and the position of the region."""
 
-    def lower(platform: str, *operands: Array, op: Op, **keys: Shape) -> Sequence[Array]:
-        first, second, _ = operands
-        implementation = choose(op, UNFUSED, platform, second)
-        if implementation == "xla":
-            return [getattr(reference, operation)(op, *operands, **keys)]
-        name, features = f"na_{implementation}_{operation}", second.shape[-1]
-        shape, dtype = _result(operation, op, first, second, **keys)
-        sums = plan.sums_dtype(platform, dtype) if name == "na_gemm_inverse" else dtype
-        if operation != "qk":
-            weights = plan.weights_dtype(platform, name, first.dtype, second.dtype)
-            operands = (first.astype(weights), *operands[1:])
-        queries = math.prod((second if operation == "inverse" else first).shape[:-1])
-        sizes = plan.Sizes(queries, features, features, second.dtype)
-        how = plan.plan(platform, name, op, sizes)
-        (result,) = target.call(name, [(shape, sums)], operands, op, how)
-        return [result.astype(dtype)]
-
-    def jvp(
-        primals: Sequence[Any], tangents: Sequence[Any], **params: Any
-    ) -> tuple[list[Any], list[Any] | None]:
-        (first, second, offsets), (dfirst, dsecond, _) = primals, tangents
-        terms = [] if is_zero(dfirst) else p.bind(dfirst, second, offsets, **params)
-        terms = terms if is_zero(dsecond) else [*terms, *p.bind(first, dsecond, offsets, **params)]
-        return p.bind(*primals, **params), [sum(terms[1:], terms[0])] if terms else None
-
-    p = target.primitive(f"na_{operation}", abstract, lower, lambda *_: ROLES[operation])
-    target.define_jvp(p, jvp)
-    return p
+    weights: Any
+    x: Any
+    offsets: Any
 
 
-qk_p, av_p, inverse_p = map(_primitive, ("qk", "av", "inverse"))
+class Weights(NamedTuple):
+    """The result of qk."""
+
+    weights: Any
+
+
+class AtQueries(NamedTuple):
+    """The result of av."""
+
+    x: Any
+
+
+class AtKeys(NamedTuple):
+    """The result of inverse."""
+
+    y: Any
+
+
+def _qk_types(operands: QkOperands, *, op: Op) -> Weights:
+    x = operands.x
+    return Weights(like(x, (*x.shape[:-1], op.pitch), accumulator(x.dtype)))
+
+
+def _av_types(operands: AvOperands, *, op: Op) -> AtQueries:
+    weights, y, _ = operands
+    return AtQueries(like(weights, (*weights.shape[:-1], y.shape[-1]), y.dtype))
+
+
+def _inverse_types(operands: InverseOperands, *, op: Op, keys: Shape) -> AtKeys:
+    x = operands.x
+    batch = x.shape[: x.ndim - op.rank - 2]
+    return AtKeys(like(operands.weights, (*batch, *keys, x.shape[-1]), x.dtype))
+
+
+def _lower_qk(platform: str, operands: QkOperands, *, op: Op) -> Weights:
+    x, y, offsets = operands
+    implementation = choose(op, UNFUSED, platform, y)
+    if implementation == "xla":
+        return Weights(xla.qk(op, x, y, offsets))
+    types = {"weights": ((*x.shape[:-1], op.pitch), accumulator(x.dtype))}
+    named = {"x": x, "y": y, "offsets": offsets}
+    return Weights(**kernels.call(platform, f"na_{implementation}_qk", op, named, types))
+
+
+def _lower_av(platform: str, operands: AvOperands, *, op: Op) -> AtQueries:
+    weights, y, offsets = operands
+    implementation = choose(op, UNFUSED, platform, y)
+    if implementation == "xla":
+        return AtQueries(xla.av(op, weights, y, offsets))
+    target = f"na_{implementation}_av"
+    narrow = weights.astype(kernels.weights_dtype(platform, target, weights.dtype, y.dtype))
+    types = {"x": ((*weights.shape[:-1], y.shape[-1]), y.dtype)}
+    named = {"weights": narrow, "y": y, "offsets": offsets}
+    return AtQueries(**kernels.call(platform, target, op, named, types))
+
+
+def _lower_inverse(platform: str, operands: InverseOperands, *, op: Op, keys: Shape) -> AtKeys:
+    weights, x, offsets = operands
+    implementation = choose(op, UNFUSED, platform, x)
+    if implementation == "xla":
+        return AtKeys(xla.inverse(op, weights, x, offsets, keys))
+    target = f"na_{implementation}_inverse"
+    narrow = weights.astype(kernels.weights_dtype(platform, target, weights.dtype, x.dtype))
+    shape = (*x.shape[: x.ndim - op.rank - 2], *keys, x.shape[-1])
+    types = {"y": (shape, kernels.sums_dtype(platform, x.dtype, target))}
+    named = {"weights": narrow, "x": x, "offsets": offsets}
+    found = kernels.call(platform, target, op, named, types)
+    return AtKeys(found["y"].astype(x.dtype))
+
+
+qk_p = Primitive("na_qk", _qk_types, _lower_qk)
+av_p = Primitive("na_av", _av_types, _lower_av)
+inverse_p = Primitive("na_inverse", _inverse_types, _lower_inverse)
 
 
 def qk(op: Op, x: Array, y: Array, offsets: Array) -> Array:
-    """PN: a[q, j] = <x[q], y[key(q, j)]>, rows of op.pitch slots; 0 in slots without a key and in padding."""
-    a: Array
-    (a,) = qk_p.bind(*align(x, y, offsets), op=op)
-    return a
+    """PN: weights[q, j] = <x[q], y[key(q, j)]>, 0 in slots without a key and in padding (to op.pitch)."""
+    weights: Array = qk_p(QkOperands(x, y, offsets), op=op).weights
+    return weights
 
 
-def av(op: Op, a: Array, y: Array, offsets: Array) -> Array:
-    """NN: x[q] = sum_j a[q, j] y[key(q, j)]"""
-    x: Array
-    (x,) = av_p.bind(*align(a, y, offsets), op=op)
+def av(op: Op, weights: Array, y: Array, offsets: Array) -> Array:
+    """NN: x[q] = sum_j weights[q, j] y[key(q, j)]"""
+    x: Array = av_p(AvOperands(weights, y, offsets), op=op).x
     return x
 
 
-def inverse(op: Op, a: Array, x: Array, offsets: Array, keys: Shape) -> Array:
-    """IN: y[k] = sum of a[q, j] x[q] over the (q, j) whose key is k; `keys` is [*Sk, kv heads] of y."""
-    y: Array
-    (y,) = inverse_p.bind(*align(a, x, offsets), op=op, keys=keys)
+def inverse(op: Op, weights: Array, x: Array, offsets: Array, keys: Shape) -> Array:
+    """IN: y[k] = sum of weights[q, j] x[q] over the (q, j) whose key is k; `keys`: [*keys, kv_heads] of y."""
+    y: Array = inverse_p(InverseOperands(weights, x, offsets), op=op, keys=keys).y
     return y
 
 
-# Transposes: the cotangent takes the place of the result in the trilinear form.
+# Derivatives.
 
 
-def _keys(op: Op, y: Any) -> Shape:
-    return tuple(y.aval.shape[-op.neighborhood.rank - 2 : -1])
+def _bilinear_jvp(
+    primitive: Primitive, linear: tuple[str, str], primals: Any, tangents: Any, **params: Any
+) -> tuple[Any, Any]:
+    """The jvp of a map that is linear in each of two operands: one call for each that moves."""
+    moved = {name: getattr(tangents, name) for name in linear}
+    terms = [
+        primitive(primals._replace(**{name: tangent}), **params)
+        for name, tangent in moved.items()
+        if not is_zero(tangent)
+    ]
+    sums = [functools.reduce(operator.add, parts) for parts in zip(*terms, strict=True)]
+    return primitive(primals, **params), type(terms[0])(*sums) if terms else None
 
 
-def _qk_transpose(cts: list[Array], x: Any, y: Any, offsets: Array, *, op: Op) -> list[Any]:
-    (da,) = cts
+# Of the transposes: the cotangent takes the place of the result in the trilinear form.
+
+
+def _key_grid(op: Op, y: Any) -> Shape:
+    return tuple(y.aval.shape[-op.rank - 2 : -1])
+
+
+def _qk_transpose(ct: Weights, operands: QkOperands, *, op: Op) -> QkOperands:
+    x, y, offsets = operands
     if is_linear(x):
-        return [av(op, da, y, offsets), None, None]
-    return [None, inverse(op, da, x, offsets, _keys(op, y)), None]
+        return operands._replace(x=av(op, ct.weights, y, offsets))
+    return operands._replace(y=inverse(op, ct.weights, x, offsets, _key_grid(op, y)))
 
 
-def _av_transpose(cts: list[Array], a: Any, y: Any, offsets: Array, *, op: Op) -> list[Any]:
-    (dx,) = cts
-    if is_linear(a):
-        return [qk(op, dx, y, offsets), None, None]
-    return [None, inverse(op, a, dx, offsets, _keys(op, y)), None]
+def _av_transpose(ct: AtQueries, operands: AvOperands, *, op: Op) -> AvOperands:
+    weights, y, offsets = operands
+    if is_linear(weights):
+        return operands._replace(weights=qk(op, ct.x, y, offsets))
+    return operands._replace(y=inverse(op, weights, ct.x, offsets, _key_grid(op, y)))
 
 
-def _inverse_transpose(cts: list[Array], a: Any, x: Any, offsets: Array, *, op: Op, keys: Shape) -> list[Any]:
-    (dy,) = cts
-    if is_linear(a):
-        return [qk(op, x, dy, offsets), None, None]
-    return [None, av(op, a, dy, offsets), None]
+def _inverse_transpose(ct: AtKeys, operands: InverseOperands, *, op: Op, keys: Shape) -> InverseOperands:
+    weights, x, offsets = operands
+    if is_linear(weights):
+        return operands._replace(weights=qk(op, x, ct.y, offsets))
+    return operands._replace(x=av(op, weights, ct.y, offsets))
 
 
-target.define_transpose(qk_p, _qk_transpose)
-target.define_transpose(av_p, _av_transpose)
-target.define_transpose(inverse_p, _inverse_transpose)
+def _define(primitive: Primitive, linear: tuple[str, str], transpose: Callable[..., Any]) -> None:
+    primitive.define_jvp(functools.partial(_bilinear_jvp, primitive, linear))
+    primitive.define_transpose(transpose)
+
+
+_define(qk_p, ("x", "y"), _qk_transpose)
+_define(av_p, ("weights", "y"), _av_transpose)
+_define(inverse_p, ("weights", "x"), _inverse_transpose)

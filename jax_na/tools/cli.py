@@ -15,9 +15,10 @@ import jax
 import jax_na
 from jax_na import _cpu
 from jax_na.kernels import cost_cpu as planner
-from jax_na.kernels import devices, plan, target, tuning
-from jax_na.kernels.table import ALL, NAMES
-from jax_na.neighborhood import Neighborhood
+from jax_na.kernels import devices, plan, register, tuning
+from jax_na.kernels.table import NAMES
+from jax_na.neighborhood import Neighborhood, by
+from jax_na.op import DTYPES
 from jax_na.tools import plot, report
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def info(options: argparse.Namespace) -> None:
     print(f"jax-na {jax_na.__version__}, jax {jax.__version__}, Python {platform.python_version()}")
     print(f"platform {jax.default_backend()}: {', '.join(str(d) for d in jax.devices()[:8])}")
     print(f"CPU kernels: {_cpu.isa()} of {', '.join(_cpu.isa_levels())}, {planner.workers()} threads")
-    print(f"CUDA kernels: {target.refusal('cuda') or _cuda_kernels()}")
+    print(f"CUDA kernels: {register.refusal('cuda') or _cuda_kernels()}")
     file = tuning.path()
     print(
         f"tuning: {'off' if file is None else file}{'' if file is None or file.exists() else ' (none yet)'}"
@@ -52,7 +53,7 @@ def info(options: argparse.Namespace) -> None:
 
 
 def _cuda_kernels() -> str:
-    names = f"compiled for {', '.join(target.cuda_architectures())}"
+    names = f"compiled for {', '.join(register.architectures())}"
     return names if devices.cuda_devices() else f"{names}; JAX has no CUDA device here"
 
 
@@ -67,7 +68,7 @@ def window(options: argparse.Namespace) -> None:
         return
     symbols = plot.ASCII if options.ascii or not _prints(plot.UNICODE) else plot.UNICODE
     text = plot.text_window(neighborhood, options.shape, query, symbols=symbols)
-    print(f"{plot.describe(neighborhood)}, query {', '.join(map(str, query))} {symbols[plot.QUERY]}")
+    print(f"{neighborhood}, query {', '.join(map(str, query))} {symbols[plot.QUERY]}")
     print(text)
 
 
@@ -88,7 +89,7 @@ def profile(options: argparse.Namespace) -> None:
 
 def tune(options: argparse.Namespace) -> None:
     """Finds and stores the fastest implementation and tiles."""
-    problem, platform = _problem(options), devices.default_platform()
+    problem, platform = _problem(options), devices.platform_of()
     runs = {r.name for r in problem.availability() if r.available}
     if "fused" not in runs:
         reason = next(r.reason for r in problem.availability() if r.name == "fused")
@@ -113,11 +114,11 @@ def _choices(problem: Problem, platform: str) -> list[tuple[str, tuning.Choice]]
     if platform != "cuda":
         return [(plot.tile(tile), {"query_tile": list(tile)}) for tile in forward]
     if not problem.backward:
-        return [(plot.by(tile), {"tiles": {"na_fused_forward": list(tile)}}) for tile in forward]
+        return [(by(tile), {"tiles": {"na_fused_forward": list(tile)}}) for tile in forward]
     both = zip(forward, plan.tiles(platform, "na_fused_backward", problem.op, problem.sizes), strict=False)
     return [
         (
-            f"{plot.by(f)}, {plot.by(b)}",
+            f"{by(f)}, {by(b)}",
             {"tiles": {"na_fused_forward": list(f), "na_fused_backward": list(b)}},
         )
         for f, b in both
@@ -132,7 +133,7 @@ def _compile(
     def compiled() -> Callable[[], Any]:
         if choice is None:
             return problem.compile(implementation)
-        with tuning.trial(problem.op, choice, devices.default_platform()):
+        with tuning.trial(problem.op, choice, devices.platform_of()):
             return problem.compile(implementation)
 
     return compiled
@@ -236,7 +237,7 @@ def _add_problem(command: argparse.ArgumentParser) -> None:
         command.add_argument(name, type=_count, default=default, help=f"default {default}")
     command.add_argument("--kv-heads", type=_count, help="default: as many as heads")
     command.add_argument("--value-dim", type=_count, help="default: the head dim")
-    command.add_argument("--dtype", choices=ALL, default="float32", help="default float32")
+    command.add_argument("--dtype", choices=DTYPES, default="float32", help="default float32")
     command.add_argument("--rpb", action="store_true", help="with a relative positional bias")
     command.add_argument("--backward", action="store_true", help="forward and backward pass together")
     command.add_argument("--rounds", type=_count, default=20, help="samples per implementation, default 20")

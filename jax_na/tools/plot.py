@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from jax_na.neighborhood import Neighborhood, by
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-    from jax_na.neighborhood import Neighborhood
 
 # What a cell is to the query. It sees all from KEY on; it could never see cells of other dilation groups.
 OUTSIDE, GROUP, KEY, SHARER, QUERY = range(5)
@@ -59,7 +59,7 @@ def text_window(
     """The window of one query as text: one row per line; a 3-D grid as one block per index of the first axis.
 
     Example:
-        >>> print(text_window(Neighborhood((3, 3)), (4, 6), (0, 2), symbols=ASCII))
+        >>> print(text_window(jax_na.Neighborhood((3, 3)), (4, 6), (0, 2), symbols=ASCII))
         . # Q # . .
         . # # # . .
         . # # # . .
@@ -93,7 +93,7 @@ def plot_window(
         ValueError: if the window does not fit the grid or the query is not on it.
 
     Example:
-        >>> ax = plot_window(Neighborhood((7, 7), dilation=2), (16, 16), (0, 0))
+        >>> ax = jax_na.plot_window(jax_na.Neighborhood((7, 7), dilation=2), (16, 16), (0, 0))
     """
     cells = window_cells(neighborhood, shape, query)
     slices = cells.reshape(-1, *cells.shape[-2:]) if cells.ndim > 1 else cells[None, None]
@@ -139,7 +139,7 @@ def _decorate(
     ax.invert_yaxis()
     ax.set_axis_off()
     ax.set_title(
-        f"{describe(neighborhood)}\nquery {by(query, ', ')} of {by(shape)}",
+        f"{neighborhood}\nquery {by(query, ', ')} of {by(shape)}",
         fontsize=10,
         pad=6 if len(shape) < 3 else 18,
     )
@@ -154,24 +154,6 @@ def _decorate(
         handlelength=1.0,
         columnspacing=1.2,
     )
-
-
-def describe(neighborhood: Neighborhood) -> str:
-    """One line: the kernel size, and whatever differs from its default."""
-    parts = [f"kernel {by(neighborhood.kernel_size)}"]
-    if set(neighborhood.stride) != {1}:
-        parts.append(f"stride {by(neighborhood.stride)}")
-    if set(neighborhood.dilation) != {1}:
-        parts.append(f"dilation {by(neighborhood.dilation)}")
-    if any(neighborhood.is_causal):
-        axes = [str(a) for a, causal in enumerate(neighborhood.is_causal) if causal]
-        parts.append("causal" if all(neighborhood.is_causal) else f"causal in axis {', '.join(axes)}")
-    return ", ".join(parts)
-
-
-def by(values: Sequence[int], separator: str = "x") -> str:
-    """Sizes as text: 7x7."""
-    return separator.join(map(str, values))
 
 
 def tile(sizes: Sequence[int]) -> str:

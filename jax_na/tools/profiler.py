@@ -15,9 +15,10 @@ import jax
 import jax.numpy as jnp
 
 from jax_na.api.attention import neighborhood_attention
+from jax_na.api.availability import Availability, implementations
 from jax_na.kernels.plan import Sizes
-from jax_na.kernels.table import Availability, implementations
-from jax_na.neighborhood import Neighborhood, Op, Shape
+from jax_na.neighborhood import Neighborhood, Shape
+from jax_na.op import Op
 
 LEAST_SECONDS = 2e-3  # a sample repeats the call until it is this long, so that the clock does not matter
 

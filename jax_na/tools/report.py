@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from jax_na.kernels import devices, plan
+from jax_na.neighborhood import by
 from jax_na.tools import plot
 from jax_na.tools.profiler import Problem, Timing, measure
 
@@ -84,7 +85,7 @@ def title(problem: Problem) -> str:
     dims = f"{p.head_dim}" if p.value_dim == p.head_dim else f"{p.head_dim} and {p.value_dim}"
     passes = "forward and backward" if p.backward else "forward"
     bias = ", rpb" if p.rpb else ""
-    grid = f"batch {p.batch}, {plot.by(p.shape)}, {plot.describe(p.neighborhood)}"
+    grid = f"batch {p.batch}, {by(p.shape)}, {p.neighborhood}"
     return f"{passes}: {grid}, {heads} of {dims}{bias}, {p.dtype}: {p.flops / 1e9:.3g} useful GFLOP"
 
 
@@ -110,7 +111,7 @@ def dry_run(problem: Problem, rounds: int, names: list[str], missing: Mapping[st
     print(title(problem))
     print(f"weights of a stored neighborhood: {problem.weight_bytes / 1e6:.3g} MB (naive, gemm)")
     if any(name.startswith("fused") for name in names):
-        tile = plan.plan(devices.default_platform(), "na_fused_forward", problem.op, problem.sizes).tile
+        tile = plan.plan(devices.platform_of(), "na_fused_forward", problem.op, problem.sizes).tile
         print(f"tile of the fused kernel: {plot.tile(tile)}")
     for name in names:
         print(f"would time {name}, {rounds} rounds")

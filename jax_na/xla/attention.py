@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from jax_na.neighborhood import Op, Shape
+from jax_na.neighborhood import Shape
+from jax_na.op import Inputs, Op, Results
 from jax_na.xla.blocks import Blocks, scan
 from jax_na.xla.lines import Span
 
@@ -31,83 +32,84 @@ def dot(op: Op, expression: str, x: Array, y: Array, dtype: jnp.dtype) -> Array:
     return jnp.einsum(expression, x, y, precision=op.precision, preferred_element_type=accumulator(dtype))
 
 
-def _scores(op: Op, blocks: Blocks, spans: tuple[Span, ...], q: Array, k: Array, *rpb: Array) -> Array:
+def _scores(
+    op: Op, blocks: Blocks, spans: tuple[Span, ...], queries: Array, keys: Array, rpb: Array | None
+) -> Array:
     """S = scale * q k + rpb for the queries and keys of a step, hugely negative outside the windows."""
-    s = op.scale * dot(op, "...grtd,...gud->...grtu", q, k, q.dtype)
-    for table in rpb:
-        s = s + blocks.bias(table, spans)
+    s = op.scale * dot(op, "...grtd,...gud->...grtu", queries, keys, queries.dtype)
+    if rpb is not None:
+        s = s + blocks.bias(rpb, spans)
     return jnp.where(blocks.mask(spans), s, np.finfo(s.dtype).min)  # -inf: nan in rows that only fill a tile
 
 
-def attention_forward(
-    op: Op, q: Array, k: Array, v: Array, offsets: Array, *rpb: Array
-) -> tuple[Array, Array]:
-    """O = softmax(S) V and LSE = logsumexp(S)."""
-    blocks = Blocks.of(op, q.shape, k.shape, offsets)
-    keys, values = blocks.split_keys(k), blocks.split_keys(v)
+def attention_forward(op: Op, inputs: Inputs, offsets: Array) -> Results:
+    """O = softmax(S) V and LSE = logsumexp(S); additional tokens are left out."""
+    query, key, value = inputs.query, inputs.key, inputs.value
+    blocks = Blocks.of(op, query.shape, key.shape, offsets)
+    keys, values = blocks.split_keys(key), blocks.split_keys(value)
 
     def step(_: None, x: tuple[Array, Array]) -> tuple[None, tuple[Array, Array]]:
         tile, q_t = x
         spans = blocks.spans(tile)
-        s = _scores(op, blocks, spans, q_t, blocks.take_keys(keys, spans), *rpb)
+        k_t, v_t = blocks.take_keys(keys, spans), blocks.take_keys(values, spans)
+        s = _scores(op, blocks, spans, q_t, k_t, inputs.rpb)
         m = lax.stop_gradient(s.max(-1))
         p = jnp.exp(s - m[..., None])
         z = p.sum(-1)
-        out = dot(op, "...grtu,...gue->...grte", p, blocks.take_keys(values, spans), q.dtype) / z[..., None]
-        return None, (out.astype(q.dtype), m + jnp.log(z))
+        out = dot(op, "...grtu,...gue->...grte", p, v_t, query.dtype) / z[..., None]
+        return None, (out.astype(query.dtype), m + jnp.log(z))
 
-    queries = blocks.split_queries(q)
+    queries = blocks.split_queries(query)
     _, (out, lse) = scan(step, None, len(queries), (queries,))
     there = blocks.covered()[..., None]  # traced offsets cannot raise an error: what they leave out is nan
     out = jnp.where(there[..., None], blocks.join_queries(out), jnp.nan)
-    return out, jnp.where(there, blocks.join_queries(lse), jnp.nan)
+    return Results(out, jnp.where(there, blocks.join_queries(lse), jnp.nan))
 
 
-def attention_backward(op: Op, *operands: Array) -> tuple[Array, ...]:
-    """(q, k, v, O, LSE, dO, dLSE, offsets[, rpb]) -> (dQ, dK, dV[, d_rpb])
+def attention_backward(
+    op: Op, inputs: Inputs, results: Results, cotangents: Results, offsets: Array
+) -> Inputs:
+    """The gradients of query, key, value and, if there is one, rpb; additional tokens are left out.
 
     delta = rowsum(dO * O) - dLSE;  P = exp(S - LSE);  dS = P * (dO V^T - delta)
     dQ = scale dS K;  dK = scale dS^T Q;  dV = P^T dO;  d_rpb = sum of dS
     """
-    q, k, v, out, lse, dout, dlse, offsets, *rpb = operands
+    q, k, v, _, _, rpb = inputs
     acc = accumulator(q.dtype)
     blocks = Blocks.of(op, q.shape, k.shape, offsets)
     keys, values = blocks.split_keys(k), blocks.split_keys(v)
-    delta = (dout.astype(acc) * out.astype(acc)).sum(-1) - dlse
+    delta = (cotangents.out.astype(acc) * results.out.astype(acc)).sum(-1) - cotangents.lse
 
-    def step(sums: tuple[Array, ...], x: tuple[Array, ...]) -> tuple[tuple[Array, ...], Array]:
+    def step(sums: Inputs, x: tuple[Array, ...]) -> tuple[Inputs, Array]:
         tile, q_t, do_t, lse_t, delta_t = x
-        dk, dv, *drpb = sums
         spans = blocks.spans(tile)
         k_t, v_t = blocks.take_keys(keys, spans), blocks.take_keys(values, spans)
-        p = jnp.exp(_scores(op, blocks, spans, q_t, k_t, *rpb) - lse_t[..., None])
+        p = jnp.exp(_scores(op, blocks, spans, q_t, k_t, rpb) - lse_t[..., None])
         ds = p * (dot(op, "...grte,...gue->...grtu", do_t, v_t, q.dtype) - delta_t[..., None])
         dq_t = op.scale * dot(op, "...grtu,...gud->...grtd", ds, k_t, q.dtype)
-        dk = blocks.add_keys(dk, op.scale * dot(op, "...grtu,...grtd->...gud", ds, q_t, q.dtype), spans)
-        dv = blocks.add_keys(dv, dot(op, "...grtu,...grte->...gue", p, do_t, q.dtype), spans)
-        for table in rpb:
-            scatter = jax.linear_transpose(lambda table: blocks.bias(table, spans), table)
-            drpb = [drpb[0] + scatter(ds.sum(range(blocks.batch)))[0]]
-        return (dk, dv, *drpb), dq_t.astype(q.dtype)
+        dk_t = op.scale * dot(op, "...grtu,...grtd->...gud", ds, q_t, q.dtype)
+        dv_t = dot(op, "...grtu,...grte->...gue", p, do_t, q.dtype)
+        sums = sums._replace(
+            key=blocks.add_keys(sums.key, dk_t, spans),
+            value=blocks.add_keys(sums.value, dv_t, spans),
+            rpb=None if rpb is None else sums.rpb + _bias_gradient(blocks, spans, rpb, ds),
+        )
+        return sums, dq_t.astype(q.dtype)
 
-    fills = ((q, 0), (dout, 0), (lse, jnp.inf), (delta, 0))  # P = 0 in rows that only fill a tile
+    # P = 0 in rows that only fill a tile
+    fills = ((q, 0), (cotangents.out, 0), (results.lse, jnp.inf), (delta, 0))
     rows = tuple(blocks.split_queries(x, fill) for x, fill in fills)
-    sums = tuple(jnp.zeros_like(x, acc) for x in (keys, values, *rpb))
-    (dk, dv, *drpb), dq = scan(step, sums, len(rows[0]), rows)
-    dk, dv = (blocks.join_keys(x).astype(q.dtype) for x in (dk, dv))
-    return blocks.join_queries(dq), dk, dv, *drpb
+    zeros = jax.tree.map(lambda x: jnp.zeros_like(x, acc), Inputs(None, keys, values, rpb=rpb))
+    sums, dq = scan(step, zeros, len(rows[0]), rows)
+    dk, dv = (blocks.join_keys(x).astype(q.dtype) for x in (sums.key, sums.value))
+    return Inputs(blocks.join_queries(dq), dk, dv, rpb=sums.rpb)
 
 
-def attention_tangent(
-    op: Op, primals: tuple[Array, ...], tangents: tuple[Array, ...], offsets: Array
-) -> tuple[Array, Array]:
-    """The derivative of (O, LSE) along `tangents` of (q, k, v[, rpb])."""
-
-    def forward(q: Array, k: Array, v: Array, *rpb: Array) -> tuple[Array, Array]:
-        return attention_forward(op, q, k, v, offsets, *rpb)
-
-    _, (dout, dlse) = jax.jvp(forward, primals, tangents)
-    return dout, dlse
+def _bias_gradient(blocks: Blocks, spans: tuple[Span, ...], rpb: Array, dscores: Array) -> Array:
+    """What the scores of a step add to the gradient of rpb."""
+    scatter = jax.linear_transpose(lambda table: blocks.bias(table, spans), rpb)
+    gradient: Array = scatter(dscores.sum(range(blocks.batch)))[0]
+    return gradient
 
 
 def qk(op: Op, x: Array, y: Array, offsets: Array) -> Array:

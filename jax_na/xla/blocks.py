@@ -20,7 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from jax_na.neighborhood import Op, Shape, known_size
+from jax_na.neighborhood import Shape, known_size
+from jax_na.op import Op
 from jax_na.xla.lines import Line, Span, cut
 
 

@@ -19,7 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jax_na.neighborhood import Axis, Op, Shape, windows
+from jax_na.neighborhood import Axis, Shape, windows
+from jax_na.op import Op
 
 MAX_SCORES = 1 << 20  # scores of one step: 4 MB of float32
 STEP_COST = 1 << 14  # what starting a step costs, in scores

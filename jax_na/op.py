@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every call of attention is about: `Op`, all that is known before it runs, and its arrays as records.
+
+The name of an array in a record says what its axes are (jax_na/mesh/roles.py) and which operand of a kernel
+it is (jax_na/kernels/contract.py). What a call does not have is None.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from jax_na.neighborhood import Axis, Neighborhood, Shape
+
+DTYPES = ("float32", "bfloat16", "float16", "float64")  # of the arrays of a call
+
+
+@dataclass(frozen=True)
+class Op:
+    """All that is known about a call before it runs: the one static argument of every primitive."""
+
+    neighborhood: Neighborhood
+    length: Shape  # of the whole grid, per axis
+    scale: float = 1.0
+    implementation: str | None = None
+    precision: Any = None  # of products of float32 values, as jax.lax takes it; hashable
+
+    @functools.cached_property
+    def axes(self) -> tuple[Axis, ...]:
+        """The axes of the whole grid."""
+        return self.neighborhood.axes(self.length)
+
+    @property
+    def rank(self) -> int:
+        """Number of spatial axes."""
+        return self.neighborhood.rank
+
+    @property
+    def pitch(self) -> int:
+        """Slots of a row of weights, padded so that rows start on a multiple of 8 values."""
+        return -(-self.neighborhood.size // 8) * 8
+
+
+class Inputs(NamedTuple):
+    """The arrays that attention is a function of, or something of each of them: a tangent, a gradient."""
+
+    query: Any  # [*batch, *queries, heads, head_dim]
+    key: Any  # [*batch, *keys, kv_heads, head_dim]
+    value: Any  # [*batch, *keys, kv_heads, value_dim]
+    token_key: Any = None  # [*batch, tokens, kv_heads, head_dim]; additional tokens, which every query sees
+    token_value: Any = None  # [*batch, tokens, kv_heads, value_dim]
+    rpb: Any = None  # [heads, 2 * kernel_size - 1 per axis]
+
+
+class Results(NamedTuple):
+    """What attention computes, or something of both: a tangent, a cotangent."""
+
+    out: Any  # [*batch, *queries, heads, value_dim]
+    lse: Any  # [*batch, *queries, heads]
