@@ -30,7 +30,7 @@ def known_size(shape: Sequence[int]) -> int:
 
 
 class Axis(NamedTuple):
-    """One axis of length `length` with its parameters, in the order of the binding's arguments."""
+    """One axis of length `length` with its parameters, as the binding takes it."""
 
     length: int
     kernel_size: int
@@ -42,13 +42,13 @@ class Axis(NamedTuple):
 @functools.lru_cache(maxsize=1024)
 def windows(axis: Axis) -> Table:
     """int32 [length, 2]: start and stop of every coordinate's window, in positions of its group."""
-    return _read_only(_cpu.windows(*axis))
+    return _read_only(_cpu.windows(axis))
 
 
 @functools.lru_cache(maxsize=1024)
 def inverse_windows(axis: Axis) -> Table:
     """int32 [length, 2]: start and stop of the query positions that see every key coordinate."""
-    return _read_only(_cpu.inverse_windows(*axis))
+    return _read_only(_cpu.inverse_windows(axis))
 
 
 def _read_only(table: Table) -> Table:

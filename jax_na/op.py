@@ -11,6 +11,7 @@ import functools
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from jax_na import _cpu
 from jax_na.neighborhood import Axis, Neighborhood, Shape
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")  # of the arrays of a call
@@ -38,8 +39,8 @@ class Op:
 
     @property
     def pitch(self) -> int:
-        """Slots of a row of weights, padded so that rows start on a multiple of 8 values."""
-        return -(-self.neighborhood.size // 8) * 8
+        """Slots of a row of weights, with those that only let rows begin where kernels want them to."""
+        return _cpu.pitch(self.neighborhood.size)
 
 
 class Inputs(NamedTuple):

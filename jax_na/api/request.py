@@ -4,15 +4,16 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from jax import Array
 
 from jax_na.api import arguments
 from jax_na.api.arguments import Window
+from jax_na.kernels import contract, register, table
 from jax_na.kernels import precision as precisions
-from jax_na.kernels import register, table
+from jax_na.kernels.contract import Problem
 from jax_na.kernels.platforms import CPU
 from jax_na.neighborhood import Neighborhood, Shape
 from jax_na.op import Inputs, Op
@@ -73,34 +74,32 @@ def request(
     arguments.require_features(arrays)
     rpb = arguments.rpb(extras.rpb, n, queries.shape[-2])
     tokens = arguments.tokens(extras[1:], n, queries, last)
-    require_implementation(options.implementation, arrays)
     scale = arguments.scale(options.scale, queries.shape[-1])
     op = Op(n, length, scale, options.implementation, precisions.resolve(options.precision))
+    limits = {"query": queries, "value": last} if len(arrays) == 3 else {"y": last}
+    require_implementation(options.implementation, contract.problem(op, limits), len(arrays) < 3)
     return Request(op, Inputs(queries, arrays.get("key"), arrays.get("value"), tokens[0], tokens[1], rpb))
 
 
-def require_implementation(name: str | None, arrays: Arrays) -> None:
+def require_implementation(name: str | None, problem: Problem, unfused: bool) -> None:
     """An implementation asked for by name must exist, offer the operation, and run on some platform."""
     if name is None:
         return
     if name not in table.NAMES:
         close = difflib.get_close_matches(str(name), table.NAMES, 1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise ValueError(
-            f"there is no implementation {name!r}; legal are {_list(table.NAMES)} and None{hint}"
-        )
-    unfused = len(arrays) < 3
+        legal = f"{_list(table.NAMES)} and None"
+        raise ValueError(f"there is no implementation {name!r}; legal are {legal}{hint}")
     rows = [row for row in table.ROWS if row.unfused or not unfused]
     row = table.row(name)
     if row not in rows:
-        those = _list(tuple(row.name for row in rows))
+        those = _list([row.name for row in rows])
         raise ValueError(f"implementation {name!r} never stores weights; {those} have the unfused operations")
-    limits = [x for array, x in arrays.items() if array in ("query", "value")]
-    obstacles = [row.obstacle(platform, *limits) for platform in dict.fromkeys([CPU, *register.TARGETS])]
+    obstacles = [row.obstacle(platform, problem) for platform in dict.fromkeys([CPU, *register.TARGETS])]
     if all(obstacles):
-        those = _list(tuple(row.name for row in rows if row.obstacle(CPU, *limits) is None))
+        those = _list([row.name for row in rows if row.obstacle(CPU, problem) is None])
         raise ValueError(f"implementation {name!r} cannot run: {obstacles[0]}; {those} can")
 
 
-def _list(names: tuple[str, ...]) -> str:
+def _list(names: Iterable[str]) -> str:
     return ", ".join(map(repr, names))

@@ -13,9 +13,11 @@ import numpy as np
 from jax import Array
 
 from jax_na.kernels import contract, plan, register
-from jax_na.kernels.platforms import CUDA, PLATFORMS
+from jax_na.kernels.platforms import PLATFORMS
 from jax_na.neighborhood import Shape
 from jax_na.op import Op
+
+Types = Mapping[str, tuple[Shape, Any]]  # of arrays by name: shapes and dtypes
 
 
 def exists(platform: str, target: str) -> bool:
@@ -23,69 +25,68 @@ def exists(platform: str, target: str) -> bool:
     return target in register.TARGETS.get(platform, ())
 
 
-def takes(platform: str, target: str, operand: str) -> bool:
-    """Whether the kernels of a target take an optional operand."""
-    return operand == "rpb" or platform == CUDA
-
-
-def sums_dtype(platform: str, dtype: Any, target: str = "na_fused_backward") -> Any:
-    """Of results that are sums over many tiles: CPU kernels keep them in the memory of the result."""
-    return dtype if platform == CUDA or "naive" in target else jnp.float32
-
-
-def weights_dtype(platform: str, target: str, weights: Any, dtype: Any) -> Any:
-    """Of weights that are an operand, given theirs and that of the other operand.
-
-    The CUDA kernels of "gemm" multiply values of one type, so in half precision they move half as much.
-    """
-    return dtype if platform == CUDA and target.startswith("na_gemm") else weights
-
-
-def bias_parts(platform: str, table: Shape) -> int:
-    """How many partial sums of d_rpb there are: written in parallel, added in a fixed order."""
-    _, _, _, elements, parts = PLATFORMS[platform]
-    return max(1, min(parts, elements // math.prod(table))) if elements else parts
-
-
 def call(
     platform: str,
     target: str,
     op: Op,
     operands: Mapping[str, Any],
-    results: Mapping[str, tuple[Shape, Any]],
+    results: Types,
     overwrites: Mapping[str, str] | None = None,
 ) -> dict[str, Array]:
-    """Calls a kernel. `results` are shapes and dtypes by name.
+    """Calls a kernel; returns the results asked for, with these shapes and dtypes.
 
-    `overwrites` are the operands whose memory a result may take, operand -> result.
+    The dtypes that the kernel takes and gives may be others. Of a gradient that it gives as partial sums,
+    this returns the sum. `overwrites` are the operands whose memory a result may take, operand -> result.
 
-    XLA cannot split it over devices: a `Primitive` does, around it.
+    XLA cannot split the call over devices: a `Primitive` does, around it.
     """
-    given = contract.present(operands)
-    how = plan.plan(platform, target, op, _sizes(given), "token_key" in given)
-    scratch = {} if how.scratch is None else {"scratch": ((how.scratch,), jnp.uint8)}
-    types = {name: jax.ShapeDtypeStruct(*x) for name, x in {**results, **scratch}.items()}
+    given = contract.present(platform, target, operands)
+    problem = contract.problem(op, given)
+    kernels = plan.plan(platform, target, op, problem)
+    types = _types(platform, target, given, results)
+    if "scratch" in types:
+        size = plan.scratch_bytes(platform, target, problem, kernels, _work(op, given))
+        types["scratch"] = jax.ShapeDtypeStruct((size,), jnp.uint8)
     aliases = {list(given).index(o): list(types).index(r) for o, r in (overwrites or {}).items()}
     kernel = jax.ffi.ffi_call(target, list(types.values()), input_output_aliases=aliases)
-    attributes = {**_geometry(op), "tile": np.array(how.tile, np.int64), **how.attributes}
-    outputs = dict(zip(types, kernel(*given.values(), **attributes, scale=np.float64(op.scale)), strict=True))
-    return {name: outputs[name] for name in results}
+    attributes = {**_geometry(op), "operands": np.int64(contract.mask(platform, given)), "kernels": kernels}
+    is_exact = np.int64(problem.is_exact)
+    outputs = kernel(*given.values(), **attributes, scale=np.float64(op.scale), is_exact=is_exact)
+    return _named(dict(zip(types, outputs, strict=True)), results)
+
+
+def _types(platform: str, target: str, given: Mapping[str, Array], results: Types) -> dict[str, Any]:
+    """The types of all results of the call, in order; that of scratch is not known yet."""
+    dtype = contract.dtype_of(given)
+    found: dict[str, Any] = {}
+    for name in contract.results(platform, target, given):
+        shape = results[name][0] if name in results else ()
+        if name == "drpb":
+            shape = (PLATFORMS[platform].bias_parts(math.prod(shape)), *shape)
+        found[name] = jax.ShapeDtypeStruct(shape, contract.element(platform, target, name, dtype))
+    return found
+
+
+def _named(outputs: Mapping[str, Array], results: Types) -> dict[str, Array]:
+    """The results asked for, of those of the call."""
+    found = {}
+    for name, (shape, dtype) in results.items():
+        x = outputs[name]
+        x = x if x.ndim == len(shape) else x.sum(0)  # of partial sums, in a fixed order
+        found[name] = x.astype(dtype)
+    return found
 
 
 def _geometry(op: Op) -> dict[str, Any]:
-    fields = zip(*op.axes, strict=True)
+    """The attributes that have one value per axis."""
+    columns = zip(*op.axes, strict=True)
     names = op.axes[0]._fields
-    return {name: np.array(values, np.int64) for name, values in zip(names, fields, strict=True)}
+    return {name: np.array(values, np.int64) for name, values in zip(names, columns, strict=True)}
 
 
-def _sizes(operands: Mapping[str, Array]) -> plan.Sizes:
-    """What a plan depends on, of the operands of a call."""
-    if "scores" in operands:
-        return plan.Sizes(1, 1, 1, operands["scores"].dtype)
-    if "query" in operands:
-        query, value = operands["query"], operands["value"]
-        return plan.Sizes(math.prod(query.shape[:-1]), query.shape[-1], value.shape[-1], query.dtype)
-    rows = operands["x"] if "x" in operands else operands["weights"]
-    features = operands["y"] if "y" in operands else operands["x"]
-    width = features.shape[-1]
-    return plan.Sizes(math.prod(rows.shape[:-1]), width, width, features.dtype)
+def _work(op: Op, operands: Mapping[str, Any]) -> Any:
+    """FLOPs of a call, roughly; symbolic if its batch is."""
+    rows = operands["query"] if "query" in operands else operands["x" if "x" in operands else "weights"]
+    value = operands["value"] if "value" in operands else operands["y" if "y" in operands else "x"]
+    features = (rows if "query" in operands else value).shape[-1] + value.shape[-1]
+    return 2 * math.prod(rows.shape[:-1]) * op.neighborhood.size * features

@@ -1,17 +1,94 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The arrays of the kernels by name: what every target takes, in which order."""
+"""The arrays of the kernels by name, and what is known of a call when it is compiled.
+
+The order of arrays, their element types and what can be left out are facts of common/call/operands.h.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import functools
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
-ORDER = (
-    "query", "key", "value", "weights", "x", "y", "scores", "offsets", "out", "lse",
-    "delta", "dout", "rpb", "token_key", "token_value",
-)  # fmt: skip
+import jax.numpy as jnp
+
+from jax_na.kernels import precision, register
+from jax_na.neighborhood import Axis
+from jax_na.op import Op
 
 
-def present(operands: Mapping[str, Any]) -> dict[str, Any]:
-    """The operands that a call has, in the order in which it passes them."""
-    return {name: operands[name] for name in ORDER if operands.get(name) is not None}
+class Problem(NamedTuple):
+    """What the choice of a kernel depends on."""
+
+    axes: tuple[Axis, ...]
+    dtype: str
+    head_dim: int = 0  # unused by the unfused operations
+    value_dim: int = 0
+    is_exact: bool = False
+    operands: tuple[str, ...] = ()  # of the optional ones, those that the call has
+
+
+def problem(op: Op, operands: Mapping[str, Any]) -> Problem:
+    """The problem of a call with these operands, arrays or their types, by name."""
+    name, x = next((name, operands[name]) for name in ("query", "y", "x", "scores") if name in operands)
+    value = operands.get("value", x)
+    features = (x.shape[-1] if name == "query" else 0, value.shape[-1] if name != "scores" else 0)
+    present = tuple(name for name in ("rpb", "token_key", "token_value") if operands.get(name) is not None)
+    dtype = jnp.dtype(x.dtype).name
+    return Problem(op.axes, dtype, *features, precision.is_exact(op.precision), present)
+
+
+@functools.lru_cache(maxsize=1024)
+def query(platform: str, problem: Problem) -> Any:
+    """The problem as the binding of a platform takes it."""
+    return register.binding(platform).Query(**problem._asdict())
+
+
+@functools.cache
+def targets(platform: str) -> Mapping[str, Any]:
+    """The signature of every target of a platform."""
+    signatures: Mapping[str, Any] = register.binding(platform).targets()
+    return signatures
+
+
+def present(platform: str, target: str, operands: Mapping[str, Any]) -> dict[str, Any]:
+    """The operands that a call has, in the order in which it passes them, with the dtypes that it takes.
+
+    Raises:
+        TypeError: if a target does not take one, or lacks one that it needs.
+    """
+    signature = targets(platform)[target]
+    known = [*signature.required, *signature.optional]
+    given = {name: x for name, x in operands.items() if x is not None}
+    wrong = sorted({*given} - {*known} | {*signature.required} - {*given})
+    if wrong:
+        raise TypeError(f"{target} takes {', '.join(known)}; what is too much or missing: {', '.join(wrong)}")
+    order = register.binding(platform).OPERANDS
+    dtype = dtype_of(given)
+    return {
+        name: given[name].astype(element(platform, target, name, dtype)) for name in order if name in given
+    }
+
+
+def dtype_of(operands: Mapping[str, Any]) -> Any:
+    """The dtype of a call, to which those of its arrays are relative."""
+    return next(operands[name].dtype for name in ("query", "y", "x", "scores") if name in operands)
+
+
+def results(platform: str, target: str, operands: Iterable[str]) -> list[str]:
+    """The results of a call with these operands, in order."""
+    absent = set() if "rpb" in operands else {"drpb"}
+    return [name for name in targets(platform)[target].results if name not in absent]
+
+
+def element(platform: str, target: str, array: str, dtype: Any) -> Any:
+    """The dtype of an operand or a result, in a call of this dtype."""
+    name = targets(platform)[target].elements[array]
+    relative = {"input": dtype, "accumulator": jnp.promote_types(dtype, jnp.float32)}
+    return jnp.dtype(relative.get(name, name))
+
+
+def mask(platform: str, operands: Iterable[str]) -> int:
+    """The attribute `operands` of a call: bit i says whether operand i is there."""
+    order = register.binding(platform).OPERANDS
+    return sum(1 << order.index(name) for name in operands)

@@ -32,10 +32,10 @@ def cuda_kind() -> str:
     return str(devices[0].device_kind) if devices else "unknown"
 
 
-def is_hopper() -> bool:
-    """Whether the CUDA devices here have compute capability 9.0, as far as is known."""
+def have(capability: str) -> bool:
+    """Whether the CUDA devices here have this compute capability, like "9.0", as far as is known."""
     found = [str(getattr(device, "compute_capability", "")) for device in cuda_devices()]
-    return bool(found) and all(capability == "9.0" for capability in found)
+    return bool(found) and all(name == capability for name in found)
 
 
 def cuda_refusal(architectures: Sequence[str]) -> str | None:

@@ -1,54 +1,161 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What differs between the kernels of platforms: tiles, scratch space, attributes, dtypes of sums."""
+"""The choice of the kernels and tiles of a call: by a count of the work they cause, or as it was measured.
+
+The attribute `kernels` of a call says what was chosen: the passes of the target in order, separated by ";",
+for each the kernels in order of preference, separated by "|", with their tiles:
+"sm90:8x16,8x16|portable:8x8,8x8". The first that can run does. The last one runs on every device of the
+platform, so that a compiled program does.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+import itertools
+import os
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
-import numpy as np
-
-from jax_na.kernels import cost_cpu as planner
-from jax_na.kernels import cost_cuda as cuda_planner
-from jax_na.kernels import precision
-from jax_na.neighborhood import Shape
+from jax_na.kernels import contract, cost_cpu, cost_cuda, devices, register, tuning, variants
+from jax_na.kernels.contract import Problem
+from jax_na.kernels.platforms import CPU, CUDA
 from jax_na.op import Op
 
-
-class Sizes(NamedTuple):
-    """What a plan depends on besides the geometry; `queries` counts batch, heads and grid."""
-
-    queries: int
-    head_dim: int
-    value_dim: int
-    dtype: Any
+COSTS: dict[str, Any] = {CPU: cost_cpu, CUDA: cost_cuda}
 
 
-class Plan(NamedTuple):
-    """How a kernel is called."""
+class Priced(NamedTuple):
+    """One tiling of a kernel and what it costs."""
 
-    tile: Shape
-    scratch: int | None = None  # bytes; None if the kernel takes no such buffer
-    attributes: Mapping[str, Any] = {}  # beyond those of every kernel
-
-
-def plan(platform: str, name: str, op: Op, sizes: Sizes, has_tokens: bool = False) -> Plan:
-    """The plan for the kernel `name` on a platform, "cpu" or "cuda"."""
-    dims = sizes.head_dim, sizes.value_dim
-    if platform == "cuda":
-        tile = cuda_planner.tile(name, op, jnp.dtype(sizes.dtype).itemsize, *dims, has_tokens)
-        exact = {"is_exact": np.int64(precision.is_exact(op.precision))}
-        return Plan(tile, attributes=exact if name in cuda_planner.PASSES else {})
-    if name == "na_softmax":
-        return Plan(op.neighborhood.kernel_size, scratch=1)  # neither is used
-    tile = planner.tile(name, op, *dims)
-    return Plan(tile, planner.scratch(name, op, tile, *dims, sizes.queries))
+    cost: float
+    choice: str  # the kernel with its tiles, as in the attribute `kernels`
+    name: str  # of the kernel
 
 
-def tiles(platform: str, name: str, op: Op, sizes: Sizes) -> tuple[Shape, ...]:
-    """Tiles to try, the cheapest first."""
-    dims = sizes.head_dim, sizes.value_dim
-    if platform == "cuda":
-        return cuda_planner.tiles(name, op, jnp.dtype(sizes.dtype).itemsize, *dims)
-    return planner.tiles(name, op, *dims)
+Ranked = tuple[tuple[Priced, ...], ...]  # the kernels of a pass, and their tilings, the cheapest first
+
+
+def plan(platform: str, target: str, op: Op, problem: Problem) -> str:
+    """The attribute `kernels` of a call: as it was measured (`jax-na tune`), else the cheapest."""
+    measured = tuning.lookup(op, platform).get("kernels", {}).get(target)
+    if measured is not None and is_legal(platform, target, problem, measured):
+        return measured
+    return cheapest(platform, target, problem)
+
+
+@functools.lru_cache(maxsize=1024)
+def cheapest(platform: str, target: str, problem: Problem) -> str:
+    """The attribute `kernels` that costs least."""
+    return ";".join(
+        _attribute(platform, ranked[0][0], ranked) for ranked in rankings(platform, target, problem)
+    )
+
+
+def candidates(platform: str, target: str, problem: Problem) -> tuple[str, ...]:
+    """Values of the attribute `kernels` to measure, the cheapest first.
+
+    Where a pass has several kernels that run on the devices here, their tilings take turns.
+    """
+    tried = [_candidates(platform, ranked) for ranked in rankings(platform, target, problem)]
+    return tuple(dict.fromkeys(";".join(choices) for choices in zip(*tried, strict=False)))
+
+
+def is_legal(platform: str, target: str, problem: Problem, kernels: str) -> bool:
+    """Whether the attribute `kernels` has choices for every pass, all of which exist for this problem."""
+    given = [text.split("|") for text in kernels.split(";")]
+    legal = [
+        {tiling.choice for tilings in ranked for tiling in tilings}
+        for ranked in rankings(platform, target, problem)
+    ]
+    return len(given) == len(legal) and all(map(set.issuperset, legal, given))
+
+
+def rankings(platform: str, target: str, problem: Problem) -> tuple[Ranked, ...]:
+    """All kernels that take a problem, by passes.
+
+    Raises:
+        ValueError: if a pass has none.
+    """
+    every = variants.passes(platform, target).values()
+    return tuple(_ranked(platform, tuple(kernels), problem) for kernels in every)
+
+
+@functools.lru_cache(maxsize=1024)
+def _ranked(platform: str, kernels: tuple[Any, ...], problem: Problem) -> Ranked:
+    priced = [_priced(platform, row, problem) for row in kernels]
+    found = sorted((tilings for tilings in priced if tilings), key=lambda tilings: tilings[0].cost)
+    if not found:
+        query = contract.query(platform, problem)
+        reasons = [f"{row.name}: {row.obstacle(query) or 'no tiles of it fit'}" for row in kernels]
+        raise ValueError(f"no kernel of {kernels[0].target} takes this problem; {'; '.join(reasons)}")
+    return tuple(found)
+
+
+def _priced(platform: str, row: Any, problem: Problem) -> tuple[Priced, ...]:
+    """The tilings of a kernel, the cheapest first; equals in the order of the binding."""
+    found = []
+    for tiling in row.tilings(contract.query(platform, problem)):
+        cost = COSTS[platform].cost(row.pass_name, row.name, problem, tiling)
+        found.append(Priced(cost, tiling.choice, row.name))
+    return tuple(sorted(found, key=lambda priced: priced.cost))
+
+
+def _attribute(platform: str, tiling: Priced, ranked: Ranked) -> str:
+    """The choices of a pass that lead to a tiling, on the devices here.
+
+    Cheaper kernels for other devices stand before it, and one for all devices behind it if it is not.
+    """
+    best = [tilings[0] for tilings in ranked]
+    cheaper = itertools.takewhile(lambda priced: not _runs_everywhere(platform, priced.name), best)
+    others = [priced for priced in cheaper if priced.name != tiling.name]
+    choices = [priced.choice for priced in others if not _runs_here(platform, priced.name)]
+    choices.append(tiling.choice)
+    if not _runs_everywhere(platform, tiling.name):
+        choices += [priced.choice for priced in best if _runs_everywhere(platform, priced.name)][:1]
+    return "|".join(choices)
+
+
+def _candidates(platform: str, ranked: Ranked) -> list[str]:
+    here = [tilings for tilings in ranked if _runs_here(platform, tilings[0].name)]
+    turns = itertools.chain.from_iterable(itertools.zip_longest(*here))
+    return [_attribute(platform, tiling, ranked) for tiling in turns if tiling is not None]
+
+
+def _runs_everywhere(platform: str, name: str) -> bool:
+    """Whether a kernel is for all devices of a platform."""
+    return name not in COSTS[platform].CAPABILITIES
+
+
+def absence(platform: str, name: str) -> str | None:
+    """Why a kernel does not run on the devices of this machine, None if it does."""
+    capability = COSTS[platform].CAPABILITIES.get(name)
+    if capability is None or devices.have(capability):
+        return None
+    return f"it takes a GPU of compute capability {capability}"
+
+
+def _runs_here(platform: str, name: str) -> bool:
+    return absence(platform, name) is None
+
+
+def workers() -> int:
+    """CPUs available to this process."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def scratch_bytes(platform: str, target: str, problem: Problem, kernels: str, work: Any) -> int:
+    """Bytes of scratch space for a call that does so many FLOPs (symbolic if that is not known)."""
+    query = contract.query(platform, problem)
+    is_small = isinstance(work, int) and work < register.binding(platform).SMALLEST_SHARED_WORK
+    each = [row.scratch_bytes(query, choice) for row, choice in _chosen(platform, target, kernels)]
+    return max(1, int(max(each)) * (1 if is_small else workers()))
+
+
+def _chosen(platform: str, target: str, kernels: str) -> Iterable[tuple[Any, str]]:
+    """The rows that the attribute `kernels` names, each with its choice."""
+    every: Iterable[Sequence[Any]] = variants.passes(platform, target).values()
+    for choices, found in zip(kernels.split(";"), every, strict=True):
+        by_name = {row.name: row for row in found}
+        for choice in choices.split("|"):
+            yield by_name[choice.partition(":")[0]], choice

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+CPU, CUDA = "cpu", "cuda"
+
 
 class Platform(NamedTuple):
     """A platform with kernels."""
@@ -12,12 +14,20 @@ class Platform(NamedTuple):
     name: str  # that JAX lowers for
     ffi_name: str  # that kernels are registered under
     module: str  # of its kernels
-    bias_elements: int  # at most so many in all partial sums of a bias' gradient
-    bias_parts: int  # at most so many partial sums
+    most_parts: int  # partial sums of the gradient of a bias: written in parallel, added in a fixed order
+    most_elements: int | None  # of all of them together, as far as there is more than one
+
+    def bias_parts(self, elements: int) -> int:
+        """How many partial sums there are of the gradient of a bias with so many elements."""
+        if self.most_elements is None:
+            return self.most_parts
+        return max(1, min(self.most_parts, self.most_elements // elements))
 
 
-CPU, CUDA = "cpu", "cuda"
 PLATFORMS = {
-    CPU: Platform(CPU, "cpu", "jax_na._cpu", bias_elements=0, bias_parts=16),
-    CUDA: Platform(CUDA, "CUDA", "jax_na._cuda", bias_elements=2**22, bias_parts=64),
+    platform.name: platform
+    for platform in (
+        Platform(CPU, "cpu", "jax_na._cpu", 16, None),
+        Platform(CUDA, "CUDA", "jax_na._cuda", 64, 2**22),
+    )
 }

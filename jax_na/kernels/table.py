@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table of implementations: one row each, what it offers, and whether it can run."""
+"""The table of implementations: one row each, the targets that it calls, and whether it can run."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import jax.numpy as jnp
-
-from jax_na.kernels import devices, register, tuning
+from jax_na.kernels import contract, devices, register, tuning, variants
+from jax_na.kernels.contract import Problem
 from jax_na.kernels.platforms import CUDA, PLATFORMS
 from jax_na.op import DTYPES, Op
 
@@ -17,100 +17,87 @@ ATTENTION, UNFUSED = "attention", "unfused"
 
 @dataclass(frozen=True)
 class Row:
-    """An implementation. `kernels` are the targets that it calls on its `platforms` (none: pure JAX)."""
+    """An implementation. `targets` are what it calls on the platforms that have kernels (none: pure JAX)."""
 
     name: str
     about: str
-    dtypes: tuple[str, ...]
-    kernels: tuple[str, ...]
-    platforms: tuple[str, ...]
+    targets: tuple[str, ...]
     unfused: bool
 
     @property
     def composed(self) -> bool:
         """Whether its attention is put together from the unfused operations."""
-        return self.unfused and bool(self.kernels)
+        return self.unfused and bool(self.targets)
 
-    def obstacle(self, platform: str, *arrays: Any) -> str | None:
-        """Why it cannot be compiled for this platform (a name of JAX; "" for others), None if it can.
-
-        `arrays` are operands [.., features] or their types: the query and, if it differs, the value.
-        """
-        dtypes = {jnp.dtype(x.dtype).name for x in arrays}
-        if not dtypes <= set(self.dtypes):
-            return f"it takes {', '.join(self.dtypes)}, not {', '.join(dtypes)}"
-        if not self.kernels:
+    def obstacle(self, platform: str, problem: Problem | None = None) -> str | None:
+        """Why it cannot be compiled for this platform (a name of JAX; "" for others), None if it can."""
+        if problem is not None and problem.dtype not in DTYPES:
+            return f"it takes {', '.join(DTYPES)}, not {problem.dtype}"
+        if not self.targets:
             return None
-        if platform not in self.platforms:
+        if platform not in PLATFORMS:
             return f"it has no kernels for {platform or 'this platform'}"
-        most = MOST_FEATURES.get((self.name, platform))
-        features = max((x.shape[-1] for x in arrays if x.shape), default=0) if most else 0
-        if most and features > most:
-            return f"on {platform} it takes up to {most} features per head, not {features}"
+        if problem is not None and platform in register.TARGETS:
+            alone = problem._replace(operands=())  # what kernels do not take is computed beside them
+            reasons = [variants.obstacle(platform, target, alone) for target in self.targets]
+            if reason := next(filter(None, reasons), None):
+                return reason
         return register.refusal(platform)
 
     def absence(self, platform: str) -> str | None:
         """Why it cannot run on this machine, although it can be compiled for the platform."""
-        if self.kernels and platform == CUDA and not devices.cuda_devices():
+        if self.targets and platform == CUDA and not devices.cuda_devices():
             return "JAX has no CUDA device here: that needs a GPU, its driver, and jax[cuda13] or jax[cuda12]"
         return None
 
-
-HALF_AND_SINGLE = ("float32", "bfloat16", "float16")
-MOST_FEATURES = {("fused", CUDA): 256}
 
 # Fastest first.
 ROWS = (
     Row(
         "fused",
         "softmax and both products in one kernel; nothing is stored per query and key",
-        HALF_AND_SINGLE,
         ("na_fused_forward", "na_fused_backward"),
-        tuple(PLATFORMS),
         unfused=False,
     ),
     Row(
         "gemm",
         "small matrix products over query tiles; weights are stored",
-        HALF_AND_SINGLE,
         ("na_gemm_qk", "na_gemm_av", "na_gemm_inverse"),
-        tuple(PLATFORMS),
         unfused=True,
     ),
     Row(
         "naive",
         "the definition as loops; weights are stored",
-        DTYPES,
         ("na_naive_qk", "na_naive_av", "na_naive_inverse"),
-        tuple(PLATFORMS),
         unfused=True,
     ),
-    Row("xla", "pure JAX, blocked; runs on every platform", DTYPES, (), (), unfused=True),
+    Row("xla", "pure JAX, blocked; runs on every platform", (), unfused=True),
 )
 NAMES = tuple(row.name for row in ROWS)
 DEFAULT_ORDER = {ATTENTION: ("fused", "xla"), UNFUSED: ("gemm", "naive", "xla")}
 
 
 def row(name: str) -> Row:
+    """The row of an implementation."""
     return ROWS[NAMES.index(name)]
 
 
-def choose(op: Op, operation: str, platform: str, *arrays: Any) -> str:
+def choose(op: Op, operation: str, platform: str, operands: Mapping[str, Any]) -> str:
     """What to lower to on a platform: the implementation asked for, or for None the fastest that can run.
 
-    `arrays` are those that limit it, as in `Row.obstacle`.
+    `operands` are those that limit it, by name: query and value, or one of y and x.
 
     Raises:
         ValueError: if the one asked for cannot run.
     """
-    name = op.implementation
+    name, problem = op.implementation, contract.problem(op, operands)
     if name is None:
         order = DEFAULT_ORDER[operation]
         tuned = tuning.lookup(op, platform).get(operation) if platform in register.TARGETS else None
         if tuned in order:
-            order = (tuned, *order)
-        return next(n for n in order if row(n).obstacle(platform, *arrays) is None)
-    obstacle = row(name).obstacle(platform, *arrays)
+            order = (str(tuned), *order)
+        return next(n for n in order if row(n).obstacle(platform, problem) is None)
+    obstacle = row(name).obstacle(platform, problem)
     if obstacle is not None:
         raise ValueError(f"implementation {name!r} cannot run here: {obstacle}")
     return name

@@ -7,8 +7,9 @@ for none. It maps a key, the machine and the geometry of a problem as in
     cpu avx512 | 56x56 | kernel 7x7 stride 1x1 dilation 1x1 causal 0x0
     cuda NVIDIA H100 | ...
 
-to what was fastest there, `{"attention": "fused", "query_tile": [4, 4]}`; any of it may be missing. Nothing
-but speed depends on it. Functions that are compiled already keep what they were compiled with.
+to what was fastest there, `{"attention": "fused", "kernels": {"na_fused_forward": "rows:4"}}`; any of it may
+be missing. Nothing but speed depends on it. Functions that are compiled already keep what they were compiled
+with.
 """
 
 from __future__ import annotations
@@ -26,47 +27,46 @@ from typing import TypedDict
 
 from jax_na import _cpu
 from jax_na.kernels import devices
+from jax_na.kernels.platforms import CPU, CUDA
 from jax_na.neighborhood import by
 from jax_na.op import Op
+
+VERSION = 2  # of the file; files of other versions are ignored
 
 
 class Choice(TypedDict, total=False):
     """What is fastest.
 
-    `attention`: the implementation for `implementation=None`. `query_tile`, on the CPU: as in `planner.tile`.
-    `tiles`, on CUDA: of every target as in `cuda_planner.tile`, ignored where no kernel has such tiles.
+    `attention`: the implementation for `implementation=None`. `kernels`: for every target the attribute of
+    the same name (kernels/plan.py), ignored where no kernel has such tiles.
     """
 
     attention: str
-    query_tile: list[int]
-    tiles: dict[str, list[int]]
+    kernels: dict[str, str]
 
 
-def key(op: Op, platform: str = "cpu") -> str:
+def key(op: Op, platform: str = CPU) -> str:
     """The machine and the geometry; batch, heads and dtype hardly change which choice is the fastest."""
-    machine = devices.cuda_kind() if platform == "cuda" else _cpu.isa()
+    machine = devices.cuda_kind() if platform == CUDA else _cpu.isa()
     n = op.neighborhood
-    window = zip(
-        ("kernel", "stride", "dilation", "causal"),
-        (n.kernel_size, n.stride, n.dilation, map(int, n.is_causal)),
-        strict=True,
-    )
+    values = (n.kernel_size, n.stride, n.dilation, tuple(map(int, n.is_causal)))
+    window = zip(("kernel", "stride", "dilation", "causal"), values, strict=True)
     return f"{platform} {machine} | {by(op.length)} | {' '.join(f'{name} {by(v)}' for name, v in window)}"
 
 
-def lookup(op: Op, platform: str = "cpu") -> Choice:
+def lookup(op: Op, platform: str = CPU) -> Choice:
     """What is known about this problem, {} if nothing is."""
     name = key(op, platform)
     return _trials.get(name) or _entries().get(name, {})
 
 
-def store(op: Op, choice: Choice, platform: str = "cpu") -> pathlib.Path:
+def store(op: Op, choice: Choice, platform: str = CPU) -> pathlib.Path:
     """Adds a choice to the file, or replaces the one with the same key; returns the file."""
     file = path()
     if file is None:
         raise ValueError("JAX_NA_TUNING=off: there is no file to store the result in")
     file.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"version": 1, "choices": _entries() | {key(op, platform): choice}}, indent=1)
+    text = json.dumps({"version": VERSION, "choices": _entries() | {key(op, platform): choice}}, indent=1)
     with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False) as new:
         new.write(text)
     os.replace(new.name, file)  # a reader sees the old file or the new one
@@ -74,7 +74,7 @@ def store(op: Op, choice: Choice, platform: str = "cpu") -> pathlib.Path:
 
 
 @contextlib.contextmanager
-def trial(op: Op, choice: Choice, platform: str = "cpu") -> Iterator[None]:
+def trial(op: Op, choice: Choice, platform: str = CPU) -> Iterator[None]:
     """Inside it, `lookup(op)` is `choice`: what is to be measured. Compile the function anew inside."""
     name = key(op, platform)
     _trials[name] = choice
@@ -112,7 +112,10 @@ def _entries() -> dict[str, Choice]:
 @functools.lru_cache(maxsize=1)
 def _read(file: pathlib.Path, changed: int) -> dict[str, Choice]:
     try:
-        choices: dict[str, Choice] = json.loads(file.read_text())["choices"]
+        document = json.loads(file.read_text())
+        if document["version"] != VERSION:
+            raise ValueError(f"its version is {document['version']}, not {VERSION}")
+        choices: dict[str, Choice] = document["choices"]
         return dict(choices)
     except (ValueError, KeyError, TypeError) as error:
         warnings.warn(f"{file} is ignored, it is not a tuning file of jax-na: {error!r}", stacklevel=2)

@@ -26,6 +26,7 @@ from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
 from jax_na.kernels import call as kernels
+from jax_na.kernels import variants
 from jax_na.kernels.table import ATTENTION, choose
 from jax_na.op import Inputs, Op, Results
 from jax_na.rules import tokens
@@ -107,9 +108,9 @@ def _delta(results: Results, cotangents: Results) -> Array:
 
 def _lower_attention(platform: str, operands: Attention, *, op: Op) -> Results:
     inputs, offsets = operands
-    query, value = inputs.query, inputs.value
-    if choose(op, ATTENTION, platform, query, value) == "xla":
+    if _is_xla(op, platform, inputs):
         return _forward(op, inputs, offsets)
+    query, value = inputs.query, inputs.value
     target = "na_fused_forward"
     inside = _inside(platform, target, inputs)
     types = {
@@ -126,43 +127,39 @@ def _lower_tangent(platform: str, operands: Tangent, *, op: Op) -> Results:
 
 def _lower_backward(platform: str, operands: Backward, *, op: Op) -> Inputs:
     inputs, results, cotangents, offsets = operands
-    if choose(op, ATTENTION, platform, inputs.query, inputs.value) == "xla":
+    if _is_xla(op, platform, inputs):
         return _backward(op, operands)
     target = "na_fused_backward"
     inside = _inside(platform, target, inputs)
     delta = _delta(results, cotangents)
     saved = {"offsets": offsets, "lse": results.lse, "delta": delta, "dout": cotangents.out}
-    types = _gradient_types(platform, inputs)
-    found = kernels.call(platform, target, op, {**inside._asdict(), **saved}, types)
+    found = kernels.call(platform, target, op, {**inside._asdict(), **saved}, _gradient_types(inputs))
     gradients = Inputs(
         query=found["dquery"],
-        key=found["dkey"].astype(inputs.key.dtype),
-        value=found["dvalue"].astype(inputs.value.dtype),
-        rpb=found["drpb"].sum(0) if "drpb" in found else None,
+        key=found["dkey"],
+        value=found["dvalue"],
+        rpb=found.get("drpb"),
     )
     whole = tokens.include_gradients(op, gradients, inputs, results.lse, delta, cotangents.out)
     return whole._replace(query=gradients.query) if inside is inputs else whole
 
 
+def _is_xla(op: Op, platform: str, inputs: Inputs) -> bool:
+    """Whether no kernel is to be called."""
+    return choose(op, ATTENTION, platform, {"query": inputs.query, "value": inputs.value}) == "xla"
+
+
 def _inside(platform: str, target: str, inputs: Inputs) -> Inputs:
     """What the kernels take: without additional tokens if they leave these to be merged outside."""
-    if inputs.token_key is None or kernels.takes(platform, target, "token_key"):
+    if inputs.token_key is None or variants.takes(platform, target, "token_key"):
         return inputs
     return inputs._replace(token_key=None, token_value=None)
 
 
-def _gradient_types(platform: str, inputs: Inputs) -> dict[str, Any]:
-    """Shapes and dtypes of the results of a backward kernel."""
-    query, key, value, rpb = inputs.query, inputs.key, inputs.value, inputs.rpb
-    sums = kernels.sums_dtype(platform, query.dtype)
-    types = {
-        "dquery": (query.shape, query.dtype),
-        "dkey": (key.shape, sums),
-        "dvalue": (value.shape, sums),
-    }
-    if rpb is not None:  # partial sums, written in parallel
-        types["drpb"] = ((kernels.bias_parts(platform, rpb.shape), *rpb.shape), jnp.float32)
-    return types
+def _gradient_types(inputs: Inputs) -> kernels.Types:
+    """Shapes and dtypes of the results of a backward kernel: those of the inputs."""
+    names = {"dquery": inputs.query, "dkey": inputs.key, "dvalue": inputs.value, "drpb": inputs.rpb}
+    return {name: (x.shape, x.dtype) for name, x in names.items() if x is not None}
 
 
 attention_p = Primitive("na_attention", _attention_types, _lower_attention)

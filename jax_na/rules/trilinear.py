@@ -9,7 +9,7 @@
 
 The derivative of a bilinear map is the map itself, and the transposes of each are the other two: derivatives
 of every order are calls of the same kernels. Weights have the accumulator's dtype, x and y that of the
-inputs; a kernel may take narrower weights (`kernels.weights_dtype`).
+inputs; kernels may take narrower weights (jax_na/kernels/contract.py).
 """
 
 from __future__ import annotations
@@ -90,38 +90,29 @@ def _inverse_types(operands: InverseOperands, *, op: Op, keys: Shape) -> AtKeys:
 
 def _lower_qk(platform: str, operands: QkOperands, *, op: Op) -> Weights:
     x, y, offsets = operands
-    implementation = choose(op, UNFUSED, platform, y)
+    implementation = choose(op, UNFUSED, platform, {"y": y})
     if implementation == "xla":
         return Weights(xla.qk(op, x, y, offsets))
     types = {"weights": ((*x.shape[:-1], op.pitch), accumulator(x.dtype))}
-    named = {"x": x, "y": y, "offsets": offsets}
-    return Weights(**kernels.call(platform, f"na_{implementation}_qk", op, named, types))
+    return Weights(**kernels.call(platform, f"na_{implementation}_qk", op, operands._asdict(), types))
 
 
 def _lower_av(platform: str, operands: AvOperands, *, op: Op) -> AtQueries:
     weights, y, offsets = operands
-    implementation = choose(op, UNFUSED, platform, y)
+    implementation = choose(op, UNFUSED, platform, {"y": y})
     if implementation == "xla":
         return AtQueries(xla.av(op, weights, y, offsets))
-    target = f"na_{implementation}_av"
-    narrow = weights.astype(kernels.weights_dtype(platform, target, weights.dtype, y.dtype))
     types = {"x": ((*weights.shape[:-1], y.shape[-1]), y.dtype)}
-    named = {"weights": narrow, "y": y, "offsets": offsets}
-    return AtQueries(**kernels.call(platform, target, op, named, types))
+    return AtQueries(**kernels.call(platform, f"na_{implementation}_av", op, operands._asdict(), types))
 
 
 def _lower_inverse(platform: str, operands: InverseOperands, *, op: Op, keys: Shape) -> AtKeys:
     weights, x, offsets = operands
-    implementation = choose(op, UNFUSED, platform, x)
+    implementation = choose(op, UNFUSED, platform, {"x": x})
     if implementation == "xla":
         return AtKeys(xla.inverse(op, weights, x, offsets, keys))
-    target = f"na_{implementation}_inverse"
-    narrow = weights.astype(kernels.weights_dtype(platform, target, weights.dtype, x.dtype))
-    shape = (*x.shape[: x.ndim - op.rank - 2], *keys, x.shape[-1])
-    types = {"y": (shape, kernels.sums_dtype(platform, x.dtype, target))}
-    named = {"weights": narrow, "x": x, "offsets": offsets}
-    found = kernels.call(platform, target, op, named, types)
-    return AtKeys(found["y"].astype(x.dtype))
+    types = {"y": ((*x.shape[: x.ndim - op.rank - 2], *keys, x.shape[-1]), x.dtype)}
+    return AtKeys(**kernels.call(platform, f"na_{implementation}_inverse", op, operands._asdict(), types))
 
 
 qk_p = Primitive("na_qk", _qk_types, _lower_qk)

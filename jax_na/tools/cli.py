@@ -14,10 +14,10 @@ import jax
 
 import jax_na
 from jax_na import _cpu
-from jax_na.kernels import cost_cpu as planner
-from jax_na.kernels import devices, plan, register, tuning
+from jax_na.kernels import contract, devices, plan, register, tuning
+from jax_na.kernels.platforms import CUDA, PLATFORMS
 from jax_na.kernels.table import NAMES
-from jax_na.neighborhood import Neighborhood, by
+from jax_na.neighborhood import Neighborhood
 from jax_na.op import DTYPES
 from jax_na.tools import plot, report
 
@@ -40,8 +40,8 @@ def info(options: argparse.Namespace) -> None:
     """Versions, the machine, and which implementations can run."""
     print(f"jax-na {jax_na.__version__}, jax {jax.__version__}, Python {platform.python_version()}")
     print(f"platform {jax.default_backend()}: {', '.join(str(d) for d in jax.devices()[:8])}")
-    print(f"CPU kernels: {_cpu.isa()} of {', '.join(_cpu.isa_levels())}, {planner.workers()} threads")
-    print(f"CUDA kernels: {register.refusal('cuda') or _cuda_kernels()}")
+    print(f"CPU kernels: {_cpu.isa()} of {', '.join(_cpu.isa_levels())}, {plan.workers()} threads")
+    print(f"CUDA kernels: {register.refusal(CUDA) or _cuda_kernels()}")
     file = tuning.path()
     print(
         f"tuning: {'off' if file is None else file}{'' if file is None or file.exists() else ' (none yet)'}"
@@ -50,6 +50,18 @@ def info(options: argparse.Namespace) -> None:
     for row in jax_na.implementations():
         state = "runs" if row.available else f"cannot run: {row.reason}"
         print(f"  {row.name:6} {state:5}  {row.about}")
+    for name in PLATFORMS:
+        if name in register.TARGETS:
+            _print_kernels(name)
+
+
+def _print_kernels(name: str) -> None:
+    """The kernels of a platform, pass after pass, and what keeps each from running here."""
+    print(f"kernels for {name}:")
+    for row in jax_na.implementations(platform=name):
+        for kernel in row.variants:
+            state = "runs" if kernel.available else f"cannot run: {kernel.reason}"
+            print(f"  {kernel.target:17} {kernel.pass_name:14} {kernel.name:8} {state}")
 
 
 def _cuda_kernels() -> str:
@@ -109,19 +121,13 @@ def tune(options: argparse.Namespace) -> None:
 
 
 def _choices(problem: Problem, platform: str) -> list[tuple[str, tuning.Choice]]:
-    """What to try, the cheapest first: a text and the tiles of the fused kernels."""
-    forward = plan.tiles(platform, "na_fused_forward", problem.op, problem.sizes)
-    if platform != "cuda":
-        return [(plot.tile(tile), {"query_tile": list(tile)}) for tile in forward]
-    if not problem.backward:
-        return [(by(tile), {"tiles": {"na_fused_forward": list(tile)}}) for tile in forward]
-    both = zip(forward, plan.tiles(platform, "na_fused_backward", problem.op, problem.sizes), strict=False)
+    """What to try, the cheapest first: a text, and the kernels of the targets with their tiles."""
+    targets = ["na_fused_forward", "na_fused_backward"] if problem.backward else ["na_fused_forward"]
+    planned = contract.problem(problem.op, problem.types())
+    tried = [plan.candidates(platform, target, planned) for target in targets]
     return [
-        (
-            f"{by(f)}, {by(b)}",
-            {"tiles": {"na_fused_forward": list(f), "na_fused_backward": list(b)}},
-        )
-        for f, b in both
+        (" ".join(kernels), {"kernels": dict(zip(targets, kernels, strict=True))})
+        for kernels in zip(*tried, strict=False)
     ]
 
 

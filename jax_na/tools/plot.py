@@ -154,8 +154,3 @@ def _decorate(
         handlelength=1.0,
         columnspacing=1.2,
     )
-
-
-def tile(sizes: Sequence[int]) -> str:
-    """The tile of a kernel: 4x4, or for the row kernels the rows of a block: rows, 4 rows, 2x2 rows."""
-    return by(sizes) if sizes[-1] else " ".join((*([by(sizes[:-1])] if sizes[:-1] else []), "rows"))

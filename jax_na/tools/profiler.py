@@ -16,7 +16,6 @@ import jax.numpy as jnp
 
 from jax_na.api.attention import neighborhood_attention
 from jax_na.api.availability import Availability, implementations
-from jax_na.kernels.plan import Sizes
 from jax_na.neighborhood import Neighborhood, Shape
 from jax_na.op import Op
 
@@ -42,10 +41,15 @@ class Problem:
     def op(self) -> Op:
         return Op(self.neighborhood, self.shape, self.head_dim**-0.5)
 
-    @property
-    def sizes(self) -> Sizes:
-        queries = self.batch * math.prod(self.shape) * self.heads
-        return Sizes(queries, self.head_dim, self.value_dim, self.dtype)
+    def types(self) -> dict[str, Any]:
+        """Shapes and dtypes of query, key, value and, with `rpb`, the bias."""
+        grid = (self.batch, *self.shape)
+        table = (self.heads, *(2 * w - 1 for w in self.neighborhood.kernel_size))
+        return {
+            "query": jax.ShapeDtypeStruct((*grid, self.heads, self.head_dim), self.dtype),
+            "key": jax.ShapeDtypeStruct((*grid, self.kv_heads, self.head_dim), self.dtype),
+            "value": jax.ShapeDtypeStruct((*grid, self.kv_heads, self.value_dim), self.dtype),
+        } | ({"rpb": jax.ShapeDtypeStruct(table, "float32")} if self.rpb else {})
 
     @property
     def flops(self) -> int:
@@ -63,40 +67,24 @@ class Problem:
 
     def availability(self) -> tuple[Availability, ...]:
         """Which implementations can run it here, and why the others cannot."""
-        shape = (self.batch, *self.shape, self.heads, self.head_dim)
-        n = self.neighborhood
-        return implementations(
-            jax.ShapeDtypeStruct(shape, self.dtype),
-            n.kernel_size,
-            stride=n.stride,
-            dilation=n.dilation,
-            is_causal=n.is_causal,
-        )
+        types = self.types()
+        return implementations(types["query"], self.neighborhood, value=types["value"], rpb=types.get("rpb"))
 
     def inputs(self) -> tuple[jax.Array, ...]:
         """query, key, value and, with `rpb`, the bias: random numbers."""
-        keys = jax.random.split(jax.random.key(0), 4)
-        grid = (self.batch, *self.shape)
-        heads = ((self.heads, self.head_dim), (self.kv_heads, self.head_dim), (self.kv_heads, self.value_dim))
-        qkv = tuple(
-            jax.random.normal(k, (*grid, *h), self.dtype) for k, h in zip(keys[:3], heads, strict=True)
-        )
-        table = (self.heads, *(2 * w - 1 for w in self.neighborhood.kernel_size))
-        return (*qkv, jax.random.normal(keys[3], table)) if self.rpb else qkv
+        types = self.types().values()
+        keys = jax.random.split(jax.random.key(0), 4)[: len(types)]
+        return tuple(jax.random.normal(k, x.shape, x.dtype) for k, x in zip(keys, types, strict=True))
 
     def compile(self, implementation: str | None) -> Callable[[], Any]:
         """The compiled computation with its inputs: the output, or the gradients of all inputs."""
-        n = self.neighborhood
 
         def attend(query: jax.Array, key: jax.Array, value: jax.Array, rpb: Any = None) -> jax.Array:
             out: jax.Array = neighborhood_attention(
                 query,
                 key,
                 value,
-                n.kernel_size,
-                stride=n.stride,
-                dilation=n.dilation,
-                is_causal=n.is_causal,
+                self.neighborhood,
                 rpb=rpb,
                 implementation=implementation,
             )

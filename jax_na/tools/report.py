@@ -9,9 +9,8 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from jax_na.kernels import devices, plan
+from jax_na.kernels import contract, devices, plan
 from jax_na.neighborhood import by
-from jax_na.tools import plot
 from jax_na.tools.profiler import Problem, Timing, measure
 
 Call = Callable[[], Any]
@@ -111,8 +110,9 @@ def dry_run(problem: Problem, rounds: int, names: list[str], missing: Mapping[st
     print(title(problem))
     print(f"weights of a stored neighborhood: {problem.weight_bytes / 1e6:.3g} MB (naive, gemm)")
     if any(name.startswith("fused") for name in names):
-        tile = plan.plan(devices.platform_of(), "na_fused_forward", problem.op, problem.sizes).tile
-        print(f"tile of the fused kernel: {plot.tile(tile)}")
+        planned = contract.problem(problem.op, problem.types())
+        kernels = plan.plan(devices.platform_of(), "na_fused_forward", problem.op, planned)
+        print(f"kernel of the fused forward pass: {kernels}")
     for name in names:
         print(f"would time {name}, {rounds} rounds")
     for name, reason in missing.items():
