@@ -10,8 +10,6 @@ namespace jax_na {
 
 constexpr int kAxes = 3;
 
-enum class Unfused { kQk, kAv, kInverse };  // the operations with stored weights: PN, NN, IN
-
 struct Problem {
   int64_t batch;             // product of all leading axes
   int rank;                  // axes that the caller gave: the last ones

@@ -64,8 +64,6 @@ void inverse(const UnfusedArgs& args, const Parallel& parallel) {
   parallel_for(parallel, p.batch * key_tokens(p) * p.kv_heads, body);
 }
 
-}  // namespace
-
 void naive_qk(const UnfusedArgs& args, const Parallel& parallel) {
   with_dtype(args.dtype, [&](auto element) { qk<decltype(element)>(args, parallel); });
 }
@@ -75,5 +73,19 @@ void naive_av(const UnfusedArgs& args, const Parallel& parallel) {
 void naive_inverse(const UnfusedArgs& args, const Parallel& parallel) {
   with_dtype(args.dtype, [&](auto element) { inverse<decltype(element)>(args, parallel); });
 }
+
+constexpr double kCost = 10;
+
+constexpr CpuVariant naive_variant(Target target, Pass pass, void (*run)(const void*, const Parallel&)) {
+  return {{target, pass, "naive", Form::kNone, 0, kAllTypes, nullptr, nullptr, nullptr}, run, no_scratch, kCost};
+}
+
+}  // namespace
+
+extern const CpuVariant kNaiveQk, kNaiveAv, kNaiveInverse;
+const CpuVariant kNaiveQk = naive_variant(Target::kNaiveQk, Pass::kQk, run_kernel<UnfusedArgs, naive_qk>);
+const CpuVariant kNaiveAv = naive_variant(Target::kNaiveAv, Pass::kAv, run_kernel<UnfusedArgs, naive_av>);
+const CpuVariant kNaiveInverse =
+    naive_variant(Target::kNaiveInverse, Pass::kInverse, run_kernel<UnfusedArgs, naive_inverse>);
 
 }  // namespace jax_na

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The CUDA kernels as Python functions of numpy arrays: on the host executor, or on the GPU of this machine.
 
-Both run the launchers of cuda/host/kernels.h through simt/harness/harness.h, without JAX. Every array lies
+Both run the kernels of cuda/host/kernels.h through simt/harness/harness.h, without JAX. Every array lies
 between guard areas, and results are poisoned; what the executor finds is an AssertionError.
 JAX_NA_KERNELS=device chooses the GPU (it needs nvcc).
 """
@@ -12,31 +12,43 @@ import ctypes
 import dataclasses
 import enum
 import functools
-import itertools
 import math
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 
 from . import oracle
-from .cuda_problems import Problem, Tile, boxes, boxes_visited, dtype_of
+from .cuda_problems import Problem, Tile, boxes_visited, dtype_of
 from .simt import build
 
 Array = np.ndarray
+Mode = tuple[str, str]  # dtype, precision
 AXES = 3  # kAxes
 DTYPES = {"float32": 0, "bfloat16": 1, "float16": 2, "float64": 3}  # DType
-PRECISIONS = {"default": 0, "exact": 1}  # Precision
 ON_DEVICE = os.environ.get("JAX_NA_KERNELS") == "device"
 GUARD, GUARD_BYTE = 256, 0xA5
 ADDITIONAL = ("additional_keys", "additional_values")
 NAN, NO_NAN = 0xFF, 0x40  # bytes to poison results with; the others are between 2 and 4
+OPERANDS = ("query", "key", "value", "weights", "x", "y", "scores", "offsets", "out", "lse", "delta", "dout")
+OPERANDS += ("rpb", *ADDITIONAL, "dquery", "dkey", "dvalue", "drpb", "scratch")  # Operand
 
 
 class Kernel(enum.IntEnum):
-    NAIVE_QK, NAIVE_AV, NAIVE_INVERSE, FORWARD, BACKWARD, GEMM_QK, GEMM_AV, GEMM_INVERSE = range(8)
+    """Target."""
+
+    FORWARD, BACKWARD, GEMM_QK, GEMM_AV, GEMM_INVERSE, NAIVE_QK, NAIVE_AV, NAIVE_INVERSE = range(8)
+
+
+class Pass(enum.IntEnum):
+    """Pass; the CPU's single backward pass is not among these."""
+
+    FORWARD, BACKWARD_QUERY, BACKWARD_KEY, QK, AV, INVERSE = 0, 2, 3, 4, 5, 6
+
+
+GEMM_PASSES = {Kernel.GEMM_QK: Pass.QK, Kernel.GEMM_AV: Pass.AV, Kernel.GEMM_INVERSE: Pass.INVERSE}
 
 
 # The interface of simt/harness/harness.h
@@ -58,15 +70,18 @@ class NativeProblem(ctypes.Structure):
 
 class _Buffer(ctypes.Structure):
     _fields_ = [("data", ctypes.c_void_p), ("bytes", ctypes.c_int64), ("name", ctypes.c_char_p)]
-    _fields_ += [("is_result", ctypes.c_int32)]
+    _fields_ += [("is_result", ctypes.c_int32), ("operand", ctypes.c_int32)]
 
 
 class _Call(ctypes.Structure):
     _fields_ = [("problem", NativeProblem)]
-    _fields_ += [
-        (n, ctypes.c_int32) for n in ("kernel", "dtype", "precision", "drpb_parts", "additional_tokens")
-    ]
-    _fields_ += [("seed", ctypes.c_uint32), ("tiles", ctypes.c_int32 * AXES * 4)]
+    _fields_ += [(n, ctypes.c_int32) for n in ("target", "dtype", "is_exact", "drpb_parts", "tokens")]
+    _fields_ += [("operands", ctypes.c_uint32), ("seed", ctypes.c_uint32), ("kernels", ctypes.c_char_p)]
+
+
+class _Tiling(ctypes.Structure):
+    _fields_ = [(side, ctypes.c_int * AXES) for side in ("query", "key")]
+    _fields_ += [(n, ctypes.c_int) for n in ("rows", "warp_rows", "columns", "features", "staged_slots")]
 
 
 def padded(values: Sequence[int]) -> tuple[int, ...]:
@@ -87,11 +102,11 @@ def native(problem: Problem) -> NativeProblem:
     return n
 
 
-def native_call(kernel: Kernel, problem: Problem, tiles: Sequence[Tile], **numbers: int) -> _Call:
-    call = _Call(problem=native(problem), kernel=kernel, **numbers)
-    for i, tile in enumerate(tiles):
-        call.tiles[i] = (ctypes.c_int32 * AXES)(*padded(tile))
-    return call
+def native_call(kernel: Kernel, problem: Problem, mode: Mode, operands: Sequence[str], **more: Any) -> _Call:
+    """A call with these operands, in a mode."""
+    mask = sum(1 << OPERANDS.index(name) for name in operands)
+    numbers = {"dtype": DTYPES[mode[0]], "is_exact": mode[1] == "exact", "tokens": problem.additional}
+    return _Call(problem=native(problem), target=kernel, operands=mask, **numbers, **more)
 
 
 @functools.cache
@@ -105,8 +120,8 @@ def library() -> ctypes.CDLL:
         pytest.skip("there is no C++ compiler to build the CUDA kernels for the host with")
     kernels, dispatch = build.cuda_sources()
     if ON_DEVICE:
-        sources = [*kernels, *dispatch, build.SIMT / "harness" / "harness_device.cu"]
-        path = build.device_library("kernels", sources, build.architecture())
+        host = [*dispatch, build.SIMT / "harness" / "harness_device.cu"]
+        path = build.device_library("kernels", kernels, host, build.architecture())
     else:
         path = build.host_library("kernels", kernels, [*dispatch, build.SIMT / "harness" / "harness.cc"])
     return ctypes.CDLL(str(path))
@@ -120,28 +135,26 @@ class _Arena:
         self.buffers: list[_Buffer] = []
 
     def add(self, name: str, array: Array | None, is_result: bool = False) -> Array | None:
-        """A copy of the array, the kernel's next buffer; None for an array that is not there."""
+        """A copy of the array, for the kernel; None for an array that is not there."""
         if array is None:
-            self.buffers.append(_Buffer(None, 0, name.encode(), is_result))
             return None
         memory = np.full(array.nbytes + 2 * GUARD + 256, GUARD_BYTE, np.uint8)
         start = GUARD + (16 - memory.ctypes.data - GUARD) % 256
         copy = memory[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
         copy[...] = array
         self.memory.append(memory)
-        self.buffers.append(_Buffer(memory.ctypes.data + start, array.nbytes, name.encode(), is_result))
+        self.buffers.append(
+            _Buffer(memory.ctypes.data + start, array.nbytes, name.encode(), is_result, OPERANDS.index(name))
+        )
         return copy
 
     def intact(self) -> bool:
         """Whether the guard areas are as they were."""
-        starts = (b.data - m.ctypes.data for b, m in zip(self._present(), self.memory, strict=True))
+        starts = (b.data - m.ctypes.data for b, m in zip(self.buffers, self.memory, strict=True))
         return all(
             (m[:s] == GUARD_BYTE).all() and (m[s + b.bytes :] == GUARD_BYTE).all()
-            for s, b, m in zip(starts, self._present(), self.memory, strict=True)
+            for s, b, m in zip(starts, self.buffers, self.memory, strict=True)
         )
-
-    def _present(self) -> list[_Buffer]:
-        return [b for b in self.buffers if b.data is not None]
 
 
 def run(
@@ -151,27 +164,27 @@ def run(
     operands: Mapping[str, Array | None],
     results: Mapping[str, Array | None],
     *,
-    tiles: Sequence[Tile] = (),
+    kernels: str = "naive",
     precision: str = "default",
     seed: int = 0,
     drpb_parts: int = 0,
 ) -> dict[str, Array]:
-    """Runs a kernel; `results` are poisoned arrays of the right shapes, of which changed copies come back.
+    """Runs kernels; `results` are poisoned arrays of the right shapes, of which changed copies come back.
 
-    The order of operands, then results, is that of harness.h.
+    `kernels` is the attribute of the same name, see common/call/choice.h.
     """
     arena = _Arena()
     arena.add("offsets", problem.offsets)
     inputs = {name: arena.add(name, x) for name, x in operands.items()}
     outputs = {name: arena.add(name, x, is_result=True) for name, x in results.items()}
-    numbers = {"dtype": DTYPES[dtype], "precision": PRECISIONS[precision], "drpb_parts": drpb_parts}
-    numbers["additional_tokens"] = problem.additional
-    call = native_call(kernel, problem, tiles, seed=seed, **numbers)
+    present = ["offsets", *(name for name, x in operands.items() if x is not None)]
+    numbers = {"seed": seed, "drpb_parts": drpb_parts, "kernels": kernels.encode()}
+    call = native_call(kernel, problem, (dtype, precision), present, **numbers)
     report = ctypes.create_string_buffer(4096)
     buffers = (_Buffer * len(arena.buffers))(*arena.buffers)
     library().jax_na_run(ctypes.byref(call), buffers, len(buffers), report, len(report))
     assert not report.value, (
-        f"{kernel.name} {problem} {dtype} tiles {tiles} seed {seed}:\n{report.value.decode()}"
+        f"{kernel.name} {problem} {dtype} {kernels} seed {seed}:\n{report.value.decode()}"
     )
     assert arena.intact(), "bytes beside an array have changed"
     for name, x in operands.items():
@@ -230,67 +243,102 @@ def backward(
 
 # Tiles
 
-Mode = tuple[str, str]  # dtype, precision
 ENOUGH_WORK = 1 << 20  # multiplications of a product that the executor does in a fraction of a second
-FORWARD_PASS, QUERIES_PASS, KEYS_PASS = 0, 1, 2  # Pass
-HOPPER_ROWS = 128  # kHopperRows
+HOPPER_ROWS = 128
 
 
-def kernel_shape(which: int, problem: Problem, mode: Mode, rows: int) -> tuple[int, int]:
-    """(rows that stay, tokens streamed) of the kernel for so many rows, else for fewer, else of any."""
-    dims = dtype_of(mode[0]).itemsize, problem.head_dim, problem.value_dim
-    for number in (*(rows >> i for i in range(rows.bit_length())), 64, 32):
-        streamed = library().jax_na_streamed_tokens(which, *dims, number, problem.additional)
-        if streamed:
-            return number, streamed
-    raise ValueError(f"there is no kernel for {problem}")
+class Tiling(NamedTuple):
+    """Tiling of common/call/variant.h."""
+
+    query: Tile
+    key: Tile
+    rows: int
+    columns: int
+    staged_slots: int
+
+    def choice(self, name: str) -> str:
+        """The kernel with these tiles, as the attribute has it."""
+        return choice(name, self.query, self.key)
 
 
-def _any_tiles(which: int, problem: Problem, mode: Mode, rows: int, rng: np.random.Generator) -> list[Tile]:
-    """Random ones of rows and columns for the fused kernel of so many rows."""
-    return _tiles_of_shape(kernel_shape(which, problem, mode, rows), problem, which == KEYS_PASS, rng)
+def choice(name: str, *tiles: Tile) -> str:
+    """A kernel with tiles, as the attribute `kernels` has it."""
+    return f"{name}:{','.join('x'.join(map(str, tile)) for tile in tiles)}"
 
 
-def _tiles_of_shape(
-    shape: tuple[int, int], problem: Problem, keys_stay: bool, rng: np.random.Generator
-) -> list[Tile]:
-    """Random ones of so many rows and columns."""
-    pairs = list(itertools.product(*(boxes(tokens, len(problem.axes)) for tokens in shape)))
-    return cheap_pair(pairs, problem, keys_stay, rng)
+def tilings(
+    kernel: Kernel, which: Pass, problem: Problem, mode: Mode, name: str = "portable"
+) -> list[Tiling]:
+    """All tiles with which a kernel takes a problem."""
+    rank = len(problem.axes)
+    call = _query(kernel, problem, mode)
+    found = (_Tiling * 4096)()
+    count = library().jax_na_tilings(ctypes.byref(call), which, name.encode(), found, len(found))
+    assert count <= len(found)
+    return [
+        Tiling(tuple(t.query[-rank:]), tuple(t.key[-rank:]), t.rows, t.columns, t.staged_slots)
+        for t in found[:count]
+    ]
 
 
-def cheap_pair(
-    pairs: Sequence[tuple[Tile, Tile]], problem: Problem, keys_stay: bool, rng: np.random.Generator
-) -> list[Tile]:
-    """A random pair of tiles, not so badly suited to the problem that the executor takes long."""
-    shape = [math.prod(tile) for tile in pairs[0]]
-    each = math.prod(shape) * max(32, problem.head_dim, problem.value_dim) * problem.batch * problem.heads
+def obstacle(kernel: Kernel, which: Pass, problem: Problem, mode: Mode, name: str = "portable") -> str:
+    """Why a kernel does not take a problem, "" if it does."""
+    call, text = _query(kernel, problem, mode), ctypes.create_string_buffer(400)
+    library().jax_na_obstacle(ctypes.byref(call), which, name.encode(), text, len(text))
+    return text.value.decode()
+
+
+def _query(kernel: Kernel, problem: Problem, mode: Mode) -> _Call:
+    is_fused = kernel in (Kernel.FORWARD, Kernel.BACKWARD)
+    optional = [*(["rpb"] if problem.rpb else []), *(ADDITIONAL if problem.additional else [])]
+    return native_call(kernel, problem, mode, optional if is_fused else ())
+
+
+def any_tiling(
+    kernel: Kernel, which: Pass, problem: Problem, mode: Mode, rows: int, rng: np.random.Generator
+) -> Tiling:
+    """A random one of the kernel for so many rows, else for fewer, else of any."""
+    legal = tilings(kernel, which, problem, mode)
+    numbers = (*(rows >> i for i in range(rows.bit_length())), 64, 32)
+    number = next((n for n in numbers if any(t.rows == n for t in legal)), None)
+    if number is None:
+        raise ValueError(f"there is no kernel for {problem}")
+    return cheap_tiling([t for t in legal if t.rows == number], problem, which, rng)
+
+
+def cheap_tiling(legal: Sequence[Tiling], problem: Problem, which: Pass, rng: np.random.Generator) -> Tiling:
+    """A random one, not so badly suited to the problem that the executor takes long."""
+    keys_stay = which in (Pass.BACKWARD_KEY, Pass.INVERSE)
+    each = legal[0].rows * legal[0].columns * max(32, problem.head_dim, problem.value_dim)
     whole = {"query_start": 0, "num_queries": None, "key_start": 0, "num_keys": None}
     grid = [dataclasses.replace(axis, **whole) for axis in problem.axes]
-    best, least = [], math.inf
+    best, least = legal[0], math.inf
     for _ in range(10):
-        tiles = list(pairs[rng.integers(len(pairs))])
-        cost = each * boxes_visited(grid, *tiles, keys_stay)
+        tiling = legal[rng.integers(len(legal))]
+        tiles = (tiling.key, tiling.query) if keys_stay else (tiling.query, tiling.key)
+        cost = each * problem.batch * problem.heads * boxes_visited(grid, *tiles, keys_stay)
         if cost < least:
-            best, least = tiles, cost
+            best, least = tiling, cost
         if cost < ENOUGH_WORK:
             break
     return best
 
 
-def forward_tiles(problem: Problem, mode: Mode, rows: int, rng: np.random.Generator) -> list[Tile]:
-    """Random tiles of queries and keys for the kernel of so many rows."""
-    return _any_tiles(FORWARD_PASS, problem, mode, rows, rng)
+def forward_kernels(problem: Problem, mode: Mode, rows: int, rng: np.random.Generator) -> str:
+    """The portable kernel of so many rows, with random tiles."""
+    return any_tiling(Kernel.FORWARD, Pass.FORWARD, problem, mode, rows, rng).choice("portable")
 
 
-def hopper_tiles(problem: Problem, rng: np.random.Generator) -> list[Tile]:
-    """Random tiles of the kernel for compute capability 9.0; the portable one would refuse its own, zeros."""
-    columns = library().jax_na_hopper_columns(problem.head_dim, problem.value_dim)
-    none = (0,) * len(problem.axes)
-    return [none, none, *_tiles_of_shape((HOPPER_ROWS, columns), problem, False, rng)]
+def hopper_kernels(problem: Problem, dtype: str, rng: np.random.Generator) -> str:
+    """The kernel for compute capability 9.0 with random tiles; with some that it refuses, if it has none."""
+    legal = tilings(Kernel.FORWARD, Pass.FORWARD, problem, (dtype, "default"), "sm90")
+    if legal:
+        return cheap_tiling(legal, problem, Pass.FORWARD, rng).choice("sm90")
+    return choice("sm90", (1,) * len(problem.axes), (1,) * len(problem.axes))
 
 
-def backward_tiles(problem: Problem, mode: Mode, rows: int, rng: np.random.Generator) -> list[Tile]:
-    """Random tiles of queries and keys: where queries stay and keys stream, then the other way round."""
-    queries, keys = (_any_tiles(p, problem, mode, rows, rng) for p in (QUERIES_PASS, KEYS_PASS))
-    return [*queries, *reversed(keys)]
+def backward_kernels(problem: Problem, mode: Mode, rows: int, rng: np.random.Generator) -> str:
+    """The kernels of both passes, with random tiles."""
+    passes = (Pass.BACKWARD_QUERY, Pass.BACKWARD_KEY)
+    found = (any_tiling(Kernel.BACKWARD, which, problem, mode, rows, rng) for which in passes)
+    return ";".join(tiling.choice("portable") for tiling in found)

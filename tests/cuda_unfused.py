@@ -3,38 +3,23 @@
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
-import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from . import cuda_kernels, helpers, oracle
-from .cuda_kernels import NAN, Kernel, Mode, any_seed
-from .cuda_problems import Problem, Tile, boxes, dtype_of
+from .cuda_kernels import GEMM_PASSES, NAN, Kernel, Mode, any_seed
+from .cuda_problems import Problem, dtype_of
 
 Array = np.ndarray
 
 
-def gemm_tiles(
-    kernel: Kernel, problem: Problem, mode: Mode, rows: int, rng: np.random.Generator
-) -> list[Tile]:
-    """Random tiles of queries and keys, of those that the GEMM kernel of so many rows has room for."""
-    choices = [boxes(tokens, len(problem.axes)) for tokens in (rows, 32 if rows == 16 else 64)]
-    legal = [pair for pair in itertools.product(*choices) if gemm_slots(kernel, problem, mode, *pair)]
-    keys_stay = kernel is Kernel.GEMM_INVERSE
-    chosen = cuda_kernels.cheap_pair(legal, problem, keys_stay, rng)
-    return chosen[::-1] if keys_stay else chosen
-
-
-def gemm_slots(kernel: Kernel, problem: Problem, mode: Mode, rows: Tile, columns: Tile) -> int:
-    """Slots of a row of weights that a GEMM kernel has room for in shared memory, 0 if it cannot run."""
-    tiles = (columns, rows) if kernel is Kernel.GEMM_INVERSE else (rows, columns)
-    call = cuda_kernels.native_call(kernel, problem, tiles)
-    width = dtype_of(mode[0]).itemsize
-    return int(cuda_kernels.library().jax_na_gemm_slots(ctypes.byref(call), width))
+def gemm_kernels(kernel: Kernel, problem: Problem, mode: Mode, rows: int, rng: np.random.Generator) -> str:
+    """The GEMM kernel of so many rows with random tiles, of those that it has room for."""
+    which = GEMM_PASSES[kernel]
+    return cuda_kernels.any_tiling(kernel, which, problem, mode, rows, rng).choice("portable")
 
 
 class Unfused:

@@ -4,16 +4,14 @@
 The operands' unused slots and padding are NaN, results are poisoned: what is read or left out shows.
 """
 
-import itertools
-
 import numpy as np
 import pytest
 
 from . import cuda_kernels, helpers
 from .cases import NAMED, Case
-from .cuda_kernels import NAN, NO_NAN, Kernel, any_seed
-from .cuda_problems import UNMERGED, Problem, any_problem, boxes, dtype_of, lost_queries, outside, region
-from .cuda_unfused import Unfused, gemm_slots, gemm_tiles
+from .cuda_kernels import NAN, NO_NAN, Kernel, Pass, any_seed
+from .cuda_problems import UNMERGED, Problem, any_problem, dtype_of, lost_queries, outside, region
+from .cuda_unfused import Unfused, gemm_kernels
 from .test_cuda_kernels import LARGER, MODES, TF32
 from .test_regions import CUTS, OUTSIDE, regions
 
@@ -47,8 +45,8 @@ class Gemm(Unfused):
         self.mode, self.rows, self.rng = mode, rows, rng
 
     def how(self, kernel, problem):
-        tiles = gemm_tiles(kernel, problem, self.mode, self.rows, self.rng)
-        return {"tiles": tiles, "precision": self.mode[1]}
+        kernels = gemm_kernels(kernel, problem, self.mode, self.rows, self.rng)
+        return {"kernels": kernels, "precision": self.mode[1]}
 
     def check(self):
         qk, sums = TOLERANCE[self.mode]
@@ -89,10 +87,8 @@ def test_phases():
     """These cases are what their list says: some boxes leave room for a part of a row only."""
     for case in PHASES[:5]:
         problem = Problem.of(case)
-        found = {
-            gemm_slots(Kernel.GEMM_QK, problem, MODES[0], rows, columns)
-            for rows, columns in itertools.product(*(boxes(64, len(case.grid)) for _ in "qk"))
-        }
+        legal = cuda_kernels.tilings(Kernel.GEMM_QK, Pass.QK, problem, MODES[0])
+        found = {tiling.staged_slots for tiling in legal if tiling.rows == 64}
         assert any(0 < slots < problem.pitch for slots in found), case
 
 
@@ -103,12 +99,12 @@ def test_deterministic(name, mode, rng):
     case = {c.name: c for c in (*UNMERGED, *LARGER, *PHASES)}[name]
     gemm = Gemm(Problem.of(case), mode, ROWS[any_seed(rng) % 2], rng)
     given = gemm.padded(gemm.weights, np.nan)
-    tiles = {}
+    kernels = {}
 
-    def same_tiles(kernel, problem):
-        return {**tiles.setdefault(kernel, gemm.how(kernel, problem)), "seed": any_seed(rng)}
+    def same_kernels(kernel, problem):
+        return {**kernels.setdefault(kernel, gemm.how(kernel, problem)), "seed": any_seed(rng)}
 
-    helpers.assert_identical(gemm.run(NAN, given, same_tiles), gemm.run(NAN, given, same_tiles))
+    helpers.assert_identical(gemm.run(NAN, given, same_kernels), gemm.run(NAN, given, same_kernels))
 
 
 @pytest.mark.parametrize("number", range(48))
@@ -122,12 +118,12 @@ def test_random_problems(number, rng):
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_illegal_tiles_are_refused(kernel, tiles, rng):
     gemm = Gemm(Problem.of(NAMED["plain-1d"]), ("bfloat16", "default"), 16, rng)
-    chosen = tiles[::-1] if kernel is Kernel.GEMM_INVERSE else tiles
+    chosen = cuda_kernels.choice("portable", *(tiles[::-1] if kernel is Kernel.GEMM_INVERSE else tiles))
 
     def how(which, problem):
-        return {"tiles": chosen} if which is kernel else gemm.how(which, problem)
+        return {"kernels": chosen} if which is kernel else gemm.how(which, problem)
 
-    with pytest.raises(AssertionError, match="refused"):
+    with pytest.raises(AssertionError, match=r"refused: no kernel can run .* it takes"):
         gemm.run(NAN, gemm.padded(gemm.weights, 0), how)
 
 

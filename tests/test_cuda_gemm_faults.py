@@ -16,7 +16,7 @@ pytestmark = [
     pytest.mark.skipif(cuda_kernels.ON_DEVICE, reason="on a GPU, faults are not found"),
     pytest.mark.skipif(build.host_compiler() is None, reason="no C++ compiler"),
 ]
-SOURCE = "gemm/bf16.cu"
+SOURCE = "gemm/gemm.cu"
 FAULTS = {  # name -> (header, what is there, what is planted, what is found)
     "no barrier between carrying and clearing": (
         "gemm/qk.cuh",
@@ -47,12 +47,14 @@ def faulty_library(folder: pathlib.Path, header: str, there: str, planted: str) 
     text = (folder / "cuda" / header).read_text()
     assert text.count(there) == 1
     (folder / "cuda" / header).write_text(text.replace(there, planted))
-    with (folder / "cuda" / SOURCE).open("a") as source:
+    faulty, math = folder / "cuda" / SOURCE, "BF16"
+    with faulty.open("a") as source:
         source.write(f"// {header}: {planted!r} for {there!r}\n")  # objects are kept by the source's text
     kernels, dispatch = build.cuda_sources()
-    sound = [kernel for kernel in kernels if kernel != build.ROOT / "cuda" / SOURCE]
+    sound = [kernel for kernel in kernels if kernel != build.unit(build.ROOT / "cuda" / SOURCE, math)]
+    assert len(sound) == len(kernels) - 1
     host = [*dispatch, build.SIMT / "harness" / "harness.cc"]
-    return build.host_library("faulty", [folder / "cuda" / SOURCE, *sound], host, folder)
+    return build.host_library("faulty", [build.unit(faulty, math), *sound], host, folder)
 
 
 @pytest.mark.parametrize("name", FAULTS)

@@ -4,13 +4,14 @@ JAX_NA_KERNELS=device), and the rule that says which calls it takes."""
 
 import dataclasses
 import itertools
+import re
 
 import numpy as np
 import pytest
 
 from . import cuda_kernels, helpers, oracle
 from .cases import NAMED, Case
-from .cuda_kernels import HOPPER_ROWS, NO_NAN, any_seed
+from .cuda_kernels import HOPPER_ROWS, NO_NAN, Kernel, Pass, any_seed
 from .cuda_problems import UNMERGED, Problem, any_problem, lost_queries, outside, region
 from .test_cuda_kernels import HALVES, LARGER, TOLERANCE, repeated
 from .test_regions import CUTS, OUTSIDE, regions
@@ -65,8 +66,8 @@ def without_bias(case):
 def assert_attention(problem, dtype, rng):
     problem = repeated(problem)
     inputs = problem.inputs(rng, dtype)
-    tiles = cuda_kernels.hopper_tiles(problem, rng)
-    found = cuda_kernels.forward(problem, dtype, inputs, tiles=tiles, seed=any_seed(rng))
+    kernels = cuda_kernels.hopper_kernels(problem, dtype, rng)
+    found = cuda_kernels.forward(problem, dtype, inputs, kernels=kernels, seed=any_seed(rng))
     attention = oracle.Attention(problem.geometry, inputs, problem.scale)
     out, lse, _ = TOLERANCE[dtype, "default"]
     helpers.assert_close({"out": found["out"]}, {"out": attention.out}, out)
@@ -74,8 +75,10 @@ def assert_attention(problem, dtype, rng):
 
 
 def assert_refused(problem, dtype, rng):
-    """It falls to the portable kernel, which was given no tiles here."""
-    with pytest.raises(AssertionError, match="refused: there is no fused kernel for these tiles"):
+    """It says why, and there is no other choice here."""
+    reason = cuda_kernels.obstacle(Kernel.FORWARD, Pass.FORWARD, problem, (dtype, "default"), "sm90")
+    assert reason.startswith("it takes ")
+    with pytest.raises(AssertionError, match="refused: no kernel can run .*" + re.escape(reason)):
         assert_attention(problem, dtype, rng)
 
 
@@ -99,7 +102,7 @@ def test_windows_outside_the_keys_are_nan(reason, rng):
     """Nothing is read out of bounds, and queries whose window is not there have no number for a result."""
     problem = outside(OUTSIDE[reason])
     inputs = problem.inputs(rng, "bfloat16")
-    how = {"tiles": cuda_kernels.hopper_tiles(problem, rng), "seed": any_seed(rng)}
+    how = {"kernels": cuda_kernels.hopper_kernels(problem, "bfloat16", rng), "seed": any_seed(rng)}
     found = cuda_kernels.forward(problem, "bfloat16", inputs, poison=NO_NAN, **how)
     for x in found.values():
         assert np.isnan(x[:, lost_queries(problem)].astype(np.float32)).all()
@@ -117,39 +120,48 @@ def test_random_problems(number, rng):
 def test_deterministic(dtype, rng):
     """The order in which warps run leaves no trace: the same bits."""
     problem = without_bias(CASES[1])
-    inputs, tiles = problem.inputs(rng, dtype), cuda_kernels.hopper_tiles(problem, rng)
+    inputs, kernels = problem.inputs(rng, dtype), cuda_kernels.hopper_kernels(problem, dtype, rng)
     first, second = (
-        cuda_kernels.forward(problem, dtype, inputs, tiles=tiles, seed=any_seed(rng)) for _ in range(2)
+        cuda_kernels.forward(problem, dtype, inputs, kernels=kernels, seed=any_seed(rng)) for _ in range(2)
     )
     helpers.assert_identical(first, second)
 
 
 PLAIN = Problem((oracle.Axis(40, 7),), head_dim=64, value_dim=64)
 REFUSED = {
-    "head_dim": dataclasses.replace(PLAIN, head_dim=20),
-    "value_dim": dataclasses.replace(PLAIN, value_dim=12),
-    "bias": dataclasses.replace(PLAIN, rpb=True),
-    "tokens": dataclasses.replace(PLAIN, additional=3),
+    "head_dim": (dataclasses.replace(PLAIN, head_dim=20), "a multiple of 8 features per head, not 20"),
+    "value_dim": (dataclasses.replace(PLAIN, value_dim=12), "a multiple of 8 features per head, not 12"),
+    "wide": (dataclasses.replace(PLAIN, value_dim=264), "up to 256 features per head, not 264"),
+    "bias": (dataclasses.replace(PLAIN, rpb=True), "no relative positional bias"),
+    "tokens": (dataclasses.replace(PLAIN, additional=3), "no additional tokens"),
 }
 
 
 @pytest.mark.parametrize("reason", REFUSED)
 def test_what_it_does_not_take(reason, rng):
-    assert not taken(REFUSED[reason])
-    assert_refused(REFUSED[reason], "bfloat16", rng)
+    problem, text = REFUSED[reason]
+    obstacle = cuda_kernels.obstacle(Kernel.FORWARD, Pass.FORWARD, problem, ("float16", "default"), "sm90")
+    assert obstacle.startswith(f"it takes {text}")
+    assert_refused(problem, "bfloat16", rng)
 
 
-def test_other_types_and_no_tiles(rng):
+def test_other_types_and_other_choices(rng):
+    """The portable kernel runs where this one does not and the call has both."""
     assert taken(PLAIN)
     assert_attention(PLAIN, "bfloat16", rng)
     assert_refused(PLAIN, "float32", rng)
-    portable = cuda_kernels.forward_tiles(PLAIN, ("bfloat16", "default"), 64, rng)
-    found = cuda_kernels.forward(PLAIN, "bfloat16", PLAIN.inputs(rng, "bfloat16"), tiles=portable)
-    assert np.isfinite(found["lse"]).all()
+    biased, mode = REFUSED["bias"][0], ("bfloat16", "default")
+    portable = cuda_kernels.forward_kernels(biased, mode, 64, rng)
+    sm90 = cuda_kernels.hopper_kernels(PLAIN, "bfloat16", rng)
+    inputs = biased.inputs(rng, "bfloat16")
+    both = cuda_kernels.forward(biased, "bfloat16", inputs, kernels=f"{sm90}|{portable}")
+    alone = cuda_kernels.forward(biased, "bfloat16", inputs, kernels=portable)
+    helpers.assert_identical(both, alone)
 
 
-@pytest.mark.parametrize("tiles", list(itertools.product([(3,), (64,), (HOPPER_ROWS,)], [(64,), (-128,)])))
+@pytest.mark.parametrize("tiles", list(itertools.product([(3,), (64,), (HOPPER_ROWS,)], [(64,), (256,)])))
 def test_illegal_tiles_are_refused(tiles, rng):
-    none = (0,)
-    with pytest.raises(AssertionError, match="refused"):
-        cuda_kernels.forward(PLAIN, "bfloat16", PLAIN.inputs(rng, "bfloat16"), tiles=[none, none, *tiles])
+    with pytest.raises(AssertionError, match=r"refused: no kernel can run .* it takes"):
+        cuda_kernels.forward(
+            PLAIN, "bfloat16", PLAIN.inputs(rng, "bfloat16"), kernels=cuda_kernels.choice("sm90", *tiles)
+        )

@@ -6,7 +6,6 @@ are poisoned with NaN, so that what is not written shows.
 """
 
 import dataclasses
-import itertools
 import math
 
 import numpy as np
@@ -70,7 +69,7 @@ def assert_forward(problem, mode, rows, inputs, rng):
     attention = oracle.Attention(problem.geometry, inputs, problem.scale)
     how = {"precision": mode[1], "seed": any_seed(rng)}
     found = cuda_kernels.forward(
-        problem, mode[0], inputs, tiles=cuda_kernels.forward_tiles(problem, mode, rows, rng), **how
+        problem, mode[0], inputs, kernels=cuda_kernels.forward_kernels(problem, mode, rows, rng), **how
     )
     out, lse, _ = tolerance(problem, mode)
     helpers.assert_close({"out": found["out"]}, {"out": attention.out}, out)
@@ -95,7 +94,7 @@ def assert_backward(problem, mode, rows, inputs, attention, rng):
         inputs,
         given,
         parts=int(rng.integers(1, 6)),
-        tiles=cuda_kernels.backward_tiles(problem, mode, rows, rng),
+        kernels=cuda_kernels.backward_kernels(problem, mode, rows, rng),
         precision=mode[1],
         seed=any_seed(rng),
     )
@@ -143,14 +142,16 @@ def test_windows_outside_the_keys_are_nan(reason, rows, rng):
     """Nothing is read out of bounds, and queries whose window is not there have no number for a result."""
     problem, mode = outside(OUTSIDE[reason]), ("bfloat16", "default")
     inputs = problem.inputs(rng, "bfloat16")
-    tiles = cuda_kernels.forward_tiles(problem, mode, rows, rng)
-    found = cuda_kernels.forward(problem, "bfloat16", inputs, poison=NO_NAN, tiles=tiles, seed=any_seed(rng))
+    kernels = cuda_kernels.forward_kernels(problem, mode, rows, rng)
+    found = cuda_kernels.forward(
+        problem, "bfloat16", inputs, poison=NO_NAN, kernels=kernels, seed=any_seed(rng)
+    )
     shape = problem.shapes()["lse"]
     given = {"lse": found["lse"], "delta": rng.standard_normal(shape).astype(np.float32)}
     given["dout"] = rng.standard_normal(found["out"].shape).astype(inputs["query"].dtype)
-    tiles = cuda_kernels.backward_tiles(problem, mode, rows, rng)
+    kernels = cuda_kernels.backward_kernels(problem, mode, rows, rng)
     gradients = cuda_kernels.backward(
-        problem, "bfloat16", inputs, given, poison=NO_NAN, tiles=tiles, seed=any_seed(rng)
+        problem, "bfloat16", inputs, given, poison=NO_NAN, kernels=kernels, seed=any_seed(rng)
     )
     lost = lost_queries(problem)
     for x in (found["out"], found["lse"], gradients["query"]):
@@ -166,14 +167,14 @@ def test_deterministic(name, mode, rng):
     attention = oracle.Attention(problem.geometry, inputs, problem.scale)
     given, _ = saved(problem, mode, attention, rng)
     rows = ROWS[any_seed(rng) % 3]
-    forward_tiles = cuda_kernels.forward_tiles(problem, mode, rows, rng)
-    backward_tiles = cuda_kernels.backward_tiles(problem, mode, rows, rng)
+    forward_kernels = cuda_kernels.forward_kernels(problem, mode, rows, rng)
+    backward_kernels = cuda_kernels.backward_kernels(problem, mode, rows, rng)
 
     def both(seed):
         how = {"precision": mode[1], "seed": seed}
         return (
-            cuda_kernels.forward(problem, mode[0], inputs, tiles=forward_tiles, **how),
-            cuda_kernels.backward(problem, mode[0], inputs, given, tiles=backward_tiles, **how),
+            cuda_kernels.forward(problem, mode[0], inputs, kernels=forward_kernels, **how),
+            cuda_kernels.backward(problem, mode[0], inputs, given, kernels=backward_kernels, **how),
         )
 
     helpers.assert_identical(both(any_seed(rng)), both(any_seed(rng)))
@@ -186,8 +187,28 @@ def test_random_problems(number, rng):
     assert_attention(problem, mode, ROWS[number // len(MODES) % len(ROWS)], rng)
 
 
-@pytest.mark.parametrize("tiles", list(itertools.product([(3,), (32,), (0,)], [(64,)])))
-def test_illegal_tiles_are_refused(tiles, rng):
+ILLEGAL = {  # kernels -> what is said
+    "portable:3,64": "powers of two as extents, not 1x1x3",
+    "portable:32,64": "of 16 and 32, 64 and 64, 128 and 64 tokens, not 32 and 64",
+    "portable:64": "2 extents|1 extents of a query tile and of a key tile",
+    "portable:8x8,64": "where it should have",
+    "portable:0,64": "each from 1 to 1024",
+    "portable": "where it should have",
+    "rows:4": 'no kernel of the pass forward in "rows:4"; there are sm90, portable',
+    "": "there are sm90, portable",
+    "portable:64,64;portable:64,64": "must have 1 parts",
+    "sm90:3,4|portable:3,64": 'powers of two.*; "portable:3,64": it takes',
+}
+
+
+@pytest.mark.parametrize("kernels", ILLEGAL)
+def test_illegal_kernels_are_refused(kernels, rng):
     problem = Problem.of(NAMED["plain-1d"])
-    with pytest.raises(AssertionError, match="refused"):
-        cuda_kernels.forward(problem, "bfloat16", problem.inputs(rng, "bfloat16"), tiles=tiles)
+    with pytest.raises(AssertionError, match=f"refused: (.|\n)*{ILLEGAL[kernels]}"):
+        cuda_kernels.forward(problem, "bfloat16", problem.inputs(rng, "bfloat16"), kernels=kernels)
+
+
+def test_more_features_than_there_is_room_for(rng):
+    problem = dataclasses.replace(Problem.of(NAMED["plain-1d"]), value_dim=320)
+    with pytest.raises(AssertionError, match="it takes up to 256 features per head, not 320"):
+        cuda_kernels.forward(problem, "bfloat16", problem.inputs(rng, "bfloat16"), kernels="portable:64,64")

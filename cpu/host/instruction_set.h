@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "common/call/choice.h"
 #include "cpu/host/kernels.h"
 
 namespace jax_na {
@@ -16,5 +17,6 @@ std::vector<std::string> instruction_sets();
 // Throws std::runtime_error when that is not a level of this machine.
 const std::string& instruction_set();
 const Kernels& best_kernels();
+inline Table<CpuVariant> best_rows() { return {best_kernels().rows, best_kernels().count}; }
 
 }  // namespace jax_na

@@ -16,9 +16,6 @@ constexpr int kBlockRows = 4;  // query rows of a block, at most
 
 inline namespace JAX_NA_ISA {
 
-// A tile without lanes along the last axis asks for the row kernels: its other sizes are the rows of a block.
-inline bool uses_rows(const Problem& p) { return p.tile[2] == 0; }
-
 // Neighbouring queries of a row, and the columns of scores that they need for every key row. Column c of lane l is the
 // key first + l + low + c (shifted), or the key low + c (for windows that hardly move, as between nearby borders).
 struct LaneTile {

@@ -152,8 +152,8 @@ inline BackwardViews<T> make_backward_views(const BackwardArgs& args, int64_t ba
           make_view(static_cast<const T*>(args.key), batch, keys, p.kv_heads, kv_head, p.head_dim),
           make_view(static_cast<const T*>(args.value), batch, keys, p.kv_heads, kv_head, p.value_dim),
           make_view(static_cast<T*>(args.dquery), batch, queries, p.heads, head, p.head_dim),
-          make_view(args.dkey, batch, keys, p.kv_heads, kv_head, p.head_dim),
-          make_view(args.dvalue, batch, keys, p.kv_heads, kv_head, p.value_dim),
+          make_view(static_cast<float*>(args.dkey), batch, keys, p.kv_heads, kv_head, p.head_dim),
+          make_view(static_cast<float*>(args.dvalue), batch, keys, p.kv_heads, kv_head, p.value_dim),
           make_view(args.lse, batch, queries, p.heads, head, 1),
           make_view(args.delta, batch, queries, p.heads, head, 1)};
 }
@@ -263,8 +263,8 @@ void backward_slab(const BackwardArgs& args, const TileGrid& grid, const Slabs& 
 // Results that are sums start from zero.
 inline void clear_sums(const BackwardArgs& args, const Parallel& parallel) {
   const Problem& p = args.problem;
-  clear(parallel, args.dkey, p.batch * key_tokens(p) * p.kv_heads * p.head_dim);
-  clear(parallel, args.dvalue, p.batch * key_tokens(p) * p.kv_heads * p.value_dim);
+  clear(parallel, static_cast<float*>(args.dkey), p.batch * key_tokens(p) * p.kv_heads * p.head_dim);
+  clear(parallel, static_cast<float*>(args.dvalue), p.batch * key_tokens(p) * p.kv_heads * p.value_dim);
   if (args.drpb != nullptr) clear(parallel, args.drpb, int64_t{args.drpb_parts} * p.heads * bias_entries(p));
 }
 

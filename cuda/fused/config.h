@@ -8,14 +8,16 @@
 // have 99 KB of shared memory on every GPU since compute capability 8.0 (8.6 and 12.0 have the least).
 #pragma once
 
+#include "common/call/operands.h"
+
 namespace jax_na::cuda {
 
-enum class Pass { kForward, kBackwardQueries, kBackwardKeys };
+constexpr int kMostFeatures = 256;
 
 // Features that a row in shared memory has room for; 0 when there is no kernel.
 constexpr int feature_bucket(int head_dim, int value_dim) {
   const int features = head_dim > value_dim ? head_dim : value_dim;
-  for (int bucket = 32; bucket <= 256; bucket *= 2)
+  for (int bucket = 32; bucket <= kMostFeatures; bucket *= 2)
     if (features <= bucket) return bucket;
   return 0;
 }
@@ -28,8 +30,8 @@ constexpr int medium_rows(int row_bytes) { return row_bytes <= 512 ? 64 : 32; }
 
 // Additional tokens have medium kernels of their own: a second source of keys costs the small ones a tenth of their
 // time.
-constexpr bool has_shape(Pass pass, int row_bytes, int element_bytes, int rows, bool additional) {
-  if (additional && pass != Pass::kBackwardKeys) return rows == medium_rows(row_bytes);
+constexpr bool has_shape(Pass pass, int row_bytes, int element_bytes, int rows, bool has_tokens) {
+  if (has_tokens && pass != Pass::kBackwardKey) return rows == medium_rows(row_bytes);
   if (rows == kSmallRows || rows == medium_rows(row_bytes)) return true;
   return rows == kLargeRows && pass == Pass::kForward && element_bytes == 2 && row_bytes <= 256;
 }
@@ -38,7 +40,7 @@ constexpr bool has_shape(Pass pass, int row_bytes, int element_bytes, int rows, 
 // two.
 constexpr int streamed_tokens(Pass pass, int row_bytes, int rows) {
   if (row_bytes > 512) return 16;
-  const bool two_sums = pass == Pass::kBackwardKeys;
+  const bool two_sums = pass == Pass::kBackwardKey;
   if (rows == kSmallRows) return row_bytes == 512 || (two_sums && row_bytes == 256) ? 16 : 32;
   return row_bytes == 512 || (row_bytes == 256 && (two_sums || rows == kLargeRows)) ? 32 : 64;
 }
@@ -57,7 +59,7 @@ constexpr int hopper_columns(int features) { return features <= 128 ? 128 : 64; 
 
 // The kernel of the bias' gradient keeps a tile of dS in shared memory as well.
 constexpr int bias_streamed_tokens(int row_bytes, int rows) {
-  return rows == 64 && row_bytes == 512 ? 16 : streamed_tokens(Pass::kBackwardQueries, row_bytes, rows);
+  return rows == 64 && row_bytes == 512 ? 16 : streamed_tokens(Pass::kBackwardQuery, row_bytes, rows);
 }
 
 }  // namespace jax_na::cuda

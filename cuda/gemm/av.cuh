@@ -66,7 +66,7 @@ struct StagedWeights {
 };
 
 template <class S>
-__global__ void __launch_bounds__(S::kThreads, min_blocks<S, Unfused::kAv>())
+__global__ void __launch_bounds__(S::kThreads, min_blocks<S, Pass::kAv>())
     gemm_av_kernel(const __grid_constant__ GemmParams p) {
   using Tile = typename S::Tile;
   using Element = typename S::Element;

@@ -25,7 +25,7 @@ constexpr int gemm_bucket(int element_bytes, int features) {
 
 // One GEMM kernel.
 struct GemmShape {
-  Unfused operation;
+  Pass operation;
   int element_bytes, features;  // of a row in shared memory
   int rows, columns;
   bool sliced;  // there are more features than that
@@ -33,18 +33,18 @@ struct GemmShape {
   constexpr int row_bytes() const { return features * element_bytes; }
   constexpr int window_bytes() const { return rows * 2 * kAxes * static_cast<int>(sizeof(int)); }
   // qk writes float32, because these are logarithms of weights; av and inverse read what enters their products.
-  constexpr int weight_bytes() const { return operation == Unfused::kQk ? 4 : element_bytes; }
+  constexpr int weight_bytes() const { return operation == Pass::kQk ? 4 : element_bytes; }
   constexpr int vector() const { return 16 / weight_bytes(); }  // weights that move together
 
   // Shared memory beside the staged weights.
   constexpr int fixed_bytes() const {
     const int tiles = kGemmStages * columns * row_bytes() + window_bytes();
-    if (operation == Unfused::kQk) return tiles + (sliced ? kGemmStages : 1) * rows * row_bytes();
-    return operation == Unfused::kAv ? tiles : tiles + kGemmStages * columns * static_cast<int>(sizeof(int));
+    if (operation == Pass::kQk) return tiles + (sliced ? kGemmStages : 1) * rows * row_bytes();
+    return operation == Pass::kAv ? tiles : tiles + kGemmStages * columns * static_cast<int>(sizeof(int));
   }
 };
 
-constexpr GemmShape gemm_shape(Unfused operation, int element_bytes, int features, int rows) {
+constexpr GemmShape gemm_shape(Pass operation, int element_bytes, int features, int rows) {
   const int bucket = gemm_bucket(element_bytes, features);
   return {operation, element_bytes, bucket, rows, gemm_columns(rows), features > bucket};
 }
@@ -90,7 +90,7 @@ constexpr Staging staging_of_phases(const GemmShape& s, const Problem& p, const 
     const int64_t needed = int64_t{across} * slot_stride(p, axis);
     if (needed < kSharedLimit) {
       const int slots = whole ? round_up(p.pitch, s.vector()) : room(p, static_cast<int>(needed), s.vector());
-      const int copies = s.operation == Unfused::kAv && !whole ? kGemmStages : 1;
+      const int copies = s.operation == Pass::kAv && !whole ? kGemmStages : 1;
       const int64_t bytes = s.fixed_bytes() + int64_t{copies} * s.rows * slots * s.weight_bytes();
       if (bytes <= kSharedLimit && (found.slots == 0 || bytes < found.bytes))
         found = {axis, slots, static_cast<int>(bytes)};
@@ -103,7 +103,7 @@ constexpr Staging staging_of_phases(const GemmShape& s, const Problem& p, const 
 
 constexpr Staging make_staging(const GemmShape& s, const Problem& p, const int (&rows)[kAxes],
                                const int (&columns)[kAxes]) {
-  return s.operation == Unfused::kInverse ? staging_of_tile(s, p, rows) : staging_of_phases(s, p, columns);
+  return s.operation == Pass::kInverse ? staging_of_tile(s, p, rows) : staging_of_phases(s, p, columns);
 }
 
 }  // namespace jax_na::cuda

@@ -79,7 +79,7 @@ struct StagedColumns {
 };
 
 template <class S>
-__global__ void __launch_bounds__(S::kThreads, min_blocks<S, Unfused::kInverse>())
+__global__ void __launch_bounds__(S::kThreads, min_blocks<S, Pass::kInverse>())
     gemm_inverse_kernel(const __grid_constant__ GemmParams p) {
   using Tile = typename S::Tile;
   using Element = typename S::Element;

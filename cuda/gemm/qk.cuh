@@ -80,7 +80,7 @@ struct StagedScores {
 };
 
 template <class S>
-__global__ void __launch_bounds__(S::kThreads, min_blocks<S, Unfused::kQk>())
+__global__ void __launch_bounds__(S::kThreads, min_blocks<S, Pass::kQk>())
     gemm_qk_kernel(const __grid_constant__ GemmParams p) {
   using Tile = typename S::Tile;
   const Geometry& g = p.geometry;

@@ -25,11 +25,11 @@ struct GemmParams {
 
 // Blocks that a multiprocessor shall have room for. What limits these kernels is memory, so the more warps wait for it
 // the better: 16 leave 128 registers to a thread, 12 leave 168, and 8, for the sums of many features, 255.
-template <class S, Unfused operation>
+template <class S, Pass operation>
 constexpr int min_blocks() {
-  constexpr bool kSums = operation != Unfused::kQk;
+  constexpr bool kSums = operation != Pass::kQk;
   if (S::kRowBytes == kWidestRow) return (kSums ? 8 : 12) / S::kWarps;
-  return (S::kRowBytes == 128 && operation == Unfused::kAv ? 12 : 16) / S::kWarps;
+  return (S::kRowBytes == 128 && operation == Pass::kAv ? 12 : 16) / S::kWarps;
 }
 
 // Slices of the features: only rows of the widest kernels can be too narrow.

@@ -8,6 +8,7 @@
 
 #include <math.h>
 
+#include "common/call/args.h"
 #include "common/walk.h"
 #include "cuda/host/launch.h"
 #include "cuda/ptx/element.cuh"
@@ -15,10 +16,6 @@
 namespace jax_na::cuda {
 
 constexpr int kNaiveThreads = 128;
-
-// One element type, in a source file of its own.
-template <class T>
-const char* run_naive(Unfused, const UnfusedArgs&, Stream);
 
 // Channels that are loaded in one piece.
 template <class T, int kWidth>
@@ -165,29 +162,6 @@ __global__ void __launch_bounds__(kNaiveThreads) naive_inverse_kernel(const __gr
       for (int i = 0; i < kWidth; ++i) sum[i] += weight * widen(values.at[i]);
     });
   store(static_cast<Channels<T, kWidth>*>(args.y)[work.thread], sum, valid);
-}
-
-// Channels are loaded 16 bytes at a time where all rows start at a multiple of 16.
-template <class T>
-const char* run_naive(Unfused operation, const UnfusedArgs& args, Stream stream) {
-  constexpr int kWidth = 16 / static_cast<int>(sizeof(T));
-  const Problem& p = args.problem;
-  const uintptr_t places = reinterpret_cast<uintptr_t>(args.x) | reinterpret_cast<uintptr_t>(args.y);
-  const bool wide = places % 16 == 0 && p.value_dim % kWidth == 0;
-  const int64_t query_rows = p.batch * query_tokens(p) * p.heads, key_rows = p.batch * key_tokens(p) * p.kv_heads;
-  const int vectors = wide ? p.value_dim / kWidth : p.value_dim;
-
-  auto run = [&](void (*kernel)(UnfusedArgs), int64_t results) {
-    return launch(kernel, (results + kNaiveThreads - 1) / kNaiveThreads, kNaiveThreads, 0, stream, args);
-  };
-  switch (operation) {
-    case Unfused::kQk:
-      return run(wide ? naive_qk_kernel<T, kWidth> : naive_qk_kernel<T, 1>, query_rows * p.pitch);
-    case Unfused::kAv:
-      return run(wide ? naive_av_kernel<T, kWidth> : naive_av_kernel<T, 1>, query_rows * vectors);
-    default:
-      return run(wide ? naive_inverse_kernel<T, kWidth> : naive_inverse_kernel<T, 1>, key_rows * vectors);
-  }
 }
 
 }  // namespace jax_na::cuda

@@ -3,7 +3,7 @@
 // the kernel itself, on rings, turns and barriers of which one is wrong.
 #include <stdio.h>
 
-#include "cuda/sm90/launch.cuh"
+#include "cuda/sm90/forward.cu"
 
 namespace jax_na::cuda {
 
@@ -82,7 +82,7 @@ extern "C" void run(int planted, uint32_t seed, int length, int kernel_size, voi
   const size_t bytes[] = {8, 64 * tokens, 64 * tokens, 64 * tokens, 64 * tokens, 4 * tokens};
   const char* names[] = {"offsets", "query", "key", "value", "out", "lse"};
   for (int i = 0; i < 6; ++i) simt::register_buffer(arrays[i], bytes[i], names[i], i >= 4);
-  ForwardArgs a{};
+  jax_na::ForwardArgs a{};
   jax_na::Problem& p = a.problem;
   p.batch = p.rank = p.heads = p.kv_heads = 1;
   p.head_dim = p.value_dim = 32;
@@ -91,7 +91,7 @@ extern "C" void run(int planted, uint32_t seed, int length, int kernel_size, voi
     const bool last = axis == jax_na::kAxes - 1;
     p.axis[axis] = {last ? length : 1, last ? kernel_size : 1, 1, 1, false};
     p.nq[axis] = p.nk[axis] = p.axis[axis].length;
-    a.hopper_tiles.query[axis] = a.hopper_tiles.key[axis] = last ? 128 : 1;
+    a.tiles.query[axis] = a.tiles.key[axis] = last ? 128 : 1;
   }
   a.offsets = static_cast<const int32_t*>(arrays[0]);
   a.query = arrays[1], a.key = arrays[2], a.value = arrays[3], a.out = arrays[4];

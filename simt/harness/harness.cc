@@ -12,7 +12,7 @@
 namespace jax_na::cuda {
 namespace {
 
-std::string run(const Call& call, const Buffer* buffers, int count) {
+std::string run_checked(const HarnessCall& call, const Buffer* buffers, int count) {
   simt::reset();
   simt::set_seed(call.seed);
   std::vector<void*> data;
@@ -21,8 +21,8 @@ std::string run(const Call& call, const Buffer* buffers, int count) {
     data.push_back(b.data);
     if (b.data != nullptr) simt::register_buffer(b.data, static_cast<size_t>(b.bytes), b.name, b.is_result != 0);
   }
-  const char* refusal = launch(call, data.data(), nullptr);
-  if (refusal != nullptr) return std::string("refused: ") + refusal;
+  const std::string refusal = launch(call, buffers, data.data(), count, nullptr);
+  if (!refusal.empty()) return "refused: " + refusal;
   return simt::findings() > 0 ? simt::report() : "";
 }
 
@@ -30,7 +30,7 @@ std::string run(const Call& call, const Buffer* buffers, int count) {
 }  // namespace jax_na::cuda
 
 // Writes what went wrong into `report`, "" if nothing.
-extern "C" void jax_na_run(const jax_na::cuda::Call* call, const jax_na::cuda::Buffer* buffers, int count, char* report,
-                           int size) {
-  snprintf(report, static_cast<size_t>(size), "%s", jax_na::cuda::run(*call, buffers, count).c_str());
+extern "C" void jax_na_run(const jax_na::cuda::HarnessCall* call, const jax_na::cuda::Buffer* buffers, int count,
+                           char* report, int size) {
+  snprintf(report, static_cast<size_t>(size), "%s", jax_na::cuda::run_checked(*call, buffers, count).c_str());
 }

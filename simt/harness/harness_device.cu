@@ -45,12 +45,12 @@ struct DeviceBuffer {
   void* memory = nullptr;
 };
 
-std::string run(const Call& call, const Buffer* buffers, int count) {
+std::string run_checked(const HarnessCall& call, const Buffer* buffers, int count) {
   std::deque<DeviceBuffer> copies;
   std::vector<void*> data;
   for (int i = 0; i < count; ++i) data.push_back(copies.emplace_back(buffers[i]).data());
-  const char* refusal = launch(call, data.data(), nullptr);
-  if (refusal != nullptr) return std::string("refused: ") + refusal;
+  const std::string refusal = launch(call, buffers, data.data(), count, nullptr);
+  if (!refusal.empty()) return "refused: " + refusal;
   const cudaError_t error = cudaDeviceSynchronize();
   if (error != cudaSuccess) return cudaGetErrorString(error);
   std::string findings;
@@ -63,7 +63,7 @@ std::string run(const Call& call, const Buffer* buffers, int count) {
 }  // namespace jax_na::cuda
 
 // Writes what went wrong into `report`, "" if nothing.
-extern "C" void jax_na_run(const jax_na::cuda::Call* call, const jax_na::cuda::Buffer* buffers, int count, char* report,
-                           int size) {
-  snprintf(report, static_cast<size_t>(size), "%s", jax_na::cuda::run(*call, buffers, count).c_str());
+extern "C" void jax_na_run(const jax_na::cuda::HarnessCall* call, const jax_na::cuda::Buffer* buffers, int count,
+                           char* report, int size) {
+  snprintf(report, static_cast<size_t>(size), "%s", jax_na::cuda::run_checked(*call, buffers, count).c_str());
 }

@@ -23,6 +23,7 @@ from collections.abc import Iterator, Sequence
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SIMT = ROOT / "simt"
 HEADERS = ("common/**/*.h", "cuda/**/*.h", "cuda/**/*.cuh", "simt/**/*.h", "simt/**/*.cuh")
+HEADERS += ("cuda/sm90/forward.cu",)  # which a faulty kernel includes
 FLAGS = (
     "-std=c++17",
     "-O1",
@@ -63,16 +64,34 @@ def architecture() -> str:
     return "90a" if found == "9.0" else found.replace(".", "")
 
 
-def cuda_sources() -> tuple[list[pathlib.Path], list[pathlib.Path]]:
+Unit = tuple[pathlib.Path, tuple[str, ...]]  # a source, and what to define for it
+ARITHMETICS = ("F16", "BF16", "TF32", "ExactF32")
+MATHS = {  # source in cuda/ -> what it is compiled for, as in cuda/CMakeLists.txt
+    "fused/forward.cu": ARITHMETICS,
+    "fused/backward_query.cu": ARITHMETICS,
+    "fused/backward_key.cu": ARITHMETICS,
+    "gemm/gemm.cu": ARITHMETICS,
+    "naive/naive.cu": ("float", "double", "Half", "BFloat16"),
+    "sm90/forward.cu": ("F16Type", "BF16Type"),
+    "sm90/device.cu": ("Any",),
+}
+
+
+def unit(source: pathlib.Path, math: str) -> Unit:
+    """A source of kernels, to be compiled for one arithmetic or element type."""
+    return source, (f"-DJAX_NA_MATH={math}",)
+
+
+def cuda_sources() -> tuple[list[Unit], list[pathlib.Path]]:
     """The library's kernels, and the ordinary sources that choose among them."""
     cuda = ROOT / "cuda"
-    return sorted(cuda.glob("*/*.cu")), [
-        cuda / f"{family}/{family}.cc" for family in ("fused", "gemm", "naive")
-    ]
+    kernels = [unit(cuda / source, math) for source, maths in MATHS.items() for math in maths]
+    host = [*cuda.glob("*/variant*.cc"), cuda / "host" / "run.cc", ROOT / "common" / "call" / "call.cc"]
+    return kernels, sorted(host)
 
 
 def host_library(
-    name: str, kernels: Sequence[pathlib.Path], host: Sequence[pathlib.Path], root: pathlib.Path = ROOT
+    name: str, kernels: Sequence[Unit], host: Sequence[pathlib.Path], root: pathlib.Path = ROOT
 ) -> pathlib.Path:
     """A library of `kernels`, which the executor runs and checks, and of ordinary sources.
 
@@ -85,14 +104,16 @@ def host_library(
     if compiler is None:
         raise BuildError("there is no C++ compiler")
     flags = (*FLAGS, f"-I{root}", f"-I{ROOT}")
-    commands = [(source, (compiler, *flags, *KERNEL_FLAGS)) for source in kernels]
+    commands = [(source, (compiler, *flags, *definitions, *KERNEL_FLAGS)) for source, definitions in kernels]
     executor = sorted((SIMT / "executor").glob("*.cc")) if kernels else []
     commands += [(source, (compiler, *flags)) for source in (*host, *executor)]
     return _library(name, commands, (compiler, "-shared"))
 
 
-def device_library(name: str, sources: Sequence[pathlib.Path], architecture: str = "") -> pathlib.Path:
-    """The same with nvcc, for an architecture such as "90a" or that of this machine's GPU.
+def device_library(
+    name: str, kernels: Sequence[Unit], host: Sequence[pathlib.Path] = (), architecture: str = ""
+) -> pathlib.Path:
+    """A library of `kernels` and other sources made with nvcc, for "90a" or the like, or this machine's GPU.
 
     Raises:
         BuildError: if one does not compile, or if there is no nvcc.
@@ -104,9 +125,9 @@ def device_library(name: str, sources: Sequence[pathlib.Path], architecture: str
     hopper = ("-DJAX_NA_HOPPER",) if architecture == "90a" else ()
     command = (compiler, *NVCC_FLAGS, code, *hopper)
     link = (compiler, "-shared", code)
-    return _library(
-        name, [(s, (*command, "-x", "cu") if s.suffix == ".cc" else command) for s in sources], link
-    )
+    commands = [(source, (*command, *definitions)) for source, definitions in kernels]
+    commands += [(source, (*command, "-x", "cu")) for source in host]
+    return _library(name, commands, link)
 
 
 Commands = Sequence[tuple[pathlib.Path, tuple[str, ...]]]

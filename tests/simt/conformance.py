@@ -234,8 +234,8 @@ def main() -> int:
     architecture = capability.replace(".", "") + ("a" if hopper else "")
     build = builder()
     source = build.SIMT / "conformance" / "conformance.cc"
-    host = str(build.host_library("conformance", [source], []))
-    gpu = str(build.device_library("conformance", [source], architecture))
+    host = str(build.host_library("conformance", [(source, ())], []))
+    gpu = str(build.device_library("conformance", [(source, ())], (), architecture))
     results: dict[str, str] = {}
     for case in all_cases:
         if case.hopper and not hopper:

@@ -18,7 +18,7 @@ ROW_BYTES = {1: 128, 2: 64, 3: 32}
 
 @functools.cache
 def library() -> str:
-    return str(build.host_library("conformance", [build.SIMT / "conformance" / "conformance.cc"], []))
+    return str(build.host_library("conformance", [(build.SIMT / "conformance" / "conformance.cc", ())], []))
 
 
 def run(name: str) -> tuple[np.ndarray, np.ndarray]:

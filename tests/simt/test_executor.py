@@ -82,7 +82,7 @@ NAMES, PLACES = read_sources()
 
 @functools.cache
 def library() -> ctypes.CDLL:
-    loaded = ctypes.CDLL(str(build.host_library("faulty", [build.SIMT / "faulty" / "faulty.cc"], [])))
+    loaded = ctypes.CDLL(str(build.host_library("faulty", [(build.SIMT / "faulty" / "faulty.cc", ())], [])))
     loaded.report.restype = ctypes.c_char_p
     return loaded
 

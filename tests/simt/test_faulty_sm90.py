@@ -38,7 +38,7 @@ def names() -> list[str]:
 @functools.cache
 def library() -> ctypes.CDLL:
     return ctypes.CDLL(
-        str(build.host_library("faulty_fused", [build.SIMT / "faulty" / "sm90_forward.cc"], []))
+        str(build.host_library("faulty_fused", [(build.SIMT / "faulty" / "sm90_forward.cc", ())], []))
     )
 
 

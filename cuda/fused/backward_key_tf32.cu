@@ -1,4 +1,0 @@
-// SPDX-License-Identifier: Apache-2.0
-#include "cuda/fused/launch.cuh"
-
-template const char* jax_na::cuda::run_backward_key<jax_na::cuda::TF32>(const BackwardArgs&, Stream);

@@ -1,4 +1,0 @@
-// SPDX-License-Identifier: Apache-2.0
-#include "cuda/fused/launch.cuh"
-
-template const char* jax_na::cuda::run_forward<jax_na::cuda::TF32>(const ForwardArgs&, Stream);

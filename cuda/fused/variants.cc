@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: Apache-2.0
+// The rows of the fused kernels that run on every GPU.
+#include "cuda/host/variants.h"
+
+#include "cuda/fused/config.h"
+
+namespace jax_na::cuda {
+
+// One arithmetic each, in fused/forward.cu, backward_query.cu and backward_key.cu.
+template <class Math>
+const char* run_forward(const ForwardArgs&, Stream);
+template <class Math>
+const char* run_backward_query(const BackwardArgs&, Stream);
+template <class Math>
+const char* run_backward_key(const BackwardArgs&, Stream);
+
+namespace {
+
+KernelShapes shapes_of(Pass pass, const Query& query) {
+  const int element_bytes = kDTypeBytes[static_cast<int>(query.dtype)];
+  const int row_bytes = feature_bucket(query.problem.head_dim, query.problem.value_dim) * element_bytes;
+  const bool has_tokens = has(query.operands, Operand::kTokenKey);
+  KernelShapes shapes{};
+  for (int rows = kSmallRows; row_bytes > 0 && rows <= kLargeRows; rows *= 2)
+    if (has_shape(pass, row_bytes, element_bytes, rows, has_tokens))
+      shapes.at[shapes.count++] = {rows, rows == kLargeRows ? 32 : 16, streamed_tokens(pass, row_bytes, rows)};
+  return shapes;
+}
+
+void features_obstacle(const Query& query, Text& text) {
+  const Problem& p = query.problem;
+  if (feature_bucket(p.head_dim, p.value_dim) == 0)
+    say(text, "it takes up to %d features per head, not %d", kMostFeatures, max(p.head_dim, p.value_dim));
+}
+
+template <Pass pass>
+void tile_obstacle(const Query& query, const Tiles& tiles, Text& text) {
+  shapes_obstacle(shapes_of(pass, query), pass, tiles, text);
+}
+
+template <Pass pass>
+void tilings(const Query& query, const TilingVisitor& visitor) {
+  const int features = feature_bucket(query.problem.head_dim, query.problem.value_dim);
+  for_each_pair(shapes_of(pass, query), pass, query.problem.rank, [&](const Tiles& tiles, const KernelShape& shape) {
+    visitor.visit(visitor.context, {tiles, shape.rows, shape.warp_rows, shape.columns, features, 0});
+  });
+}
+
+const char* run_forward_pass(const void* args, Stream stream) {
+  const auto& forward = *static_cast<const ForwardArgs*>(args);
+  return with_arithmetic(forward,
+                         [&](auto math) { return run_forward<typename decltype(math)::type>(forward, stream); });
+}
+const char* run_query_pass(const void* args, Stream stream) {
+  const auto& backward = *static_cast<const BackwardArgs*>(args);
+  return with_arithmetic(
+      backward, [&](auto math) { return run_backward_query<typename decltype(math)::type>(backward, stream); });
+}
+const char* run_key_pass(const void* args, Stream stream) {
+  const auto& backward = *static_cast<const BackwardArgs*>(args);
+  return with_arithmetic(backward,
+                         [&](auto math) { return run_backward_key<typename decltype(math)::type>(backward, stream); });
+}
+
+template <class Args, Pass pass>
+constexpr CudaVariant portable(Target target, const char* (*run)(const void*, Stream)) {
+  constexpr Operands kTakes = bit(Operand::kRpb) | bit(Operand::kTokenKey) | bit(Operand::kTokenValue);
+  return {{target, pass, "portable", Form::kTilePair, kTakes, kHalfOrSingle, features_obstacle, tile_obstacle<pass>,
+           tilings<pass>},
+          run,
+          late_grid_obstacle<Args>};
+}
+
+}  // namespace
+
+extern const CudaVariant kPortableForward, kPortableBackwardQuery, kPortableBackwardKey;
+const CudaVariant kPortableForward = portable<ForwardArgs, Pass::kForward>(Target::kFusedForward, run_forward_pass);
+const CudaVariant kPortableBackwardQuery =
+    portable<BackwardArgs, Pass::kBackwardQuery>(Target::kFusedBackward, run_query_pass);
+const CudaVariant kPortableBackwardKey =
+    portable<BackwardArgs, Pass::kBackwardKey>(Target::kFusedBackward, run_key_pass);
+
+}  // namespace jax_na::cuda
