@@ -50,15 +50,14 @@ def quick_compile() -> Iterator[None]:
 
 @pytest.fixture
 def cuda_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if CUDA kernels were built, where they are not."""
-    from jax_na.kernels import cost_cuda as cuda_planner
+    """CUDA kernels as they are built, or else what they say about themselves."""
     from jax_na.kernels import register
+    from jax_na.kernels.platforms import CUDA
 
-    from .cuda_programs import KERNELS
+    from . import cuda_rows
 
-    if "cuda" not in register.TARGETS:
-        shapes = tuple(cuda_planner.Kernel(*shape) for shape in ((16, 16, 32), (64, 16, 64), (128, 32, 64)))
-        monkeypatch.setitem(register.TARGETS, "cuda", frozenset(KERNELS))
-        monkeypatch.setattr(register, "architectures", lambda: ["80-virtual"])
-        monkeypatch.setattr(cuda_planner, "kernels", lambda *_: shapes)
-        monkeypatch.setattr(cuda_planner, "staged_slots", lambda *_: 64)
+    if CUDA not in register.TARGETS:
+        table, binding = cuda_rows.module(), register.binding
+        monkeypatch.setitem(register.TARGETS, CUDA, frozenset(table.targets()))
+        monkeypatch.setattr(register, "architectures", lambda: ["80-virtual", "90a"])
+        monkeypatch.setattr(register, "binding", lambda name: table if name == CUDA else binding(name))

@@ -40,6 +40,7 @@ def calls(text):
         }
         for key, value in re.findall(r"(\w+) = (-?[\d.e+-]+) : [if]\d+", config):
             attributes[key] = float(value)
+        attributes.update(re.findall(r'(\w+) = "(.*?)"', config))
         found.append(Call(name, attributes, *(re.findall(r"tensor<(\S+?)>", x) for x in (operands, results))))
     assert len(found) == text.count("custom_call @na_")
     return found

@@ -8,8 +8,8 @@ import pytest
 
 import jax_na
 from jax_na import Neighborhood
-from jax_na.kernels import cost_cuda as cuda_planner
-from jax_na.kernels import devices, plan, tuning
+from jax_na.kernels import contract, devices, plan, tuning
+from jax_na.kernels.platforms import CUDA
 from jax_na.kernels.table import NAMES
 from jax_na.op import Op
 from jax_na.tools import cli
@@ -40,8 +40,20 @@ def test_info(capsys):
     assert f"jax-na {jax_na.__version__}, jax {jax.__version__}" in text
     assert "tuning: off" in text
     assert "CUDA kernels: " in text
-    rows = [line.split()[:2] for line in text.splitlines()[-len(NAMES) :]]
+    lines = [line.split() for line in text.splitlines()]
+    first = lines.index(["implementations,", "fastest", "first:"]) + 1
+    rows = [line[:2] for line in lines[first : first + len(NAMES)]]
     assert rows == [[n, "runs" if n in helpers.IMPLEMENTATIONS else "cannot"] for n in NAMES]
+    assert ["na_fused_forward", "forward", "tiles", "runs"] in lines
+    assert ["na_naive_inverse", "inverse", "naive", "runs"] in lines
+
+
+@pytest.mark.usefixtures("cuda_kernels")
+@pytest.mark.skipif(helpers.ON_GPU, reason="without a GPU")
+def test_info_about_kernels_that_cannot_run_here(capsys):
+    text = run(capsys, "info")
+    row = next(line for line in text.splitlines() if "forward" in line and "sm90" in line)
+    assert "cannot run: JAX has no CUDA device here" in row
 
 
 def test_window_as_text(capsys):
@@ -96,9 +108,8 @@ def test_tune_stores_the_fastest(capsys, tuning_file):
     (choice,) = choices.values()
     assert choice["attention"] in ("fused", "xla")
     assert choice == tuning.lookup(OP, platform)
-    name = "na_fused_forward"
-    tile = choice["tiles"][name] if platform == "cuda" else choice["query_tile"]
-    assert tuple(tile) in plan.tiles(platform, name, OP, plan.Sizes(36, 4, 4, "float32"))
+    problem = contract.Problem(OP.axes, "float32", 4, 4)
+    assert choice["kernels"]["na_fused_forward"] in plan.candidates(platform, "na_fused_forward", problem)
 
 
 def test_tune_tries_nothing_when_dry(capsys, tuning_file):
@@ -111,12 +122,12 @@ TILED = Case("tiled", (7, 9), (3, 3), batch=(1,), dilation=(1, 2), heads=2, rpb=
 
 
 @pytest.mark.skipif(helpers.ON_GPU, reason="tiles of the CPU")
-@pytest.mark.parametrize("tile", [(16, 1), (8, 2), (1, 16), (1, 0), (3, 0), (4, 0)], ids=str)
-def test_every_tile_is_correct(tile, rng, monkeypatch):
+@pytest.mark.parametrize("kernels", ["tiles:16x1", "tiles:8x2", "tiles:1x16", "rows:1", "rows:3", "rows:4"])
+def test_every_tile_is_correct(kernels, rng):
     """A stored tile changes the speed of the fused kernels and nothing else."""
     op = Op(Neighborhood(**TILED.spec), TILED.grid, TILED.head_dim**-0.5, "fused")
     inputs, cotangents = TILED.inputs(rng), TILED.cotangents(rng)
-    with tuning.trial(op, {"query_tile": list(tile)}):
+    with tuning.trial(op, {"kernels": {"na_fused_forward": kernels, "na_fused_backward": kernels}}):
         found = helpers.evaluate(helpers.attend(TILED, "fused"), inputs, cotangents)
     helpers.assert_correct(TILED, found, inputs, cotangents)
 
@@ -126,10 +137,11 @@ def test_every_tile_is_correct(tile, rng, monkeypatch):
 def test_every_kind_of_tile_is_correct(rank, rng):
     """The same on a GPU: the cheapest, others, and the most expensive."""
     op = Op(Neighborhood(**TILED.spec), TILED.grid, TILED.head_dim**-0.5, "fused")
-    dims = 4, TILED.head_dim, TILED.head_dim
-    tiles = {name: list(cuda_planner.tiles(name, op, *dims)[rank]) for name in cuda_planner.PASSES}
     inputs, cotangents = TILED.inputs(rng), TILED.cotangents(rng)
-    with tuning.trial(op, {"tiles": tiles}, "cuda"):
+    problem = contract.problem(op, inputs)
+    targets = ("na_fused_forward", "na_fused_backward")
+    kernels = {target: plan.candidates(CUDA, target, problem)[rank] for target in targets}
+    with tuning.trial(op, {"kernels": kernels}, CUDA):
         found = helpers.evaluate(helpers.attend(TILED, "fused"), inputs, cotangents)
     helpers.assert_correct(TILED, found, inputs, cotangents)
 
@@ -147,6 +159,13 @@ def test_broken_files_are_ignored_with_a_warning(tuning_file):
     tuning_file.parent.mkdir()
     tuning_file.write_text("no json")
     with pytest.warns(UserWarning, match="is ignored, it is not a tuning file of jax-na"):
+        assert tuning.lookup(OP) == {}
+
+
+def test_files_of_another_version_are_ignored_with_a_warning(tuning_file):
+    tuning_file.parent.mkdir()
+    tuning_file.write_text(json.dumps({"version": 1, "choices": {tuning.key(OP): {"attention": "xla"}}}))
+    with pytest.warns(UserWarning, match="is ignored, .* its version is 1, not 2"):
         assert tuning.lookup(OP) == {}
 
 

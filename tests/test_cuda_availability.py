@@ -4,11 +4,13 @@
 import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import jax_na
 from jax_na.kernels import devices, register, tuning
+from jax_na.kernels.platforms import PLATFORMS
 from jax_na.kernels.table import ROWS
 from jax_na.op import Op
 
@@ -52,7 +54,7 @@ def test_a_gpu(gpu):
     gpu("9.0")
     assert [name for name, reason in reasons().items() if reason is None] == ["fused", "gemm", "naive", "xla"]
     wide = jax.ShapeDtypeStruct((1, 9, 8, 4, 320), np.float32)
-    assert reasons(query=wide)["fused"] == "on cuda it takes up to 256 features per head, not 320"
+    assert reasons(query=wide)["fused"] == "it takes up to 256 features per head, not 320"
     assert reasons(query=wide)["gemm"] is None
     assert tuning.key(Op(jax_na.Neighborhood((3,)), (9,)), "cuda").startswith("cuda NVIDIA Test | 9 |")
 
@@ -104,5 +106,37 @@ def test_what_runs_on_what(capability, architectures, runs):
 def test_table_names_registered_kernels():
     """Those that the module has, if it is built."""
     for row in ROWS:
-        for platform in row.platforms:
-            assert set(row.kernels) <= register.TARGETS[platform]
+        for platform in PLATFORMS:
+            assert set(row.targets) <= register.TARGETS[platform]
+
+
+def forward_kernels(query, **arguments):
+    fused = jax_na.implementations(query, (7, 7), platform="cuda", **arguments)[0]
+    return {row.name: row.reason for row in fused.variants if row.pass_name == "forward"}
+
+
+def test_why_a_kernel_is_not_taken(gpu):
+    """Of the forward pass on a Hopper GPU."""
+    gpu("9.0")
+    half = jax.ShapeDtypeStruct((1, 32, 32, 4, 64), jnp.bfloat16)
+    tokens = jax.ShapeDtypeStruct((1, 3, 4, 64), jnp.bfloat16)
+    odd = jax.ShapeDtypeStruct((1, 32, 32, 4, 20), jnp.float16)
+    table = np.zeros((4, 13, 13), np.float32)
+    beside = forward_kernels(half, additional_keys=tokens)
+    assert forward_kernels(half) == {"sm90": None, "portable": None}
+    why = {
+        "it takes no relative positional bias (rpb)": forward_kernels(half, rpb=table),
+        "it takes no additional tokens (token_key, token_value)": beside,
+        "it takes a multiple of 8 features per head, not 20": forward_kernels(odd),
+    }
+    for reason, found in why.items():
+        assert found == {"sm90": reason, "portable": None}
+    single = forward_kernels(jax.ShapeDtypeStruct(half.shape, np.float32))
+    assert single["sm90"].startswith("it takes ")
+    assert single["sm90"].endswith(", not float32")
+
+
+def test_kernels_for_another_gpu(gpu):
+    gpu("8.0")
+    half = jax.ShapeDtypeStruct((1, 32, 32, 4, 64), jnp.bfloat16)
+    assert forward_kernels(half) == {"sm90": "it takes a GPU of compute capability 9.0", "portable": None}

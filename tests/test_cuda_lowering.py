@@ -11,8 +11,8 @@ import pytest
 from jax import export
 
 import jax_na
-from jax_na.kernels import cost_cuda as cuda_planner
-from jax_na.kernels import devices, register, tuning
+from jax_na.kernels import contract, devices, plan, register, tuning
+from jax_na.kernels.platforms import CUDA
 from jax_na.op import Op
 
 from . import helpers
@@ -40,22 +40,29 @@ def test_fused(dtype, rng):
     assert backward.results == [query, key, key, f"64x{DIMS['bias']}xf32"]
 
 
-def test_attributes(rng):
-    """All that a kernel is told, and the tiles of the planner."""
-    first, backward = calls(lowered(gradient(CASE, "fused", scale=0.75), CASE.inputs(rng)))
+def planned(target, inputs):
+    """The kernels that the planner takes for CASE."""
     op = Op(jax_na.Neighborhood(**CASE.spec), CASE.grid)
-    for call in (first, backward):
-        expected = {
+    return plan.plan(CUDA, target, op, contract.problem(op, inputs))
+
+
+def test_attributes(rng):
+    """All that a kernel is told."""
+    inputs = CASE.inputs(rng)
+    found = calls(lowered(gradient(CASE, "fused", scale=0.75), inputs))
+    forward = {"query", "key", "value", "offsets", "rpb"}
+    for call, operands in zip(found, (forward, forward | {"lse", "delta", "dout"}), strict=True):
+        assert expanded(call.attributes) == {
             "kernel_size": [4, 3],
             "stride": [2, 1],
             "dilation": [2, 1],
             "is_causal": [1, 0],
             "length": [9, 8],
-            "tile": list(cuda_planner.tile(call.name, op, 4, 16, 16)),
             "scale": 0.75,
             "is_exact": 0,
+            "operands": contract.mask(CUDA, operands),
+            "kernels": planned(call.name, inputs),
         }
-        assert expanded(call.attributes) == expected
 
 
 def test_parts_of_a_large_bias(rng):
@@ -76,7 +83,7 @@ def test_naive(dtype, rng, x64):
     qk, av = calls(lowered(attend(CASE, "naive"), inputs))
     assert (qk.name, qk.operands, qk.results) == ("na_naive_qk", [query, key, "2x2xi32"], [weights])
     assert (av.name, av.operands, av.results) == ("na_naive_av", [weights, key, "2x2xi32"], [query])
-    assert "is_exact" not in qk.attributes
+    assert (qk.attributes["kernels"], av.attributes["kernels"]) == ("naive", "naive")
 
     found = calls(lowered(gradient(CASE, "naive"), inputs))
     types = {(call.name, *call.operands, *call.results) for call in found}
@@ -103,11 +110,9 @@ def test_gemm(dtype, rng):
         ("na_gemm_inverse", weights, query, "2x2xi32", key),
     }
     assert len(found) == 6
-    op = Op(jax_na.Neighborhood(**CASE.spec), CASE.grid)
     for call in found:
-        assert len(call.attributes["tile"]) == 4
-        tile = cuda_planner.tile(call.name, op, jnp.dtype(dtype).itemsize, 16, 16)
-        assert expanded(call.attributes)["tile"] == list(tile)
+        assert call.attributes["kernels"] == planned(call.name, {"y": inputs["value"]})
+        assert call.attributes["kernels"].startswith("portable:")
         assert call.attributes["is_exact"] == 0
 
 
@@ -150,7 +155,7 @@ def test_default_for_what_fused_cannot(rng, x64):
     assert not calls(lowered(attend(CASE), CASE.inputs(rng, np.float64)))
     wide = dataclasses.replace(CASE, value_dim=257)
     assert not calls(lowered(attend(wide), wide.inputs(rng)))
-    message = "implementation 'fused' cannot run here: on cuda it takes up to 256 features per head, not 257"
+    message = "implementation 'fused' cannot run here: it takes up to 256 features per head, not 257"
     with pytest.raises(ValueError, match=re.escape(message)):
         lowered(attend(wide, "fused"), wide.inputs(rng))
 
@@ -230,10 +235,11 @@ def test_precision_of_the_configuration(rng):
 def test_a_measured_choice(rng):
     """The implementation and the tile of the tuning file, under the key of this GPU."""
     op = Op(jax_na.Neighborhood(**CASE.spec), CASE.grid, CASE.head_dim**-0.5)
-    other = cuda_planner.tiles("na_fused_forward", op, 4, 16, 16)[5]
-    assert tuning.key(op, "cuda").startswith(f"cuda {devices.cuda_kind()} | 9x8 | kernel 4x3 ")
-    with tuning.trial(op, {"tiles": {"na_fused_forward": list(other)}}, "cuda"):
-        (call,) = calls(lowered(attend(CASE), CASE.inputs(rng)))
-    assert expanded(call.attributes)["tile"] == list(other)
-    with tuning.trial(op, {"attention": "xla"}, "cuda"):
-        assert not calls(lowered(attend(CASE), CASE.inputs(rng)))
+    inputs = CASE.inputs(rng)
+    other = plan.candidates(CUDA, "na_fused_forward", contract.problem(op, inputs))[5]
+    assert tuning.key(op, CUDA).startswith(f"cuda {devices.cuda_kind()} | 9x8 | kernel 4x3 ")
+    with tuning.trial(op, {"kernels": {"na_fused_forward": other}}, CUDA):
+        (call,) = calls(lowered(attend(CASE), inputs))
+    assert call.attributes["kernels"] == other
+    with tuning.trial(op, {"attention": "xla"}, CUDA):
+        assert not calls(lowered(attend(CASE), inputs))

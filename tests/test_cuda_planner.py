@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 
 from jax_na import Neighborhood
-from jax_na.kernels import cost_cuda as cuda_planner
-from jax_na.kernels import devices, tuning
-from jax_na.kernels.cost_cuda import Count, Kernel
+from jax_na.kernels import contract, cost_cuda, devices, plan, register, tuning, variants
+from jax_na.kernels.contract import Problem
+from jax_na.kernels.cost_cuda import Count
+from jax_na.kernels.platforms import CPU, CUDA
 from jax_na.neighborhood import inverse_windows, windows
 from jax_na.op import Op
 
+pytestmark = pytest.mark.usefixtures("cuda_kernels")
 OPS = [
     Op(Neighborhood((7, 7)), (20, 17)),
     Op(Neighborhood((3, 5), stride=(2, 3), dilation=(2, 1), is_causal=(False, True)), (9, 14)),
@@ -21,27 +23,26 @@ OPS = [
     Op(Neighborhood((33,), dilation=3), (140,)),
     Op(Neighborhood((3, 2, 4), dilation=(1, 2, 1)), (6, 7, 9)),
 ]
-KERNELS = (Kernel(16, 16, 32), Kernel(64, 16, 64), Kernel(128, 32, 64))
-HOPPER = (Kernel(128, 16, 128),)
 FORWARD = "na_fused_forward"
+TARGETS = ("na_fused_forward", "na_fused_backward", "na_gemm_qk", "na_gemm_av", "na_gemm_inverse")
 every_op = pytest.mark.parametrize("op", OPS, ids=str)
 either_side = pytest.mark.parametrize("keys_stay", [False, True], ids=["queries stay", "keys stay"])
 
 
-@pytest.fixture(autouse=True)
-def kernels(monkeypatch):
-    """As if these kernels were built, whatever is."""
-    monkeypatch.setattr(
-        cuda_planner, "kernels", lambda name, *_: HOPPER if name == "hopper_forward" else KERNELS
-    )
-    monkeypatch.setattr(cuda_planner, "staged_slots", slots)
+def problem(op, features=64, dtype="bfloat16"):
+    return Problem(op.axes, dtype, features, features)
 
 
-def slots(name, element_bytes, features, kernel_size, rows, columns):
-    """As if there were room for 64 of them: where keys stay, of the tile's keys."""
-    extents = rows if name == "inverse" else columns
-    found = math.prod(map(min, extents, kernel_size))
-    return found if found <= 64 else 0
+def shapes(volume, rank):
+    """All tuples of powers of two with this product."""
+    powers = [1 << i for i in range(volume.bit_length())]
+    return [tile for tile in itertools.product(powers, repeat=rank) if math.prod(tile) == volume]
+
+
+def kernels_of(target, op):
+    """(row, tiling) of everything that a target can do."""
+    query = contract.query(CUDA, problem(op))
+    return [(row, tiling) for row in variants.rows(CUDA, target) for tiling in row.tilings(query)]
 
 
 def boxes_of(axis_rows, extents):
@@ -83,80 +84,81 @@ def all_see(warp, here, box, columns):
 @either_side
 def test_counts(op, keys_stay, rng):
     """Of random tiles, against an enumeration."""
-    rank = op.neighborhood.rank
     for warp_rows, rows_volume, columns_volume in ((16, 16, 16), (16, 64, 32), (32, 128, 64), (4, 8, 4)):
-        every = [list(cuda_planner._shapes(v, rank)) for v in (rows_volume, columns_volume)]
+        every = [shapes(volume, op.rank) for volume in (rows_volume, columns_volume)]
         for _ in range(4):
-            rows, columns = (shapes[rng.integers(len(shapes))] for shapes in every)
-            found = cuda_planner.count_boxes(op.axes, rows, columns, warp_rows, keys_stay)
+            rows, columns = (legal[rng.integers(len(legal))] for legal in every)
+            found = cost_cuda.count_boxes(op.axes, rows, columns, warp_rows, keys_stay)
             assert found == count_by_hand(op, rows, columns, warp_rows, keys_stay), (rows, columns, warp_rows)
 
 
 @every_op
-def test_boxes_hold_all_pairs(op):
+@pytest.mark.parametrize("target", TARGETS[:2])
+def test_boxes_hold_all_pairs(op, target):
     """Boxes times their size is never less than the pairs of queries and keys."""
     pairs = math.prod(int(np.diff(windows(axis)).sum()) for axis in op.axes)
-    for keys_stay, kernel in itertools.product((False, True), KERNELS):
-        shapes = [list(cuda_planner._shapes(v, op.neighborhood.rank)) for v in (kernel.rows, kernel.columns)]
-        for rows, columns in itertools.product(*shapes):
-            count = cuda_planner.count_boxes(op.axes, rows, columns, kernel.warp_rows, keys_stay)
-            assert count.boxes * kernel.rows * kernel.columns >= pairs
-            assert count.unmasked <= count.boxes * (kernel.rows // kernel.warp_rows)
-            assert count.boxes >= count.tiles
+    for row, tiling in kernels_of(target, op):
+        keys_stay = row.pass_name in cost_cuda.KEYS_STAY
+        sides = (tiling.key, tiling.query) if keys_stay else (tiling.query, tiling.key)
+        assert tuple(map(math.prod, sides)) == (tiling.rows, tiling.columns)
+        count = cost_cuda.count_boxes(op.axes, *map(tuple, sides), tiling.warp_rows, keys_stay)
+        assert count.boxes * tiling.rows * tiling.columns >= pairs
+        assert count.unmasked <= count.boxes * (tiling.rows // tiling.warp_rows)
+        assert count.boxes >= count.tiles
 
 
 def test_blocked_windows_need_no_mask():
     """Windows of 16 x 16 in steps of 16: a tile inside a step sees whole boxes."""
     op = Op(Neighborhood((16, 16), stride=(16, 16)), (64, 64))
-    count = cuda_planner.count_boxes(op.axes, (8, 8), (8, 8), 16, False)
+    count = cost_cuda.count_boxes(op.axes, (8, 8), (8, 8), 16, False)
     assert count == Count(64, 64 * 4, 64 * 4 * 4)
 
 
-def test_shapes():
-    assert list(cuda_planner._shapes(8, 1)) == [(8,)]
-    assert list(cuda_planner._shapes(4, 2)) == [(1, 4), (2, 2), (4, 1)]
-    assert len(set(cuda_planner._shapes(64, 3))) == math.comb(6 + 2, 2)
-    assert cuda_planner._warp_tile((2, 4, 4), 16) == (1, 4, 4)
-    assert cuda_planner._warp_tile((32, 2), 32) == (16, 2)
-    assert cuda_planner._warp_tile((1, 128), 32) == (1, 32)
+def test_tiles_of_warps():
+    assert cost_cuda._warp_tile((2, 4, 4), 16) == (1, 4, 4)
+    assert cost_cuda._warp_tile((32, 2), 32) == (16, 2)
+    assert cost_cuda._warp_tile((1, 128), 32) == (1, 32)
 
 
 @every_op
-@pytest.mark.parametrize("name", cuda_planner.PASSES)
-def test_tiles_are_legal(op, name):
-    rank = op.neighborhood.rank
-    ranked = cuda_planner.tiles(name, op, 2, 64, 64)
-    assert len(set(ranked)) == len(ranked) > 0
-    for tile in ranked:
-        pairs = [tile[i : i + 2 * rank] for i in range(0, len(tile), 2 * rank)]
-        assert len(pairs) == len(cuda_planner.PASSES[name])
-        for pair, kernel in zip(pairs, cuda_planner.PASSES[name], strict=True):
-            queries, keys = math.prod(pair[:rank]), math.prod(pair[rank:])
-            legal = {(k.rows, k.columns) for k in cuda_planner.kernels(kernel)}
-            legal |= {(0, 0)} if kernel == "hopper_forward" else set()
-            assert ((keys, queries) if kernel in cuda_planner.KEYS_STAY else (queries, keys)) in legal
-    assert cuda_planner.tile(name, op, 2, 64, 64) == ranked[0]
+@pytest.mark.parametrize("target", TARGETS)
+def test_choices_are_those_of_the_kernels(op, target):
+    """Every pass has its choices, the cheapest first, and all are legal."""
+    found = plan.candidates(CUDA, target, problem(op))
+    assert len(set(found)) == len(found) > 0
+    assert found[0] == plan.cheapest(CUDA, target, problem(op)) == plan.plan(CUDA, target, op, problem(op))
+    assert all(plan.is_legal(CUDA, target, problem(op), kernels) for kernels in found)
+    assert {kernels.count(";") for kernels in found} == {1 if target == "na_fused_backward" else 0}
+    every = {tiling.choice for _, tiling in kernels_of(target, op)}
+    tried = {choice for kernels in found for text in kernels.split(";") for choice in text.split("|")}
+    assert tried <= every
 
 
-@pytest.mark.parametrize("name", ["na_gemm_qk", "na_gemm_av", "na_gemm_inverse"])
-def test_tiles_without_room_for_weights_are_left_out(name):
-    op = Op(Neighborhood((5, 17, 18)), (9, 20, 20))
-    (kernel,) = cuda_planner.PASSES[name]
-    found = cuda_planner.tiles(name, op, 2, 64, 64)
-    sides = [(t[3:], t[:3]) if kernel in cuda_planner.KEYS_STAY else (t[:3], t[3:]) for t in found]
-    assert all(slots(kernel, 2, 64, (5, 17, 18), *pair) for pair in sides)
-    every = sum(
-        len(list(cuda_planner._shapes(k.rows, 3))) * len(list(cuda_planner._shapes(k.columns, 3)))
-        for k in KERNELS
-    )
-    assert 0 < len(found) <= every
+@every_op
+@pytest.mark.parametrize("target", TARGETS)
+def test_rankings_are_by_cost(op, target):
+    for (pass_name, rows), ranked in zip(
+        variants.passes(CUDA, target).items(), plan.rankings(CUDA, target, problem(op)), strict=True
+    ):
+        assert {tilings[0].name for tilings in ranked} == {row.name for row in rows}
+        for tilings in ranked:
+            costs = [priced.cost for priced in tilings]
+            assert costs == sorted(costs), pass_name
+
+
+class Staged:
+    """A tiling of a GEMM kernel with so many slots."""
+
+    rows, warp_rows, columns = 64, 16, 64
+
+    def __init__(self, slots):
+        self.staged_slots = slots
 
 
 def test_staged_weights_cost():
     """Where they come with every column, and where they leave no room for other blocks."""
-    count, kernel = Count(4, 100, 0), KERNELS[1]
     cost = {
-        keys_stay: [cuda_planner.gemm_cost(kernel, count, 64, n, keys_stay) for n in (8, 100, 600)]
+        keys_stay: [cost_cuda.gemm_cost(Staged(n), Count(4, 100, 0), 64, keys_stay) for n in (8, 100, 600)]
         for keys_stay in (False, True)
     }
     assert cost[True] == sorted(set(cost[True]))
@@ -164,7 +166,8 @@ def test_staged_weights_cost():
 
 
 def test_naive_kernels_have_no_tile():
-    assert cuda_planner.tile("na_naive_qk", OPS[0], 4, 8, 8) == (1, 1)
+    for target in ("na_naive_qk", "na_naive_av", "na_naive_inverse"):
+        assert plan.candidates(CUDA, target, problem(OPS[0], dtype="float64")) == ("naive",)
 
 
 def test_small_windows_take_small_tiles_and_large_ones_large():
@@ -176,9 +179,11 @@ def test_small_windows_take_small_tiles_and_large_ones_large():
         ((33, 33), (128, 128)),
         ((2048,), (32768,)),
     ):
-        op = Op(Neighborhood(kernel_size), grid)
-        tile = cuda_planner.tile("na_fused_forward", op, 2, 64, 64)
-        sizes.append(math.prod(tile[: len(grid)]))
+        *_, last = plan.cheapest(CUDA, FORWARD, problem(Op(Neighborhood(kernel_size), grid))).split("|")
+        (tiling,) = [
+            t for _, t in kernels_of(FORWARD, Op(Neighborhood(kernel_size), grid)) if t.choice == last
+        ]
+        sizes.append(tiling.rows)
     assert sizes == [16, 16, 128, 128]
 
 
@@ -187,51 +192,64 @@ def test_small_windows_take_small_tiles_and_large_ones_large():
     [((7, 7), (56, 56), False), ((3, 5, 5), (16, 64, 64), False), ((2048,), (32768,), True),
      ((80, 80), (256, 256), True), ((18, 24, 24), (30, 48, 80), True)],
 )  # fmt: skip
-def test_the_hopper_kernel_has_tiles_where_it_is_the_cheaper_one(kernel_size, grid, is_used):
-    op, size = Op(Neighborhood(kernel_size), grid), 2 * len(grid)
-    tile = cuda_planner.tile(FORWARD, op, 2, 128, 128)
-    assert len(tile) == 2 * size
-    assert all(tile[:size])
-    assert all(tile[size:]) == any(tile[size:]) == is_used
+def test_the_hopper_kernel_is_named_where_it_is_the_cheaper_one(kernel_size, grid, is_used):
+    large = problem(Op(Neighborhood(kernel_size), grid), 128)
+    names = [choice.partition(":")[0] for choice in plan.cheapest(CUDA, FORWARD, large).split("|")]
+    assert names == (["sm90", "portable"] if is_used else ["portable"])
 
 
-def test_the_hopper_kernel_may_not_exist(monkeypatch):
-    monkeypatch.setattr(cuda_planner, "kernels", lambda name, *_: () if name == "hopper_forward" else KERNELS)
+def test_the_hopper_kernel_may_not_take_the_problem():
     op = Op(Neighborhood((80, 80)), (256, 256))
-    assert cuda_planner.tile(FORWARD, op, 2, 128, 128)[4:] == (0, 0, 0, 0)
+    for other in (
+        problem(op, 128, "float32"),
+        problem(op, 100),
+        problem(op, 128)._replace(operands=("rpb",)),
+    ):
+        assert plan.cheapest(CUDA, FORWARD, other).startswith("portable:")
+
+
+def test_no_kernel_takes_the_problem():
+    with pytest.raises(
+        ValueError, match="no kernel of na_fused_forward .* portable: it takes up to 256 features"
+    ):
+        plan.cheapest(CUDA, FORWARD, problem(OPS[0], 320))
 
 
 @pytest.mark.parametrize("is_hopper", [False, True])
 def test_both_forward_kernels_are_tried_where_both_run(is_hopper, monkeypatch):
     """Elsewhere tiles of the other one would change nothing."""
-    monkeypatch.setattr(devices, "is_hopper", lambda: is_hopper)
+    monkeypatch.setattr(devices, "have", lambda capability: is_hopper and capability == "9.0")
     for op in (Op(Neighborhood((80, 80)), (256, 256)), OPS[0]):
-        found = cuda_planner.tiles(FORWARD, op, 2, 64, 64)
-        portable, hopper = cuda_planner.rankings(FORWARD, op, 2, 64, 64)
-        assert found[0] == cuda_planner.tile(FORWARD, op, 2, 64, 64)
-        assert {tile[:4] for tile in found} == set(portable)
-        assert {tile[4:] for tile in found} == (set(hopper) if is_hopper else {hopper[0]})
+        found = [kernels.split("|") for kernels in plan.candidates(CUDA, FORWARD, problem(op))]
+        tilings = {
+            name: {t.choice for row, t in kernels_of(FORWARD, op) if row.name == name}
+            for name in ("sm90", "portable")
+        }
+        best = plan.cheapest(CUDA, FORWARD, problem(op)).split("|")
+        assert found[0] == best
+        assert {kernels[-1] for kernels in found} == tilings["portable"]
         if is_hopper:
-            assert any(found[0][4:]) != any(found[1][4:])
+            assert {kernels[0] for kernels in found} == tilings["portable"] | tilings["sm90"]
+            assert found[0][0].partition(":")[0] != found[1][0].partition(":")[0]
+        else:
+            assert all(kernels[:-1] == best[:-1] for kernels in found)
 
 
-def test_tiles_of_either_kernel_may_be_measured():
-    op = Op(Neighborhood((80, 80)), (256, 256))
-    portable, hopper = cuda_planner.rankings(FORWARD, op, 2, 64, 64)
-    for pair in (hopper[7], (0, 0, 0, 0)):
-        tiles = (*portable[3], *pair)
-        with tuning.trial(op, {"tiles": {FORWARD: list(tiles)}}, "cuda"):
-            assert cuda_planner.tile(FORWARD, op, 2, 64, 64) == tiles
-
-
-def test_a_measured_tile_is_taken_where_it_is_legal():
+def test_measured_choices_are_taken_where_they_are_legal():
     op = OPS[0]
-    for name in cuda_planner.PASSES:
-        cheapest, other = cuda_planner.tiles(name, op, 2, 64, 64)[:2]
-        with tuning.trial(op, {"tiles": {name: list(other)}}, "cuda"):
-            assert cuda_planner.tile(name, op, 2, 64, 64) == other
-        for wrong in (other[:-1], [3] * len(other), []):
-            with tuning.trial(op, {"tiles": {name: list(wrong)}}, "cuda"):
-                assert cuda_planner.tile(name, op, 2, 64, 64) == cheapest
-        with tuning.trial(op, {"tiles": {name: list(other)}}):  # on the CPU
-            assert cuda_planner.tile(name, op, 2, 64, 64) == cheapest
+    for target in TARGETS:
+        cheapest, other = plan.candidates(CUDA, target, problem(op))[:2]
+        with tuning.trial(op, {"kernels": {target: other}}, CUDA):
+            assert plan.plan(CUDA, target, op, problem(op)) == other
+        for wrong in (other[:-1] + "3", other + ";" + other, "", "naive"):
+            with tuning.trial(op, {"kernels": {target: wrong}}, CUDA):
+                assert plan.plan(CUDA, target, op, problem(op)) == cheapest
+        with tuning.trial(op, {"kernels": {target: other}}, CPU):
+            assert plan.plan(CUDA, target, op, problem(op)) == cheapest
+
+
+def test_costs_are_known_for_every_kernel():
+    """A new kernel needs its numbers; so does what it is called in the tables of costs."""
+    names = {row.name for target in register.TARGETS[CUDA] for row in variants.rows(CUDA, target)}
+    assert names == {*cost_cuda.COSTS, "naive"}
+    assert {*cost_cuda.CAPABILITIES} < names

@@ -7,14 +7,12 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from jax_na.kernels import cost_cpu as planner
-from jax_na.kernels import cost_cuda as cuda_planner
+from jax_na.kernels import plan
 
 from . import helpers
 from .cases import Case
 
 LONGEST = {1: 40, 2: 9, 3: 5}
-NAIVE_TILE = (1,)  # it is not used
 DIMS = st.sampled_from([1, 2, 3, 4, 5, 7, 8, 12, 16, 17, 24, 33])
 
 
@@ -70,18 +68,13 @@ def test_random_problems(implementation, case, dtype, seed):
     rng = np.random.default_rng(seed)
     inputs, cotangents = case.inputs(rng, jnp.dtype(dtype)), case.cotangents(rng, jnp.dtype(dtype))
 
-    def any_of(tiles):
-        return tiles[rng.integers(len(tiles))] if rng.random() < 0.5 else tiles[0]
-
-    def cpu_tile(*problem):
-        legal = planner.tiles(*problem)
-        return any_of([tile for tile in legal if tile[-1] == 0] or legal)
-
-    def cuda_tile(name, *problem):
-        return any_of(cuda_planner.tiles(name, *problem)) if name in cuda_planner.PASSES else NAIVE_TILE
+    def any_of_them(platform, target, op, problem):
+        legal = plan.candidates(platform, target, problem)
+        rows = [kernels for kernels in legal if kernels.startswith("rows")]
+        choices = rows or legal
+        return choices[rng.integers(len(choices))] if rng.random() < 0.5 else choices[0]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(planner, "tile", cpu_tile)
-        patch.setattr(cuda_planner, "tile", cuda_tile)
+        patch.setattr(plan, "plan", any_of_them)
         found = helpers.evaluate(helpers.attend(case, implementation), inputs, cotangents)
     helpers.assert_correct(case, found, inputs, cotangents)

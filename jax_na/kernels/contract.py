@@ -16,6 +16,8 @@ from jax_na.kernels import precision, register
 from jax_na.neighborhood import Axis
 from jax_na.op import Op
 
+OPTIONAL = ("rpb", "token_key", "token_value")
+
 
 class Problem(NamedTuple):
     """What the choice of a kernel depends on."""
@@ -30,12 +32,19 @@ class Problem(NamedTuple):
 
 def problem(op: Op, operands: Mapping[str, Any]) -> Problem:
     """The problem of a call with these operands, arrays or their types, by name."""
-    name, x = next((name, operands[name]) for name in ("query", "y", "x", "scores") if name in operands)
-    value = operands.get("value", x)
-    features = (x.shape[-1] if name == "query" else 0, value.shape[-1] if name != "scores" else 0)
-    present = tuple(name for name in ("rpb", "token_key", "token_value") if operands.get(name) is not None)
-    dtype = jnp.dtype(x.dtype).name
-    return Problem(op.axes, dtype, *features, precision.is_exact(op.precision), present)
+    head_dim = _features(operands, "query")
+    value_dim = _features(operands, "value", "y", "x")
+    present = tuple(name for name in OPTIONAL if operands.get(name) is not None)
+    dtype = jnp.dtype(dtype_of(operands)).name
+    return Problem(op.axes, dtype, head_dim, value_dim, precision.is_exact(op.precision), present)
+
+
+def _features(operands: Mapping[str, Any], *names: str) -> int:
+    """The last axis of the first of these operands that is there, 0 if there is none."""
+    for name in names:
+        if name in operands and operands[name].shape:
+            return int(operands[name].shape[-1])
+    return 0
 
 
 @functools.lru_cache(maxsize=1024)

@@ -24,7 +24,7 @@ CAPABILITIES: dict[str, str] = {}  # no kernel is for some CPUs only: the bindin
 
 def cost(pass_name: str, name: str, problem: Problem, tiling: Any) -> float:
     """What one pass costs with a tiling of the kernel `name`."""
-    if pass_name not in PRODUCTS:  # the other passes have one kernel, without tiles
+    if name == "naive" or pass_name not in PRODUCTS:  # the only kernel of its pass, without tiles
         return 0.0
     scores, weighted = PRODUCTS[pass_name]
     if name == "rows":
