@@ -6,6 +6,9 @@
 #include "cpu/rows/forward.h"
 #include "cpu/rows/gemm.h"
 #include "cpu/softmax.h"
+#include "cpu/tiles/backward.h"
+#include "cpu/tiles/forward.h"
+#include "cpu/tiles/gemm.h"
 
 namespace jax_na {
 inline namespace JAX_NA_ISA {
