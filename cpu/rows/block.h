@@ -125,13 +125,15 @@ struct RowBlock {
 
 inline RowBlock make_block(const Problem& problem, const RowUnit& unit, int first_y) {
   RowBlock block{};
-  const auto keys = [&](int axis, int position) {
-    return window(problem.axis[axis], unit.tile.group[axis].length, position);
-  };
+  const Group(&group)[kAxes] = unit.tile.group;
   const int stop_y = min(first_y + problem.tile[1], unit.queries[1].stop);
   for (int z = unit.queries[0].start; z < unit.queries[0].stop; ++z)
     for (int y = first_y; y < stop_y; ++y) {
-      block.row[block.count] = {z, y, {keys(0, z), keys(1, y)}};
+      QueryRow& row = block.row[block.count];
+      row.z = z;
+      row.y = y;
+      row.keys[0] = window(problem.axis[0], group[0].length, z);
+      row.keys[1] = window(problem.axis[1], group[1].length, y);
       ++block.count;
     }
   for (int axis = 0; axis < 2; ++axis)

@@ -27,16 +27,50 @@ struct ScoreOperands {
   int elements;
 };
 
+// Adds the products of one element, a feature or a pair of them, of kRows query rows with kColumns columns of a key
+// row. Shifted, the key of a lane is its own: one load for all lanes; else all lanes have the same: a broadcast. The
+// smaller side stays in registers.
+template <int kRows, int kColumns, bool kShifted, class Packed>
+[[gnu::always_inline]] inline void add_element(const Packed* (&queries)[kRows], int element, const Packed* keys,
+                                               Vec (&sum)[kRows][kColumns]) {
+  const auto query_lanes = [&](int r) { return load(queries[r] + element * kWidth); };
+  const auto key_lanes = [&](int c) {
+    if constexpr (kShifted)
+      return load(keys + c);
+    else
+      return splat(keys[c]);
+  };
+  if constexpr (kRows <= kColumns) {
+    Vec rows[kRows];
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows; ++r) rows[r] = in_register(query_lanes(r));
+#pragma GCC unroll 16
+    for (int c = 0; c < kColumns; ++c) {
+      const Vec column = kRows == 1 ? key_lanes(c) : in_register(key_lanes(c));
+#pragma GCC unroll 4
+      for (int r = 0; r < kRows; ++r) sum[r][c] = add_product<Packed>(sum[r][c], rows[r], column);
+    }
+  } else {
+    Vec columns[kColumns];
+#pragma GCC unroll 16
+    for (int c = 0; c < kColumns; ++c) columns[c] = in_register(key_lanes(c));
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows; ++r) {
+      const Vec row = kColumns == 1 ? query_lanes(r) : in_register(query_lanes(r));
+#pragma GCC unroll 16
+      for (int c = 0; c < kColumns; ++c) sum[r][c] = add_product<Packed>(sum[r][c], row, columns[c]);
+    }
+  }
+}
+
 // Scores of kRows query rows and kColumns columns, from `first` on, with one key row:
 //   sum[r][c] = sum_d tile_r[d][lane] * key_{lane, c}[d]
-// where d counts elements: features, or pairs of them. Shifted, the key of a lane is its own: one load for all lanes;
-// else all lanes have the same: a broadcast.
 template <int kRows, int kColumns, bool kShifted, class Packed>
 [[gnu::always_inline]] inline void score_block(const ScoreOperands<Packed>& operands, int first,
                                                Vec (&sum)[kRows][kColumns]) {
-  const Packed* tile[kRows];
+  const Packed* queries[kRows];
 #pragma GCC unroll 4
-  for (int r = 0; r < kRows; ++r) tile[r] = operands.tiles[r];
+  for (int r = 0; r < kRows; ++r) queries[r] = operands.tiles[r];
 #pragma GCC unroll 4
   for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 16
@@ -44,37 +78,8 @@ template <int kRows, int kColumns, bool kShifted, class Packed>
   const Packed* keys = operands.keys + first;
   const ptrdiff_t pitch = operands.pitch;
   const int elements = operands.elements;
-  const auto key = [&](int c) {
-    if constexpr (kShifted)
-      return load(keys + c);
-    else
-      return splat(keys[c]);
-  };
 #pragma GCC unroll 2
-  for (int d = 0; d < elements; ++d, keys += pitch) {
-    if constexpr (kRows <= kColumns) {  // the smaller side stays in registers
-      Vec queries[kRows];
-#pragma GCC unroll 4
-      for (int r = 0; r < kRows; ++r) queries[r] = in_register(load(tile[r] + d * kWidth));
-#pragma GCC unroll 16
-      for (int c = 0; c < kColumns; ++c) {
-        const Vec column = kRows == 1 ? key(c) : in_register(key(c));
-#pragma GCC unroll 4
-        for (int r = 0; r < kRows; ++r) sum[r][c] = add_product<Packed>(sum[r][c], queries[r], column);
-      }
-    } else {
-      Vec columns[kColumns];
-#pragma GCC unroll 16
-      for (int c = 0; c < kColumns; ++c) columns[c] = in_register(key(c));
-#pragma GCC unroll 4
-      for (int r = 0; r < kRows; ++r) {
-        const Vec query = load(tile[r] + d * kWidth);
-        const Vec queries = kColumns == 1 ? query : in_register(query);
-#pragma GCC unroll 16
-        for (int c = 0; c < kColumns; ++c) sum[r][c] = add_product<Packed>(sum[r][c], queries, columns[c]);
-      }
-    }
-  }
+  for (int d = 0; d < elements; ++d, keys += pitch) add_element<kRows, kColumns, kShifted>(queries, d, keys, sum);
 }
 
 template <int kRows, int kColumns>

@@ -37,52 +37,30 @@ inline Overlap overlap(const Problem& problem, const Lanes& lanes, int lane, con
   return {start - x, stop - start, row * problem.axis[2].kernel_size + start - lanes.start[2][lane]};
 }
 
-// What kWidth lanes from `first_lane` on see of a segment, and the keys [start, stop) of it that all of them see, cut
-// to whole squares of kWidth keys and kWidth lanes. `key` is the segment's first among those of the chunk.
-struct OverlapGroup {
-  int first_lane, key;
-  Overlap of_lane[kWidth];
-  int start, stop, squares;
-};
-
-inline OverlapGroup overlap_group(const Problem& problem, const Lanes& lanes, const Segment& segment, int first_lane,
-                                  int key) {
-  OverlapGroup group;
-  group.first_lane = first_lane;
-  group.key = key;
-  group.start = 0;
-  group.stop = segment.count;
-  for (int lane = 0; lane < kWidth; ++lane) {
-    const Overlap seen = group.of_lane[lane] = overlap(problem, lanes, first_lane + lane, segment);
-    if (!lanes.valid[first_lane + lane]) continue;
-    group.start = max(group.start, seen.first);
-    group.stop = min(group.stop, seen.first + max(seen.count, 0));
+// What kWidth lanes from `first_lane` on see of a segment. Returns the keys of it that all of them see, cut to whole
+// squares of kWidth keys and kWidth lanes.
+inline Range overlap_lanes(const Problem& problem, const Lanes& lanes, const Segment& segment, int first_lane,
+                           Overlap (&seen)[kWidth]) {
+  int start = 0, stop = segment.count;
+  for (int i = 0; i < kWidth; ++i) {
+    seen[i] = overlap(problem, lanes, first_lane + i, segment);
+    if (!lanes.valid[first_lane + i]) continue;
+    start = max(start, seen[i].first);
+    stop = min(stop, seen[i].first + max(seen[i].count, 0));
   }
-  group.squares = max(group.stop - group.start, 0) / kWidth;
-  group.stop = group.start + group.squares * kWidth;
-  return group;
+  return {start, start + max(stop - start, 0) / kWidth * kWidth};
 }
 
-// Calls square(first lane, key, slots) for the squares of a group, body(lane, key, slot, count) for the keys of every
-// lane before and after them.
-template <class Body, class Square>
-inline void visit_overlaps(const OverlapGroup& group, const Lanes& lanes, const Body& body, const Square& square) {
-  for (int first = group.start; first < group.stop; first += kWidth) {
-    int slots[kWidth];
-    for (int lane = 0; lane < kWidth; ++lane)
-      slots[lane] = group.of_lane[lane].slot + first - group.of_lane[lane].first;
-    square(group.first_lane, group.key + first, slots);
-  }
-  for (int i = 0; i < kWidth; ++i) {
-    const Overlap& seen = group.of_lane[i];
-    const int lane = group.first_lane + i, end = seen.first + seen.count;
-    if (!lanes.valid[lane] || seen.count <= 0) continue;
-    if (group.squares == 0) {
-      body(lane, group.key + seen.first, seen.slot, seen.count);
-    } else {
-      body(lane, group.key + seen.first, seen.slot, group.start - seen.first);
-      body(lane, group.key + group.stop, seen.slot + group.stop - seen.first, end - group.stop);
-    }
+// Calls body(lane, key, slot, count) for what a lane sees of a segment before and after the squares; `key` is the
+// segment's first among those of the chunk.
+template <class Body>
+inline void visit_beside(const Overlap& seen, Range squares, int lane, int key, const Body& body) {
+  const int stop = seen.first + seen.count;
+  if (squares.start == squares.stop) {
+    body(lane, key + seen.first, seen.slot, seen.count);
+  } else {
+    body(lane, key + seen.first, seen.slot, squares.start - seen.first);
+    body(lane, key + squares.stop, seen.slot + squares.stop - seen.first, stop - squares.stop);
   }
 }
 
@@ -92,11 +70,19 @@ template <class Body, class Square>
 inline void for_each_overlap(const Problem& problem, const Lanes& lanes, const BoxChunk& chunk, const Body& body,
                              const Square& square) {
   int key = 0;
-  for (int i = 0; i < chunk.segments; ++i) {
-    const Segment& segment = chunk.segment[i];
-    for (int first = 0; first < kLanes; first += kWidth)
-      visit_overlaps(overlap_group(problem, lanes, segment, first, key), lanes, body, square);
-    key += segment.count;
+  for (int segment = 0; segment < chunk.segments; ++segment) {
+    for (int first = 0; first < kLanes; first += kWidth) {
+      Overlap seen[kWidth];
+      const Range squares = overlap_lanes(problem, lanes, chunk.segment[segment], first, seen);
+      for (int at = squares.start; at < squares.stop; at += kWidth) {
+        int slots[kWidth];
+        for (int i = 0; i < kWidth; ++i) slots[i] = seen[i].slot + at - seen[i].first;
+        square(first, key + at, slots);
+      }
+      for (int i = 0; i < kWidth; ++i)
+        if (lanes.valid[first + i] && seen[i].count > 0) visit_beside(seen[i], squares, first + i, key, body);
+    }
+    key += chunk.segment[segment].count;
   }
 }
 
