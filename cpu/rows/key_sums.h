@@ -27,45 +27,35 @@ struct KeySum {
   HeadView<float> sums;
 };
 
-// Keys that the lanes of a tile see along the last axis.
-inline Range seen_keys(const LaneTile& tile) {
-  const int last = tile.count - 1;
-  return {tile.start[0] + lane_origin(tile, 0), tile.stop[last] + lane_origin(tile, last)};
-}
-
-// Adds the sums of one key row, two keys at a time; `to` is the first key's row in memory, `step` floats before the
-// next one's. Windows move with the lanes, so the lanes that see a pair of keys move with the keys.
-template <class Packed>
-inline void add_key_row(const InputRows<Packed>& inputs, int dim, const LaneTile& tile, float* to, int64_t step) {
-  const Range keys = seen_keys(tile);
-  const int last = keys.stop - 1;
-  Range lanes{0, 0};  // that see either key
-  for (int key = keys.start; key <= last; key += 2) {
-    const int other = min(key + 1, last);
-    while (lanes.start < tile.count && tile.stop[lanes.start] + lane_origin(tile, lanes.start) <= key) ++lanes.start;
-    while (lanes.stop < tile.count && tile.start[lanes.stop] + lane_origin(tile, lanes.stop) <= other) ++lanes.stop;
-    if (lanes.start >= lanes.stop) continue;
-    const OutputPair pair = key_pair(tile, lanes, key, other);
-    add_pair(inputs, dim, pair, to + (key - keys.start) * step, to + (other - keys.start) * step, false);
-  }
-}
-
-// Adds products to memory; nobody else adds to these keys meanwhile.
+// Adds products to memory, two keys at a time; nobody else adds to these keys meanwhile. Windows move with the lanes,
+// so the lanes [first, stop) that see either of two keys move on with the keys.
 template <class Packed>
 inline void add_key_sums(const BlockLanes& lanes, std::initializer_list<KeySum<Packed>> products) {
   const LaneTile& tile = lanes.tile;
-  const int first_key = seen_keys(tile).start;
+  const auto key_at = [&](int lane, const int32_t* column) { return column[lane] + lane_origin(tile, lane); };
+  const int first_key = key_at(0, tile.start), last_key = key_at(tile.count - 1, tile.stop) - 1;
   for_each_key_row(lanes.block, tile, [&](int z, int y, const SeenBy& seen) {
     const int position[kAxes] = {z, y, first_key};
     const int64_t token = key_token(lanes.problem, lanes.unit.tile, position);
     for (const KeySum<Packed>& product : products) {
-      const HeadView<float>& sums = product.sums;
+      const int dim = product.sums.dim;
+      const int64_t step = lanes.problem.axis[2].dilation * product.sums.stride;
+      float* to = product.sums.base + token * product.sums.stride;
       InputRows<Packed> inputs;
-      inputs.rows = 0;
-      for (int i = 0; i < seen.count; ++i)
-        add_input<Packed>(inputs, block_row(product.rows, seen.row[i], sums.dim), product.scores + seen.at[i]);
-      add_key_row(inputs, sums.dim, tile, sums.base + token * sums.stride,
-                  lanes.problem.axis[2].dilation * sums.stride);
+      inputs.rows = seen.count;
+      for (int i = 0; i < seen.count; ++i) {
+        inputs.input[i] = block_row(product.rows, seen.row[i], dim);
+        inputs.weight[i] = product.scores + seen.at[i];
+      }
+      int first = 0, stop = 0;
+      for (int key = first_key; key <= last_key; key += 2) {
+        const int other = min(key + 1, last_key);
+        while (first < tile.count && key_at(first, tile.stop) <= key) ++first;
+        while (stop < tile.count && key_at(stop, tile.start) <= other) ++stop;
+        if (first >= stop) continue;
+        const OutputPair pair = key_pair(tile, {first, stop}, key, other);
+        add_pair(inputs, dim, pair, to + (key - first_key) * step, to + (other - first_key) * step, false);
+      }
     }
   });
 }
