@@ -158,13 +158,16 @@ inline void block_gradients(const BlockLanes& lanes, const BiasTable& bias, floa
       gradient.delta[i] = scratch.delta + row * kWidth;
       gradient.scores[i] = probability.scores[i] = scratch.scores + seen.at[i] + margin;
       gradient.dscores[i] = scratch.dscores + seen.at[i] + margin;
+      // The gradient of an entry lies in drpb where the entry lies in the table.
       if (!biased) continue;
       probability.bias[i] = bias_entry(bias, z - block.row[row].z, y - block.row[row].y, tile.low);
       gradient.drpb[i] = drpb + (probability.bias[i] - bias.entries);
     }
+    // S = scale q k^T + rpb;  P = exp(S - lse)
     const Packed* keys = key_columns(ring, tile, transposed_row(ring, scratch.keys, dim, z, y));
     const int key_elements = row_elements<Packed>(Along::kFeatures, dim);
     score_rows(seen.count, probability, tile, ScoreOperands<Packed>{queries, keys, pitch, key_elements});
+    // dP = dout v^T;  dS = P (dP - delta), with the P just stored
     const Packed* values = key_columns(ring, tile, transposed_row(ring, scratch.values, value_dim, z, y));
     const int value_elements = row_elements<Packed>(Along::kFeatures, value_dim);
     score_rows(seen.count, gradient, tile, ScoreOperands<Packed>{douts, values, pitch, value_elements});

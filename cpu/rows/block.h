@@ -53,6 +53,7 @@ inline void place_windows(LaneTile& tile) {
       const int before = origin - tile.start[lane - 1], after = tile.stop[lane - 1] - (origin - 1) - tile.columns;
       tile.margin = max(tile.margin, max(before, after));
     }
+    // Then no column needs a mask: every window is all columns.
     tile.full &= tile.start[lane] == origin && tile.stop[lane] == origin + tile.columns;
   }
   for (int lane = 0; lane < tile.count; ++lane) {

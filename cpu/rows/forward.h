@@ -126,6 +126,7 @@ inline void block_scores(const BlockLanes& lanes, const BiasTable& bias, const K
       finish.maximum[i] = scratch.maximum + row * kWidth;
       finish.bias[i] = bias_entry(bias, z - block.row[row].z, y - block.row[row].y, tile.low);
     }
+    // The query rows that see this key row share what is loaded of it.
     const Packed* keys = key_columns(ring, tile, transposed_row(ring, scratch.keys, dim, z, y));
     score_rows(seen.count, finish, tile, ScoreOperands<Packed>{queries, keys, pitch, elements});
   });
@@ -152,6 +153,7 @@ inline void exponentiate(const LaneTile& tile, int rows, float* scores, const fl
 // The softmax of a block: its scores become weights, of pairs rounded.
 template <class Packed>
 inline void block_softmax(const RowBlock& block, const LaneTile& tile, const RowForwardScratch<Packed>& scratch) {
+  // The scores of a query row are next to one another: one maximum and one sum for all of its key rows.
   float* scores = scratch.scores;
   for (int r = 0; r < block.count; ++r) {
     const int rows = key_rows(block.row[r]);

@@ -90,6 +90,7 @@ inline void plain_scores(const BlockLanes& lanes, const KeyRing& ring, const Row
       queries[i] = block_row(scratch.rows, seen.row[i], dim);
       finish.scores[i] = scratch.scores + seen.at[i] + tile.margin * kWidth;
     }
+    // The query rows that see this key row share what is loaded of it.
     const Packed* keys = key_columns(ring, tile, transposed_row(ring, scratch.keys, dim, z, y));
     score_rows(seen.count, finish, tile, ScoreOperands<Packed>{queries, keys, pitch, elements});
   });

@@ -82,6 +82,7 @@ inline RowGrid make_row_grid(const Problem& problem, const RowFeatures& features
   grid.units = group_count(problem);
   grid.units *= grid.blocks[0];
 
+  // Shorter than whole rows where the keys of their blocks do not fit, or whole rows would be too few units.
   const int64_t rest = grid.units * grid.blocks[1];
   grid.span = grid.tiles;
   while (grid.span > 1 && (row_panel_floats(problem, grid.span, features) > features.capacity ||
@@ -91,6 +92,7 @@ inline RowGrid make_row_grid(const Problem& problem, const RowFeatures& features
   grid.span = ceil_div(grid.tiles, spans);
   grid.units *= spans;
 
+  // All the way down, unless that gives too few units; then nearly equal runs.
   const auto runs = [&] { return ceil_div(grid.blocks[1], grid.run); };
   grid.run = grid.blocks[1];
   while (grid.run > 1 && grid.units * runs() < units_wanted) --grid.run;

@@ -157,6 +157,7 @@ inline void row_products(const BlockLanes& lanes, const QueryProduct<Packed>& pr
   const RowBlock& block = lanes.block;
   const LaneTile& tile = lanes.tile;
   const int dim = padded(product.dim);
+  // Keys of one row that the lanes see together, and how many such rows stay in L1.
   const int span = tile.columns + (tile.shifted ? kWidth - 1 : 0);
   const int step = min(max(1, kProductFloats / (span * dim)), kInputRows);
   bool fresh[kBlockRows] = {true, true, true, true};
@@ -168,6 +169,7 @@ inline void row_products(const BlockLanes& lanes, const QueryProduct<Packed>& pr
         weights += score_floats(block.row[r], tile);
         if (inputs.rows == 0) continue;
         float* out = block_row(product.out, r, product.dim);
+        // Neighbouring queries see nearly the same keys: each is loaded once for both.
         for (int lane = 0; lane < tile.count; lane += 2) {
           const int other = min(lane + 1, tile.count - 1);
           const OutputPair pair = query_pair(tile, product.ring, lane, other);

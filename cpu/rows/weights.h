@@ -76,6 +76,7 @@ inline void store_squares(const Problem& problem, const QueryRow& row, const Lan
     square[slot % kWidth] = load(score);
     if (slot % kWidth == kWidth - 1) flush(slot - kWidth + 1);
   });
+  // A square that the last slots do not fill, then padding.
   const int done = slots(problem) / kWidth * kWidth;
   for (int i = slots(problem) - done; i < kWidth; ++i) square[i] = Vec{};
   for (int first = done; first < problem.pitch; first += kWidth) {
@@ -100,6 +101,7 @@ inline void load_weights(const Problem& problem, const QueryRow& row, const Lane
     Vec square[kWidth];
     clear_margins(tile, key_rows(row), scores);
     for_each_slot(tile, key_rows(row), scores, [&](int slot, float* score) {
+      // A square is loaded with its first slot and given out slot by slot.
       if (slot % kWidth == 0) {
         for (int lane = 0; lane < kWidth; ++lane)
           square[lane] = load_wide(rows.lane[lane] + slot, problem.pitch - slot);

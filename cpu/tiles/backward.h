@@ -96,6 +96,8 @@ inline void flush_panel(const VisitedTokens<Side::kQueries>& visited, const Visi
   });
 }
 
+// One tile of queries of one head, chunk by chunk: both score-like products first, then the three sums. P and dS take
+// the place of S and dP.
 // drpb: gradient table of the tile's head, or null.
 template <class T>
 void backward_tile(const BackwardArgs& args, const Tile& tile, const TokenPanel& panel, float* drpb,
@@ -111,18 +113,22 @@ void backward_tile(const BackwardArgs& args, const Tile& tile, const TokenPanel&
 
   load_queries(problem, views, scratch);
   for_each_chunk(lanes, *scratch.chunk, [&] {
+    // S = scale q k^T + rpb, masked
     visit_rows(visited, VisitedOperand{views.key, scratch.keys, Along::kFeatures}, chunk, *scratch.key_rows);
     dot(scratch.query, *scratch.key_rows, score_factor(problem), scratch.scores);
     if (bias.entries != nullptr) add_bias(bias, lanes, chunk, scratch.scores);
     mask_scores(lanes, chunk, scratch.scores, scratch.maximum);
+    // dP = dout v^T;  P = exp(S - lse);  dS = P (dP - delta)
     visit_rows(visited, VisitedOperand{views.value, scratch.values, Along::kFeatures}, chunk, *scratch.value_rows);
     dot(scratch.dout, *scratch.value_rows, 1.0f, scratch.dscores);
     softmax_gradient(chunk.keys, scratch);
     if (drpb != nullptr) add_bias_gradient(bias, lanes, chunk, scratch.dscores, drpb);
     round_weights(chunk.keys, scale, scratch);
+    // dq += dS k, of pairs with pairs of keys: packed along tokens
     if constexpr (kTerms<Packed> == 2)
       visit_rows(visited, VisitedOperand{views.key, scratch.key_tokens, Along::kTokens}, chunk, *scratch.key_rows);
     accumulate(reinterpret_cast<const Packed*>(scratch.dscores), *scratch.key_rows, scratch.dquery);
+    // dk += dS^T (scale q);  dv += P^T dout
     sum_rows(visited, {views.dkey, scratch.dkeys, Along::kFeatures}, chunk, *scratch.sums);
     outer<Packed>(scratch.dscore_rows, scratch.query_tokens, padded(problem.head_dim), *scratch.sums);
     sum_rows(visited, {views.dvalue, scratch.dvalues, Along::kFeatures}, chunk, *scratch.sums);

@@ -164,6 +164,7 @@ void forward_tile(const ForwardArgs& args, const Tile& tile, const TokenPanel& p
 
   bool first = true;
   for_each_chunk(lanes, *scratch.chunk, [&] {
+    // S = scale q k^T + rpb, masked;  P = exp(S - m'), and what was summed before follows the new maximum
     visit_rows(visited, VisitedOperand{views.key, scratch.keys, Along::kFeatures}, chunk, *scratch.rows);
     dot(scratch.query, *scratch.rows, score_factor(problem), scratch.scores);
     if (bias.entries != nullptr) add_bias(bias, lanes, chunk, scratch.scores);
@@ -171,6 +172,7 @@ void forward_tile(const ForwardArgs& args, const Tile& tile, const TokenPanel& p
     online_softmax(chunk.keys, scratch);
     if (!first) rescale_tile(scratch.out, scratch.factor, problem.value_dim);
     first = false;
+    // O += P V
     visit_rows(visited, VisitedOperand{views.value, scratch.values, Along::kTokens}, chunk, *scratch.rows);
     accumulate(reinterpret_cast<const Packed*>(scratch.scores), *scratch.rows, scratch.out);
   });

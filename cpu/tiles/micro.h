@@ -57,6 +57,7 @@ constexpr int kBlock = min(16, (kRegisters - kVecs - 1) / kVecs);
 constexpr int kOuterRows = min(14, (kRegisters - 3) / 2);
 
 // Calls body(Constant<n>{}, first) for nearly equal blocks of at most kMost that cover [0, count).
+// Nearly equal, because a last block of one or two would wait for its sums: too few to hide the latency.
 template <int kMost, class Body>
 inline void for_each_block(int count, const Body& body) {
   for (int first = 0, blocks = ceil_div(count, kMost); blocks > 0; --blocks) {

@@ -100,6 +100,7 @@ inline TileGrid make_tile_grid(const Problem& problem, Side side, int64_t capaci
     grid.tiles[axis] = ceil_div(ceil_div(tokens, problem.axis[axis].dilation), problem.tile[axis]);
   }
   grid.units *= grid.tiles[0] * grid.tiles[1];
+  // Longer runs share more of what they visit, until it does not fit or there are too few of them.
   const int64_t rows = int64_t{visited_extent(problem, 0, 1)} * visited_extent(problem, 1, 1);
   const auto runs = [&](int run) { return ceil_div(grid.tiles[2], run); };
   while (grid.run < grid.tiles[2] && rows * paired_tokens(visited_extent(problem, 2, grid.run + 1)) <= capacity &&
@@ -126,6 +127,7 @@ inline bool locate_run(const Problem& problem, const TileGrid& grid, int64_t ind
     tile.first[axis] = static_cast<int>(index % count) * problem.tile[axis] * run;
     index /= count;
   }
+  // Groups differ in length by one token: the grid is that of the longest, and the others lack its last tiles.
   for (int axis = kAxes - 1; axis >= 0; --axis) {
     tile.group[axis] = group_of(problem, axis, static_cast<int>(index % problem.axis[axis].dilation));
     index /= problem.axis[axis].dilation;
