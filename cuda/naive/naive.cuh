@@ -43,7 +43,7 @@ __device__ __forceinline__ Work find_work(const UnfusedArgs& args) {
 __device__ __forceinline__ bool window_present(const Problem& p, const View& query) {
   bool present = true;
   for (int a = 0; a < kAxes; ++a) {
-    const Line& keys = query.line[a];
+    const AxisView& keys = query.axis[a];
     present = present && keys.seen.start * keys.step + keys.shift >= 0 &&
               (keys.seen.stop - 1) * keys.step + keys.shift < p.nk[a];
   }
@@ -54,7 +54,7 @@ __device__ __forceinline__ bool window_present(const Problem& p, const View& que
 __device__ __forceinline__ bool windows_present(const Problem& p, const View& key) {
   bool present = true, seen = true;
   for (int a = 0; a < kAxes; ++a) {
-    const Line& queries = key.line[a];
+    const AxisView& queries = key.axis[a];
     const Group group = group_of(p, a, queries.group);
     if (queries.seen.start >= queries.seen.stop) {
       seen = false;
@@ -85,9 +85,9 @@ __global__ void __launch_bounds__(kNaiveThreads) naive_qk_kernel(const __grid_co
   int position[kAxes];
   bool visible = true;
   for (int a = kAxes - 1; a >= 0; --a) {
-    position[a] = query.line[a].seen.start + slot % p.axis[a].kernel_size;
+    position[a] = query.axis[a].seen.start + slot % p.axis[a].kernel_size;
     slot /= p.axis[a].kernel_size;
-    visible = visible && position[a] < query.line[a].seen.stop;
+    visible = visible && position[a] < query.axis[a].seen.stop;
   }
   if (!visible) return;
   if (!window_present(p, query)) {
