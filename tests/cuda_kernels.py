@@ -81,6 +81,11 @@ def padded(values: Sequence[int]) -> tuple[int, ...]:
     return (1,) * (AXES - len(values)) + tuple(values)
 
 
+def native_axis(axis: oracle.Axis) -> ctypes.Structure:
+    """The axis as the C++ sources know it."""
+    return _Axis(axis.length, axis.kernel_size, axis.stride, axis.dilation, axis.is_causal)
+
+
 def native(problem: Problem) -> NativeProblem:
     """The problem as the C++ sources know it, padded to three axes."""
     n = NativeProblem(
@@ -90,7 +95,7 @@ def native(problem: Problem) -> NativeProblem:
         setattr(n, name, getattr(problem, name))
     axes = [oracle.Axis(1, 1)] * (AXES - len(problem.axes)) + list(problem.axes)
     for a, axis in enumerate(axes):
-        n.axis[a] = _Axis(axis.length, axis.kernel_size, axis.stride, axis.dilation, axis.is_causal)
+        n.axis[a] = native_axis(axis)
         n.nq[a], n.nk[a] = len(axis.queries), len(axis.keys)
     return n
 

@@ -171,3 +171,12 @@ extern "C" int jax_na_wrong_owned_columns(const int32_t* log2) {
         }
   return wrong;
 }
+
+// Union and intersection of the windows of the queries first..last of a group: start and stop of each.
+extern "C" void jax_na_tile_range(const jax_na::Axis* axis, int group, int first, int last, int32_t* found) {
+  using namespace jax_na;
+  const int length = group_length(*axis, group);
+  const Range all = tile_keys(*axis, length, first, last), inner = tile_inner_keys(*axis, length, first, last);
+  const int32_t values[] = {all.start, all.stop, inner.start, inner.stop};
+  for (int i = 0; i < 4; ++i) found[i] = values[i];
+}
