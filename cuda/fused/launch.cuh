@@ -30,8 +30,8 @@ template <class Math, int kFeatures, int kRows, Pass pass>
 struct ShapeFor {
   static constexpr int kRowBytes = kFeatures * static_cast<int>(sizeof(typename Math::Element));
   static constexpr int kWarps = kRows == kLargeRows ? 4 : kRows / 16;
-  using type = Shape<Math, kFeatures, kWarps, kRows / 16 / kWarps, streamed_tokens(pass, kRowBytes, kRows),
-                     stages(pass, kRowBytes, kRows)>;
+  using type = KernelShape<Math, kFeatures, kWarps, kRows / 16 / kWarps, streamed_tokens(pass, kRowBytes, kRows),
+                           stages(pass, kRowBytes, kRows)>;
 };
 
 inline int volume(const int (&tile)[kAxes]) { return tile[0] * tile[1] * tile[2]; }
@@ -59,7 +59,7 @@ AdditionalTokens make_additional(const Additional& a, const Problem& p) {
 
 // Scores become exponents of 2 by a positive factor, applied together with the subtraction of their maximum. A bias, a
 // scale that is not positive, need a multiplication of their own before.
-template <Rows rows>
+template <Side rows>
 Geometry make_geometry(const Problem& p, const int (&row_tile)[kAxes], const int (&column_tile)[kAxes],
                        const int32_t* offsets, const float* rpb) {
   Geometry g{};
@@ -80,25 +80,25 @@ Geometry make_geometry(const Problem& p, const int (&row_tile)[kAxes], const int
   return g;
 }
 
-template <class S, bool kBeside>
+template <class S, bool kHasTokens>
 const char* launch_forward(const ForwardArgs& a, Stream stream) {
   const Problem& p = a.problem;
   static_assert(ForwardShared<S>::kBytes <= kSharedLimit);
   if (volume(a.tiles.key) != S::kColumns) return kBadTiles;
   ForwardParams params{};
-  params.geometry = make_geometry<Rows::kQueries>(p, a.tiles.query, a.tiles.key, a.offsets, a.rpb);
+  params.geometry = make_geometry<Side::kQueries>(p, a.tiles.query, a.tiles.key, a.offsets, a.rpb);
   params.query = make_operand<typename S::Math>(a.query, p.heads, p.head_dim);
   params.key = make_operand<typename S::Math>(a.key, p.kv_heads, p.head_dim);
   params.value = make_operand<typename S::Math>(a.value, p.kv_heads, p.value_dim);
-  params.additional = make_additional<typename S::Math>(a.additional, p);
+  params.tokens = make_additional<typename S::Math>(a.additional, p);
   params.out = a.out;
   params.lse = a.lse;
-  return launch(fused_forward_kernel<S, kBeside>, p.batch * p.heads * params.geometry.tiles, S::kThreads,
+  return launch(fused_forward_kernel<S, kHasTokens>, p.batch * p.heads * params.geometry.tiles, S::kThreads,
                 ForwardShared<S>::kBytes, stream, params);
 }
 
 // Calls body(Shape) for the kernel with these features and rows; its result, or what is wrong with them.
-template <class Math, Pass pass, bool kBeside, class Body>
+template <class Math, Pass pass, bool kHasTokens, class Body>
 const char* with_shape(const Problem& p, const Tiles& tiles, const int (&row_tile)[kAxes], const Body& body) {
   if (!is_power_of_two(tiles.query) || !is_power_of_two(tiles.key)) return kBadTiles;
   const char* result = kBadTiles;
@@ -106,7 +106,7 @@ const char* with_shape(const Problem& p, const Tiles& tiles, const int (&row_til
     constexpr int kFeatures = decltype(features)::value, kBytes = sizeof(typename Math::Element);
     match<kSmallRows, 32, 64, kLargeRows>(volume(row_tile), [&](auto rows) {
       constexpr int kRows = decltype(rows)::value;
-      if constexpr (has_shape(pass, kFeatures * kBytes, kBytes, kRows, kBeside))
+      if constexpr (has_shape(pass, kFeatures * kBytes, kBytes, kRows, kHasTokens))
         result = body(typename ShapeFor<Math, kFeatures, kRows, pass>::type{});
     });
   });
@@ -115,10 +115,10 @@ const char* with_shape(const Problem& p, const Tiles& tiles, const int (&row_til
 
 template <class Math>
 const char* run_forward(const ForwardArgs& a, Stream stream) {
-  const auto run = [&](auto beside) {
-    constexpr bool kBeside = decltype(beside)::value;
-    return with_shape<Math, Pass::kForward, kBeside>(a.problem, a.tiles, a.tiles.query, [&](auto shape) {
-      return launch_forward<decltype(shape), kBeside>(a, stream);
+  const auto run = [&](auto has_tokens) {
+    constexpr bool kHasTokens = decltype(has_tokens)::value;
+    return with_shape<Math, Pass::kForward, kHasTokens>(a.problem, a.tiles, a.tiles.query, [&](auto shape) {
+      return launch_forward<decltype(shape), kHasTokens>(a, stream);
     });
   };
   return a.additional.tokens > 0 ? run(std::true_type{}) : run(std::false_type{});
@@ -132,14 +132,14 @@ BackwardParams backward_params(const BackwardArgs& a) {
   params.key = make_operand<Math>(a.key, p.kv_heads, p.head_dim);
   params.value = make_operand<Math>(a.value, p.kv_heads, p.value_dim);
   params.dout = make_operand<Math>(a.dout, p.heads, p.value_dim);
-  params.additional = make_additional<Math>(a.additional, p);
+  params.tokens = make_additional<Math>(a.additional, p);
   params.lse = a.lse;
   params.delta = a.delta;
   params.dquery = a.dquery;
   params.dkey = a.dkey;
   params.dvalue = a.dvalue;
-  params.dbias = a.drpb;
-  params.parts = a.drpb_parts;
+  params.drpb = a.drpb;
+  params.drpb_parts = a.drpb_parts;
   params.scale = static_cast<float>(p.scale);
   return params;
 }
@@ -147,23 +147,23 @@ BackwardParams backward_params(const BackwardArgs& a) {
 template <class S>
 const char* launch_bias(const BackwardArgs& a, BackwardParams params, Stream stream) {
   constexpr int kColumns = bias_streamed_tokens(S::kRowBytes, S::kRows);
-  using Bias = Shape<typename S::Math, S::kFeatures, S::kWarps, S::kRowTiles, kColumns, 1>;
-  static_assert(BiasShared<Bias>::kBytes <= kSharedLimit);
+  using Bias = KernelShape<typename S::Math, S::kFeatures, S::kWarps, S::kRowTiles, kColumns, 1>;
+  static_assert(DrpbShared<Bias>::kBytes <= kSharedLimit);
   int columns[kAxes] = {a.query_tiles.key[0], a.query_tiles.key[1], a.query_tiles.key[2]};
   for (int axis = 0; volume(columns) > kColumns; axis = (axis + 1) % kAxes)
     if (columns[axis] > 1) columns[axis] /= 2;
-  params.geometry = make_geometry<Rows::kQueries>(a.problem, a.query_tiles.query, columns, a.offsets, a.rpb);
-  return launch(fused_backward_bias_kernel<Bias>, int64_t{a.drpb_parts} * a.problem.heads, Bias::kThreads,
-                BiasShared<Bias>::kBytes, stream, params);
+  params.geometry = make_geometry<Side::kQueries>(a.problem, a.query_tiles.query, columns, a.offsets, a.rpb);
+  return launch(fused_backward_drpb_kernel<Bias>, int64_t{a.drpb_parts} * a.problem.heads, Bias::kThreads,
+                DrpbShared<Bias>::kBytes, stream, params);
 }
 
-template <class S, bool kBeside>
+template <class S, bool kHasTokens>
 const char* launch_backward_query(const BackwardArgs& a, BackwardParams params, Stream stream) {
   static_assert(BackwardQueryShared<S>::kBytes <= kSharedLimit);
   const Problem& p = a.problem;
   if (volume(a.query_tiles.key) != S::kColumns) return kBadTiles;
-  params.geometry = make_geometry<Rows::kQueries>(p, a.query_tiles.query, a.query_tiles.key, a.offsets, a.rpb);
-  const char* error = launch(fused_backward_query_kernel<S, kBeside>, p.batch * p.heads * params.geometry.tiles,
+  params.geometry = make_geometry<Side::kQueries>(p, a.query_tiles.query, a.query_tiles.key, a.offsets, a.rpb);
+  const char* error = launch(fused_backward_query_kernel<S, kHasTokens>, p.batch * p.heads * params.geometry.tiles,
                              S::kThreads, BackwardQueryShared<S>::kBytes, stream, params);
   return error == nullptr && a.drpb != nullptr ? launch_bias<S>(a, params, stream) : error;
 }
@@ -174,7 +174,7 @@ const char* launch_backward_key(const BackwardArgs& a, BackwardParams params, St
   constexpr int kParts = S::kRowBytes > 256 ? S::kRowBytes / 256 : 1;
   const Problem& p = a.problem;
   if (volume(a.key_tiles.query) != S::kColumns) return kBadTiles;
-  params.geometry = make_geometry<Rows::kKeys>(p, a.key_tiles.key, a.key_tiles.query, a.offsets, a.rpb);
+  params.geometry = make_geometry<Side::kKeys>(p, a.key_tiles.key, a.key_tiles.query, a.offsets, a.rpb);
   return launch(fused_backward_key_kernel<S, kParts>, p.batch * p.kv_heads * params.geometry.tiles * kParts,
                 S::kThreads, BackwardKeyShared<S>::kBytes, stream, params);
 }
@@ -182,11 +182,11 @@ const char* launch_backward_key(const BackwardArgs& a, BackwardParams params, St
 template <class Math>
 const char* run_backward_query(const BackwardArgs& a, Stream stream) {
   const BackwardParams params = backward_params<Math>(a);
-  const auto run = [&](auto beside) {
-    constexpr bool kBeside = decltype(beside)::value;
-    return with_shape<Math, Pass::kBackwardQueries, kBeside>(
+  const auto run = [&](auto has_tokens) {
+    constexpr bool kHasTokens = decltype(has_tokens)::value;
+    return with_shape<Math, Pass::kBackwardQueries, kHasTokens>(
         a.problem, a.query_tiles, a.query_tiles.query,
-        [&](auto shape) { return launch_backward_query<decltype(shape), kBeside>(a, params, stream); });
+        [&](auto shape) { return launch_backward_query<decltype(shape), kHasTokens>(a, params, stream); });
   };
   return a.additional.tokens > 0 ? run(std::true_type{}) : run(std::false_type{});
 }

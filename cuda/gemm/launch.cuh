@@ -21,10 +21,10 @@ GemmParams gemm_params(Unfused operation, const GemmArgs& a, const GemmShape& sh
   const Problem& p = a.problem;
   const bool keys_stay = operation == Unfused::kInverse;
   GemmParams params{};
-  params.geometry = keys_stay ? make_geometry<Rows::kKeys>(p, a.tiles.key, a.tiles.query, a.offsets, nullptr)
-                              : make_geometry<Rows::kQueries>(p, a.tiles.query, a.tiles.key, a.offsets, nullptr);
-  params.x = make_operand<Math>(a.x, p.heads, p.value_dim);
-  params.y = make_operand<Math>(a.y, p.kv_heads, p.value_dim);
+  params.geometry = keys_stay ? make_geometry<Side::kKeys>(p, a.tiles.key, a.tiles.query, a.offsets, nullptr)
+                              : make_geometry<Side::kQueries>(p, a.tiles.query, a.tiles.key, a.offsets, nullptr);
+  params.queries = make_operand<Math>(a.x, p.heads, p.value_dim);
+  params.keys = make_operand<Math>(a.y, p.kv_heads, p.value_dim);
   params.weights = a.weights;
   params.out = operation == Unfused::kQk ? a.weights : keys_stay ? a.y : a.x;
   params.staging = keys_stay ? make_staging(shape, p, a.tiles.key, a.tiles.query)
@@ -63,8 +63,8 @@ const char* run_gemm(Unfused operation, const GemmArgs& a, Stream stream) {
     match<16, 64>(volume(operation == Unfused::kInverse ? a.tiles.key : a.tiles.query), [&](auto rows) {
       [[maybe_unused]] constexpr int kRows = decltype(rows)::value;
       if constexpr (kFeatures * kBytes <= kWidestRow)
-        result =
-            launch_gemm<Shape<Math, kFeatures, kRows / 16, 1, gemm_columns(kRows), kGemmStages>>(operation, a, stream);
+        result = launch_gemm<KernelShape<Math, kFeatures, kRows / 16, 1, gemm_columns(kRows), kGemmStages>>(operation,
+                                                                                                            a, stream);
     });
   });
   return result;
