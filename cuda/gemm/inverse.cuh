@@ -25,34 +25,6 @@
 
 namespace jax_na::cuda {
 
-// What of a query's window the keys of a tile are.
-struct SlotsInTile {
-  bool exist;
-  int from, last;  // slots
-  int begin;       // where the slot of the tile's first key would be, in the window or before it
-};
-
-template <class Shape>
-__device__ __forceinline__ SlotsInTile slots_in_tile(const GemmParams& params, const Block& block, const Box& box,
-                                                     int column) {
-  SlotsInTile slots{true, 0, 0, 0};
-  int origin[kAxes], start[kAxes];
-#pragma unroll
-  for (int axis = 0; axis < kAxes; ++axis) {
-    const Extent& extent = block.axis[axis];
-    const int position = box.start[axis] + inside_box(params.geometry.tiling.columns, column, axis);
-    const Range seen = window(params.geometry.problem.axis[axis], extent.length, min(position, extent.length - 1));
-    origin[axis] = extent.origin;
-    start[axis] = seen.start;
-    const int low = max(extent.rows.start, seen.start), high = min(extent.rows.stop, seen.stop);
-    slots.exist = slots.exist && low < high;
-    slots.from += (low - seen.start) * params.slot_stride[axis];
-    slots.last += (high - 1 - seen.start) * params.slot_stride[axis];
-  }
-  slots.begin = slot_of(params, origin, start);
-  return slots;
-}
-
 // The rows of weights of the queries of a box.
 template <class Shape>
 struct StagedColumns {
