@@ -7,9 +7,9 @@
 namespace jax_na {
 inline namespace JAX_NA_ISA {
 
-template <int N>
+template <int kValue>
 struct Constant {
-  static constexpr int value = N;
+  static constexpr int value = kValue;
 };
 
 // Calls body(Constant<V>{}) for the V among Values that equals value; false when none does.

@@ -3,73 +3,81 @@
 // kernels, on every device, are made of these.
 #pragma once
 
+#include <stdint.h>
+
+#include "common/isa.h"
 #include "common/problem.h"
+#include "common/window.h"
 
 namespace jax_na {
 
 // What a token sees along one axis: positions of its dilation group. Position i is the token i * step + shift of those
 // present.
-struct Line {
+struct AxisView {
   int group, position;  // of the token that looks
   Range seen;
   int step, shift;
 };
 
-// What one row of [batch, tokens, heads] sees: the box that its lines span.
+// What one row of [batch, tokens, heads] sees: the box that its views along the axes span.
 struct View {
   int64_t batch;
   int head;
-  Line line[kAxes];
+  AxisView axis[kAxes];
 };
 
 inline namespace JAX_NA_ISA {
 
 // The keys that a query sees; `local` counts from the first query present.
-JAX_NA_HD constexpr Line keys_on_axis(const Problem& p, int axis, int local) {
-  const Axis& a = p.axis[axis];
-  const int coordinate = p.q0[axis] + local, group = coordinate % a.dilation, position = coordinate / a.dilation;
-  return {group, position, window(a, group_length(a, group), position), a.dilation, group - p.k0[axis]};
+JAX_NA_HD constexpr AxisView keys_on_axis(const Problem& problem, int axis, int local) {
+  const Axis& grid = problem.axis[axis];
+  const int coordinate = problem.q0[axis] + local;
+  const int group = coordinate % grid.dilation, position = coordinate / grid.dilation;
+  const Range seen = window(grid, group_length(grid, group), position);
+  return {group, position, seen, grid.dilation, group - problem.k0[axis]};
 }
 
 // The queries present that see a key; `local` counts from the first key present.
-JAX_NA_HD constexpr Line queries_on_axis(const Problem& p, int axis, int local) {
-  const Axis& a = p.axis[axis];
-  const int coordinate = p.k0[axis] + local, group = coordinate % a.dilation, position = coordinate / a.dilation;
-  const Range all = inverse_window(a, group_length(a, group), position);
-  const Range present = positions_present(a.dilation, group, p.q0[axis], p.nq[axis]);
+JAX_NA_HD constexpr AxisView queries_on_axis(const Problem& problem, int axis, int local) {
+  const Axis& grid = problem.axis[axis];
+  const int coordinate = problem.k0[axis] + local;
+  const int group = coordinate % grid.dilation, position = coordinate / grid.dilation;
+  const Range all = inverse_window(grid, group_length(grid, group), position);
+  const Range present = positions_present(grid.dilation, group, problem.q0[axis], problem.nq[axis]);
   const Range seen{max(all.start, present.start), min(all.stop, present.stop)};
-  return {group, position, seen, a.dilation, group - p.q0[axis]};
+  return {group, position, seen, grid.dilation, group - problem.q0[axis]};
 }
 
-JAX_NA_HD constexpr View view_of_query(const Problem& p, int64_t row) {
-  View v{};
-  v.head = static_cast<int>(row % p.heads);
-  row /= p.heads;
-  for (int a = kAxes - 1; a >= 0; --a) {
-    v.line[a] = keys_on_axis(p, a, static_cast<int>(row % p.nq[a]));
-    row /= p.nq[a];
+JAX_NA_HD constexpr View view_of_query(const Problem& problem, int64_t row) {
+  View view{};
+  view.head = static_cast<int>(row % problem.heads);
+  row /= problem.heads;
+  for (int axis = kAxes - 1; axis >= 0; --axis) {
+    view.axis[axis] = keys_on_axis(problem, axis, static_cast<int>(row % problem.nq[axis]));
+    row /= problem.nq[axis];
   }
-  v.batch = row;
-  return v;
+  view.batch = row;
+  return view;
 }
 
-JAX_NA_HD constexpr View view_of_key(const Problem& p, int64_t row) {
-  View v{};
-  v.head = static_cast<int>(row % p.kv_heads);
-  row /= p.kv_heads;
-  for (int a = kAxes - 1; a >= 0; --a) {
-    v.line[a] = queries_on_axis(p, a, static_cast<int>(row % p.nk[a]));
-    row /= p.nk[a];
+JAX_NA_HD constexpr View view_of_key(const Problem& problem, int64_t row) {
+  View view{};
+  view.head = static_cast<int>(row % problem.kv_heads);
+  row /= problem.kv_heads;
+  for (int axis = kAxes - 1; axis >= 0; --axis) {
+    view.axis[axis] = queries_on_axis(problem, axis, static_cast<int>(row % problem.nk[axis]));
+    row /= problem.nk[axis];
   }
-  v.batch = row;
-  return v;
+  view.batch = row;
+  return view;
 }
 
 // Row of the token at these positions, in [batch, tokens, heads].
-JAX_NA_HD constexpr int64_t row_at(const View& v, const int (&position)[kAxes], const int (&extent)[kAxes], int heads,
-                                   int head) {
-  int64_t row = v.batch;
-  for (int a = 0; a < kAxes; ++a) row = row * extent[a] + position[a] * v.line[a].step + v.line[a].shift;
+JAX_NA_HD constexpr int64_t row_at(const View& view, const int (&position)[kAxes], const int (&extent)[kAxes],
+                                   int heads, int head) {
+  int64_t row = view.batch;
+  for (int axis = 0; axis < kAxes; ++axis)
+    row = row * extent[axis] + position[axis] * view.axis[axis].step + view.axis[axis].shift;
   return row * heads + head;
 }
 
@@ -79,22 +87,22 @@ JAX_NA_HD constexpr int64_t row_at(const View& v, const int (&position)[kAxes], 
 #endif
 // Calls body(slot, row of the key) for every key that the query sees, in slot order.
 template <class Body>
-JAX_NA_HD inline void for_each_key(const Problem& p, const View& query, const Body& body) {
-  const Line(&keys)[kAxes] = query.line;
-  const int kv_head = query.head / query_heads_per_kv_head(p);
-  for (int i = keys[0].seen.start; i < keys[0].seen.stop; ++i)
-    for (int j = keys[1].seen.start; j < keys[1].seen.stop; ++j)
-      for (int k = keys[2].seen.start; k < keys[2].seen.stop; ++k) {
-        const int rows = (i - keys[0].seen.start) * p.axis[1].kernel_size + j - keys[1].seen.start;
-        const int slot = rows * p.axis[2].kernel_size + k - keys[2].seen.start;
-        body(slot, row_at(query, {i, j, k}, p.nk, p.kv_heads, kv_head));
+JAX_NA_HD inline void for_each_key(const Problem& problem, const View& query, const Body& body) {
+  const AxisView(&keys)[kAxes] = query.axis;
+  const int kv_head = query.head / query_heads_per_kv_head(problem);
+  for (int z = keys[0].seen.start; z < keys[0].seen.stop; ++z)
+    for (int y = keys[1].seen.start; y < keys[1].seen.stop; ++y)
+      for (int x = keys[2].seen.start; x < keys[2].seen.stop; ++x) {
+        const int rows = (z - keys[0].seen.start) * problem.axis[1].kernel_size + y - keys[1].seen.start;
+        const int slot = rows * problem.axis[2].kernel_size + x - keys[2].seen.start;
+        body(slot, row_at(query, {z, y, x}, problem.nk, problem.kv_heads, kv_head));
       }
 }
 
-// Slot of a key, along an axis, in the window of the query at position i.
-JAX_NA_HD constexpr int slot_on_axis(const Problem& p, const Line& key, int axis, int i) {
-  const Axis& a = p.axis[axis];
-  return key.position - window(a, group_length(a, key.group), i).start;
+// Slot of a key, along an axis, in the window of the query at a position.
+JAX_NA_HD constexpr int slot_on_axis(const Problem& problem, const AxisView& key, int axis, int query) {
+  const Axis& grid = problem.axis[axis];
+  return key.position - window(grid, group_length(grid, key.group), query).start;
 }
 
 #ifdef __CUDACC__
@@ -102,16 +110,17 @@ JAX_NA_HD constexpr int slot_on_axis(const Problem& p, const Line& key, int axis
 #endif
 // Calls body(slot, row of the query) for every query that sees the key, and for every head that shares the key's.
 template <class Body>
-JAX_NA_HD inline void for_each_query(const Problem& p, const View& key, const Body& body) {
-  const Line(&queries)[kAxes] = key.line;
-  const int repeats = query_heads_per_kv_head(p);
-  for (int i = queries[0].seen.start; i < queries[0].seen.stop; ++i)
-    for (int j = queries[1].seen.start; j < queries[1].seen.stop; ++j)
-      for (int k = queries[2].seen.start; k < queries[2].seen.stop; ++k) {
-        const int rows = slot_on_axis(p, queries[0], 0, i) * p.axis[1].kernel_size + slot_on_axis(p, queries[1], 1, j);
-        const int slot = rows * p.axis[2].kernel_size + slot_on_axis(p, queries[2], 2, k);
-        const int64_t row = row_at(key, {i, j, k}, p.nq, p.heads, key.head * repeats);
-        for (int r = 0; r < repeats; ++r) body(slot, row + r);
+JAX_NA_HD inline void for_each_query(const Problem& problem, const View& key, const Body& body) {
+  const AxisView(&queries)[kAxes] = key.axis;
+  const int repeats = query_heads_per_kv_head(problem);
+  for (int z = queries[0].seen.start; z < queries[0].seen.stop; ++z)
+    for (int y = queries[1].seen.start; y < queries[1].seen.stop; ++y)
+      for (int x = queries[2].seen.start; x < queries[2].seen.stop; ++x) {
+        const int rows = slot_on_axis(problem, queries[0], 0, z) * problem.axis[1].kernel_size +
+                         slot_on_axis(problem, queries[1], 1, y);
+        const int slot = rows * problem.axis[2].kernel_size + slot_on_axis(problem, queries[2], 2, x);
+        const int64_t row = row_at(key, {z, y, x}, problem.nq, problem.heads, key.head * repeats);
+        for (int repeat = 0; repeat < repeats; ++repeat) body(slot, row + repeat);
       }
 }
 

@@ -38,25 +38,32 @@ JAX_NA_HD constexpr int group_length(const Axis& axis, int group) {
   return ceil_div(axis.length - group, axis.dilation);
 }
 
-// Keys of the query at position i. With stride, s neighbouring queries share the window of their leader.
-JAX_NA_HD constexpr Range window(const Axis& axis, int length, int i) {
-  const int w = axis.kernel_size, s = axis.stride, first = s == 1 ? i : i / s * s;
+// Keys of the query at a position. With a stride, that many neighbouring queries share the window of their leader: the
+// middle one, or if causal the last one. A window is centred on the leader and shifted inwards at the borders; causal,
+// it ends at the leader and is cut at the query itself.
+JAX_NA_HD constexpr Range window(const Axis& axis, int length, int query) {
+  const int size = axis.kernel_size, stride = axis.stride;
+  const int first = stride == 1 ? query : query / stride * stride;  // of those that share the window
   if (axis.is_causal) {
-    const int leader = min(first + s - 1, length - 1);
-    return {max(leader - w + 1, 0), i + 1};
+    const int leader = min(first + stride - 1, length - 1);
+    return {max(leader - size + 1, 0), query + 1};
   }
-  const int leader = min(first + s / 2, length - 1);
-  const int start = min(max(leader - w / 2, 0), length - w);
-  return {start, start + w};
+  const int leader = min(first + stride / 2, length - 1);
+  const int start = min(max(leader - size / 2, 0), length - size);
+  return {start, start + size};
 }
 
-// Queries that see the key at position k: an interval, because both ends of `window` are non-decreasing in i.
-JAX_NA_HD constexpr Range inverse_window(const Axis& axis, int length, int k) {
-  const int w = axis.kernel_size, s = axis.stride;
-  if (axis.is_causal) return {k, min(((k + w) / s + (k + w >= length ? 1 : 0)) * s, length)};
-  const int left = w / 2, right = w - left - 1, shift = s - s / 2 - 1;
-  return {k < w ? 0 : (k - right + shift) / s * s,
-          k >= length - w ? length : min((k + left + shift + 1) / s * s, length)};
+// Queries that see the key at a position: an interval, because both ends of `window` are non-decreasing. Away from the
+// borders, `left` keys before a leader and `right` after it are seen, so the leaders that see a key are those from
+// key - right to key + left; at a border, the first (last) kernel_size keys are seen by all queries up to it.
+JAX_NA_HD constexpr Range inverse_window(const Axis& axis, int length, int key) {
+  const int size = axis.kernel_size, stride = axis.stride;
+  if (axis.is_causal) return {key, min(((key + size) / stride + (key + size >= length ? 1 : 0)) * stride, length)};
+  const int left = size / 2, right = size - left - 1;
+  const int shift = stride - stride / 2 - 1;  // queries after a leader that share its window
+  const int start = key < size ? 0 : (key - right + shift) / stride * stride;
+  const int stop = key >= length - size ? length : min((key + left + shift + 1) / stride * stride, length);
+  return {start, stop};
 }
 
 // Union of the windows of the queries first..last: what a query tile has to visit.
@@ -74,7 +81,7 @@ JAX_NA_HD constexpr Range tile_queries(const Axis& axis, int length, int first, 
   return {inverse_window(axis, length, first).start, inverse_window(axis, length, last).stop};
 }
 
-// Positions of group g among the coordinates [first, first + count).
+// Positions of a group among the coordinates [first, first + count).
 JAX_NA_HD constexpr Range positions_present(int dilation, int group, int first, int count) {
   return {max(ceil_div(max(first - group, 0), dilation), 0), max(ceil_div(max(first + count - group, 0), dilation), 0)};
 }

@@ -4,64 +4,69 @@
 //   qk (PN)        weights[q, j] = <x[q], y[key(q, j)]>
 //   av (NN)        x[q] = sum_j weights[q, j] y[key(q, j)]
 //   inverse (IN)   y[k] = sum over the queries q that see k of weights[q, slot(q, k)] x[q]
+#include <stdint.h>
+
+#include "common/problem.h"
 #include "common/walk.h"
 #include "cpu/host/kernels.h"
+#include "cpu/simd/numeric.h"
+#include "cpu/simd/parallel.h"
 
 namespace jax_na {
 namespace {
 
 template <class T>
 void qk(const UnfusedArgs& args, const Parallel& parallel) {
-  const Problem& p = args.problem;
-  const int64_t dim = p.value_dim;
+  const Problem& problem = args.problem;
+  const int64_t dim = problem.value_dim;
   auto body = [&](int64_t row, char*) {
-    auto* weights = static_cast<Accumulator<T>*>(args.weights) + row * p.pitch;
-    const T* x = static_cast<const T*>(args.x) + row * dim;
-    for (int j = 0; j < p.pitch; ++j) weights[j] = 0;
-    for_each_key(p, view_of_query(p, row), [&](int slot, int64_t key) {
-      const T* y = static_cast<const T*>(args.y) + key * dim;
+    auto* weights = static_cast<Accumulator<T>*>(args.weights) + row * problem.pitch;
+    const T* query = static_cast<const T*>(args.x) + row * dim;
+    for (int slot = 0; slot < problem.pitch; ++slot) weights[slot] = 0;
+    for_each_key(problem, view_of_query(problem, row), [&](int slot, int64_t key_row) {
+      const T* key = static_cast<const T*>(args.y) + key_row * dim;
       Accumulator<T> sum = 0;
-      for (int64_t c = 0; c < dim; ++c) sum += to_accumulator(x[c]) * to_accumulator(y[c]);
+      for (int64_t d = 0; d < dim; ++d) sum += to_accumulator(query[d]) * to_accumulator(key[d]);
       weights[slot] = sum;
     });
   };
-  parallel_for(parallel, p.batch * query_tokens(p) * p.heads, body);
+  parallel_for(parallel, problem.batch * query_tokens(problem) * problem.heads, body);
 }
 
 template <class T>
 void av(const UnfusedArgs& args, const Parallel& parallel) {
-  const Problem& p = args.problem;
-  const int64_t dim = p.value_dim;
+  const Problem& problem = args.problem;
+  const int64_t dim = problem.value_dim;
   auto body = [&](int64_t row, char*) {
-    const auto* weights = static_cast<const Accumulator<T>*>(args.weights) + row * p.pitch;
-    const View query = view_of_query(p, row);
-    for (int64_t c = 0; c < dim; ++c) {
+    const auto* weights = static_cast<const Accumulator<T>*>(args.weights) + row * problem.pitch;
+    const View query = view_of_query(problem, row);
+    for (int64_t d = 0; d < dim; ++d) {
       Accumulator<T> sum = 0;
-      for_each_key(p, query, [&](int slot, int64_t key) {
-        sum += weights[slot] * to_accumulator(static_cast<const T*>(args.y)[key * dim + c]);
+      for_each_key(problem, query, [&](int slot, int64_t key) {
+        sum += weights[slot] * to_accumulator(static_cast<const T*>(args.y)[key * dim + d]);
       });
-      assign(static_cast<T*>(args.x)[row * dim + c], sum);
+      assign(static_cast<T*>(args.x)[row * dim + d], sum);
     }
   };
-  parallel_for(parallel, p.batch * query_tokens(p) * p.heads, body);
+  parallel_for(parallel, problem.batch * query_tokens(problem) * problem.heads, body);
 }
 
 template <class T>
 void inverse(const UnfusedArgs& args, const Parallel& parallel) {
-  const Problem& p = args.problem;
-  const int64_t dim = p.value_dim;
+  const Problem& problem = args.problem;
+  const int64_t dim = problem.value_dim;
   auto body = [&](int64_t row, char*) {
-    const View key = view_of_key(p, row);
-    for (int64_t c = 0; c < dim; ++c) {
+    const View key = view_of_key(problem, row);
+    for (int64_t d = 0; d < dim; ++d) {
       Accumulator<T> sum = 0;
-      for_each_query(p, key, [&](int slot, int64_t query) {
-        sum += static_cast<const Accumulator<T>*>(args.weights)[query * p.pitch + slot] *
-               to_accumulator(static_cast<const T*>(args.x)[query * dim + c]);
+      for_each_query(problem, key, [&](int slot, int64_t query) {
+        sum += static_cast<const Accumulator<T>*>(args.weights)[query * problem.pitch + slot] *
+               to_accumulator(static_cast<const T*>(args.x)[query * dim + d]);
       });
-      assign(static_cast<T*>(args.y)[row * dim + c], sum);
+      assign(static_cast<T*>(args.y)[row * dim + d], sum);
     }
   };
-  parallel_for(parallel, p.batch * key_tokens(p) * p.kv_heads, body);
+  parallel_for(parallel, problem.batch * key_tokens(problem) * problem.kv_heads, body);
 }
 
 void naive_qk(const UnfusedArgs& args, const Parallel& parallel) {

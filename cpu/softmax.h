@@ -1,35 +1,48 @@
 // SPDX-License-Identifier: Apache-2.0
 // Softmax over rows of scores, one row per query and head; may work in place.
+//
+//   weights[j] = exp(scale scores[j] - m) / l;   lse = m + log l
 #pragma once
 
+#include <math.h>
+#include <stdint.h>
+
+#include "common/isa.h"
+#include "cpu/host/kernels.h"
+#include "cpu/simd/convert.h"
+#include "cpu/simd/parallel.h"
+#include "cpu/simd/vec.h"
 #include "cpu/tiles/scores.h"
+#include "cpu/tiles/tile.h"
 
 namespace jax_na {
 inline namespace JAX_NA_ISA {
 
-// The scaled scores from slot j on, -inf where there is no slot.
-inline Vec slots_from(const SoftmaxArgs& args, const float* row, int j) {
+// The scaled scores from a slot on, -inf where there is no slot.
+inline Vec slots_from(const SoftmaxArgs& args, const float* row, int first) {
   const float scale = args.scale * kLog2E;
-  if (j + kWidth <= args.slots) return load(row + j) * splat(scale);
-  Vec v = splat(-INFINITY);
-  for (int l = 0; l < args.slots - j; ++l) v[l] = row[j + l] * scale;
-  return v;
+  if (first + kWidth <= args.slots) return load(row + first) * splat(scale);
+  Vec scores = splat(-INFINITY);
+  for (int i = 0; i < args.slots - first; ++i) scores[i] = row[first + i] * scale;
+  return scores;
 }
 
 inline void softmax_row(const SoftmaxArgs& args, const float* scores, float* weights, float* lse) {
-  Vec m = splat(kLowest);
-  for (int j = 0; j < args.slots; j += kWidth) m = vmax(m, slots_from(args, scores, j));
-  const float maximum = max_lanes(m);
+  Vec largest = splat(kLowest);
+  for (int slot = 0; slot < args.slots; slot += kWidth) largest = vmax(largest, slots_from(args, scores, slot));
+  const float maximum = max_lanes(largest);
   Vec total = {};
-  for (int j = 0; j < args.pitch; j += kWidth) {
-    const Vec e = exp2(slots_from(args, scores, j) - splat(maximum));
-    total += e;
-    store_narrow(weights + j, e, args.pitch - j);
+  for (int slot = 0; slot < args.pitch; slot += kWidth) {
+    const Vec weight = exp2(slots_from(args, scores, slot) - splat(maximum));
+    total += weight;
+    store_narrow(weights + slot, weight, args.pitch - slot);
   }
   const float sum = sum_lanes(total);
   const Vec inverse = splat(1.0f / sum);
-  for (int j = 0; j < args.pitch; j += kWidth)
-    store_narrow(weights + j, load_wide(weights + j, args.pitch - j) * inverse, args.pitch - j);
+  for (int slot = 0; slot < args.pitch; slot += kWidth) {
+    const int rest = args.pitch - slot;
+    store_narrow(weights + slot, load_wide(weights + slot, rest) * inverse, rest);
+  }
   *lse = maximum * kLn2 + logf(sum);
 }
 

@@ -1,63 +1,83 @@
 // SPDX-License-Identifier: Apache-2.0
 // Fused forward of the row kernels: all scores of a block at once, then their softmax, then the values.
+//
+//   S = scale q k^T + rpb, -inf outside the windows;   m = rowmax S
+//   P = exp(S - m);   l = rowsum P;   out = P V / l;   lse = m + log l
 #pragma once
 
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "common/isa.h"
+#include "common/problem.h"
+#include "cpu/host/kernels.h"
+#include "cpu/rows/block.h"
+#include "cpu/rows/grid.h"
+#include "cpu/rows/pack.h"
+#include "cpu/rows/ring.h"
 #include "cpu/rows/scores.h"
 #include "cpu/rows/sums.h"
+#include "cpu/simd/numeric.h"
+#include "cpu/simd/parallel.h"
+#include "cpu/simd/vec.h"
 #include "cpu/tiles/forward.h"
+#include "cpu/tiles/panel.h"
+#include "cpu/tiles/scores.h"
+#include "cpu/tiles/view.h"
 
 namespace jax_na {
 inline namespace JAX_NA_ISA {
 
 constexpr int64_t kForwardPanel = 120 << 10;  // floats, 480 KB: about a common L2
 
-inline RowFeatures forward_features(const Problem& p) {
-  return {padded(p.head_dim), padded(p.value_dim), kForwardPanel};
+inline RowFeatures forward_features(const Problem& problem) {
+  return {padded(problem.head_dim), padded(problem.value_dim), kForwardPanel};
 }
 
-// E: element of the packed operands.
-template <class E>
+template <class Packed>
 struct RowForwardScratch {
-  E* query;              // [row][dim][kWidth]
-  float* out;            // [row][lane][dim]
-  E *keys, *values;      // rings: transposed and natural
-  float* scores;         // [row][key row][column][kWidth]; their weights take their place
-  float *maximum, *sum;  // [row][kWidth]
+  Packed* query;   // [row][dim][kWidth]
+  float* out;      // [row][lane][dim]
+  Packed* keys;    // ring of transposed rows
+  Packed* values;  // ring of natural rows, behind the keys
+  float* scores;   // [row][key row][column][kWidth]; their weights take their place
+  float* maximum;  // [row][kWidth]
+  float* sum;      // [row][kWidth], of exp(score - maximum)
 };
 
-template <class E>
-inline RowForwardScratch<E> make_row_forward_scratch(Arena& arena, const Problem& p) {
+template <class Packed>
+inline RowForwardScratch<Packed> make_row_forward_scratch(Arena& arena, const Problem& problem) {
   constexpr int64_t kLanesOfBlock = int64_t{kBlockRows} * kWidth;
-  RowForwardScratch<E> s{};
-  s.query = arena.take<E>(padded(p.head_dim) * kLanesOfBlock);
-  s.out = arena.take<float>(padded(p.value_dim) * kLanesOfBlock);
-  s.keys = arena.take<E>(row_panel(p, forward_features(p)));
-  s.scores = arena.take<float>(row_scores(p));
-  s.maximum = arena.take<float>(kLanesOfBlock);
-  s.sum = arena.take<float>(kLanesOfBlock);
-  return s;
+  RowForwardScratch<Packed> scratch{};
+  scratch.query = arena.take<Packed>(padded(problem.head_dim) * kLanesOfBlock);
+  scratch.out = arena.take<float>(padded(problem.value_dim) * kLanesOfBlock);
+  scratch.keys = arena.take<Packed>(row_panel(problem, forward_features(problem)));
+  scratch.scores = arena.take<float>(row_scores(problem));
+  scratch.maximum = arena.take<float>(kLanesOfBlock);
+  scratch.sum = arena.take<float>(kLanesOfBlock);
+  return scratch;
 }
 
-inline int64_t row_forward_scratch(const Problem& p) {
-  return arena_bytes([&](Arena& arena) { make_row_forward_scratch<float>(arena, p); });
+inline int64_t row_forward_scratch(const Problem& problem) {
+  return arena_bytes([&](Arena& arena) { make_row_forward_scratch<float>(arena, problem); });
 }
 
 // Packs the key rows of a block that are not there yet.
 template <class T>
-inline void fill_forward(const Problem& p, const ForwardViews<T>& views, const RowUnit& unit, const Block& block,
-                         Ring& ring, const RowForwardScratch<Element<T>>& s) {
-  const int count = extent(ring.columns);
-  const int64_t key_step = p.axis[2].dilation * views.key.stride, value_step = p.axis[2].dilation * views.value.stride;
-  fill_rows(p, unit, block, ring, [&](int z, int y, int64_t token) {
-    pack_transposed(views.key.base + token * views.key.stride, key_step, count, p.head_dim, 1.0f,
-                    transposed_row(ring, s.keys, p.head_dim, z, y), transposed_pitch(count));
-    pack_natural(views.value.base + token * views.value.stride, value_step, count, p.value_dim, 1.0f,
-                 natural_row(ring, s.values, p.value_dim, z, y));
+inline void fill_forward(const Problem& problem, const ForwardViews<T>& views, const RowUnit& unit,
+                         const RowBlock& block, KeyRing& ring, const RowForwardScratch<PackedOf<T>>& scratch) {
+  const int count = extent(ring.columns), dilation = problem.axis[2].dilation;
+  fill_rows(problem, unit, block, ring, [&](int z, int y, int64_t token) {
+    pack_transposed(token_run(views.key, token, dilation, count), 1.0f,
+                    transposed_row(ring, scratch.keys, problem.head_dim, z, y), transposed_pitch(count));
+    pack_natural(token_run(views.value, token, dilation, count), 1.0f,
+                 natural_row(ring, scratch.values, problem.value_dim, z, y));
   });
 }
 
 // What becomes of the scores of a key row: bias, mask, memory, and the maximum of every lane.
-template <class E>
+template <class Packed>
 struct ForwardFinish {
   const LaneTile& tile;
   bool biased;
@@ -65,115 +85,136 @@ struct ForwardFinish {
   const float* bias[kBlockRows];
   float *scores[kBlockRows], *maximum[kBlockRows];
 
-  template <int R, int C>
-  [[gnu::always_inline]] void operator()(int first, Vec (&sum)[R][C]) const {
+  template <int kRows, int kColumns>
+  [[gnu::always_inline]] void operator()(int first, Vec (&sum)[kRows][kColumns]) const {
     const bool plain = tile.full && !biased;
-    if constexpr (kTerms<E> == 2) scale_scores(scale, sum);
+    if constexpr (kTerms<Packed> == 2) scale_scores(scale, sum);
 #pragma GCC unroll 4
-    for (int r = 0; r < R; ++r) {
-      Vec m = load(maximum[r]);
+    for (int r = 0; r < kRows; ++r) {
+      Vec largest = load(maximum[r]);
 #pragma GCC unroll 16
-      for (int c = 0; c < C; ++c) {
+      for (int c = 0; c < kColumns; ++c) {
         if (!plain) {
           if (biased) sum[r][c] += splat(bias[r][first + c] * kLog2E);
           if (!tile.full) sum[r][c] = select(in_window(tile, first + c), sum[r][c], splat(-INFINITY));
         }
         store(scores[r] + (first + c) * kWidth, sum[r][c]);
-        m = vmax(m, sum[r][c]);
+        largest = vmax(largest, sum[r][c]);
       }
-      store(maximum[r], m);
+      store(maximum[r], largest);
     }
   }
 };
 
 // Scores of a block and a lane tile, masked, and the maximum of every lane.
-template <class E>
-inline void block_scores(const Problem& p, const BiasTable& bias, const Block& block, const LaneTile& tile,
-                         const Ring& ring, const RowForwardScratch<E>& s) {
-  for (int i = 0; i < block.count * kWidth; ++i) s.maximum[i] = kLowest;
+template <class Packed>
+inline void block_scores(const BlockLanes& lanes, const BiasTable& bias, const KeyRing& ring,
+                         const RowForwardScratch<Packed>& scratch) {
+  const RowBlock& block = lanes.block;
+  const LaneTile& tile = lanes.tile;
+  const int dim = lanes.problem.head_dim;
+  for (int i = 0; i < block.count * kWidth; ++i) scratch.maximum[i] = kLowest;
   const ptrdiff_t pitch = transposed_pitch(extent(ring.columns));
-  const int elements = row_elements<E>(Along::kFeatures, p.head_dim);
-  ForwardFinish<E> finish{tile, bias.entries != nullptr, score_factor(p), {}, {}, {}};
+  const int elements = row_elements<Packed>(Along::kFeatures, dim);
+  ForwardFinish<Packed> finish{tile, bias.entries != nullptr, score_factor(lanes.problem), {}, {}, {}};
   for_each_key_row(block, tile, [&](int z, int y, const SeenBy& seen) {
-    const E* queries[kBlockRows];
+    const Packed* queries[kBlockRows];
     for (int i = 0; i < seen.count; ++i) {
-      const int r = seen.row[i];
-      queries[i] = s.query + int64_t{r} * padded(p.head_dim) * kWidth;
-      finish.scores[i] = s.scores + seen.at[i] + tile.margin * kWidth;
-      finish.maximum[i] = s.maximum + r * kWidth;
-      finish.bias[i] = bias_entry(bias, z - block.row[r].z, y - block.row[r].y, tile.low);
+      const int row = seen.row[i];
+      queries[i] = block_row(scratch.query, row, dim);
+      finish.scores[i] = scratch.scores + seen.at[i] + tile.margin * kWidth;
+      finish.maximum[i] = scratch.maximum + row * kWidth;
+      finish.bias[i] = bias_entry(bias, z - block.row[row].z, y - block.row[row].y, tile.low);
     }
-    const E* keys = key_columns(ring, tile, transposed_row(ring, s.keys, p.head_dim, z, y));
-    score_rows(seen.count, finish, tile, ScoreOperands<E>{queries, keys, pitch, elements});
+    // The query rows that see this key row share what is loaded of it.
+    const Packed* keys = key_columns(ring, tile, transposed_row(ring, scratch.keys, dim, z, y));
+    score_rows(seen.count, finish, tile, ScoreOperands<Packed>{queries, keys, pitch, elements});
   });
 }
 
 // scores -> exp(scores - maximum) with zeros in the margins, and their sum.
 inline void exponentiate(const LaneTile& tile, int rows, float* scores, const float* maximum, float* sum) {
   clear_margins(tile, rows, scores);
-  const Vec m = load(maximum);
+  const Vec largest = load(maximum);
   Vec total = {};
   for (int row = 0; row < rows; ++row, scores += tile.pitch) {
     Vec partial = {};
-    for (int c = 0; c < tile.columns; ++c) {
-      float* s = scores + (tile.margin + c) * kWidth;
-      const Vec e = exp2(load(s) - m);
-      store(s, e);
-      partial += e;
+    for (int column = 0; column < tile.columns; ++column) {
+      float* score = scores + (tile.margin + column) * kWidth;
+      const Vec weight = exp2(load(score) - largest);
+      store(score, weight);
+      partial += weight;
     }
     total += partial;
   }
   store(sum, total);
 }
 
-template <class T>
-inline void forward_block(const ForwardArgs& args, const RowUnit& unit, const Block& block, const LaneTile& tile,
-                          const Ring& ring, const RowForwardScratch<Element<T>>& s) {
-  using E = Element<T>;
-  const Problem& p = args.problem;
-  const ForwardViews<T> views = make_forward_views<T>(args, unit.tile.batch, unit.tile.head);
-  const BiasTable bias = make_bias_table(p, args.rpb, unit.tile.head);
-  const int64_t step = p.axis[2].dilation;
-  const auto token = [&](const QueryRow& row) {
-    const int position[kAxes] = {row.z, row.y, tile.first};
-    return query_token(p, unit.tile, position);
-  };
-  for (int r = 0; r < block.count; ++r)
-    pack_transposed(views.query.base + token(block.row[r]) * views.query.stride, step * views.query.stride, tile.count,
-                    p.head_dim, score_factor(p), s.query + int64_t{r} * padded(p.head_dim) * kWidth, kWidth);
-  block_scores(p, bias, block, tile, ring, s);
-  float* scores = s.scores;
+// The softmax of a block: its scores become weights, of pairs rounded.
+template <class Packed>
+inline void block_softmax(const RowBlock& block, const LaneTile& tile, const RowForwardScratch<Packed>& scratch) {
+  // The scores of a query row are next to one another: one maximum and one sum for all of its key rows.
+  float* scores = scratch.scores;
   for (int r = 0; r < block.count; ++r) {
     const int rows = key_rows(block.row[r]);
-    exponentiate(tile, rows, scores, s.maximum + r * kWidth, s.sum + r * kWidth);
-    if constexpr (kTerms<E> == 2) pair_columns(tile, rows, 1.0f, scores, reinterpret_cast<E*>(scores));
-    scores += int64_t{rows} * tile.pitch;
+    exponentiate(tile, rows, scores, scratch.maximum + r * kWidth, scratch.sum + r * kWidth);
+    if constexpr (kTerms<Packed> == 2) pair_columns(tile, rows, 1.0f, scores, reinterpret_cast<Packed*>(scores));
+    scores += score_floats(block.row[r], tile);
   }
-  row_products(p.value_dim, block, tile, ring, reinterpret_cast<const E*>(s.scores), s.values, s.out);
-  for (int r = 0; r < block.count; ++r) {
-    const int64_t first = token(block.row[r]);
+}
+
+// out = P V / l;   lse = m + log l
+template <class T>
+inline void store_block(const BlockLanes& lanes, const ForwardViews<T>& views,
+                        const RowForwardScratch<PackedOf<T>>& scratch) {
+  const int count = lanes.tile.count, dilation = lanes.problem.axis[2].dilation;
+  for (int r = 0; r < lanes.block.count; ++r) {
+    const int64_t first = first_query(lanes, lanes.block.row[r]);
+    const float *maximum = scratch.maximum + r * kWidth, *sum = scratch.sum + r * kWidth;
     alignas(64) float inverse[kWidth];
-    store(inverse, splat(1.0f) / load(s.sum + r * kWidth));
+    store(inverse, splat(1.0f) / load(sum));
     unpack_natural(
-        s.out + int64_t{r} * kWidth * padded(p.value_dim), tile.count, p.value_dim,
-        [&](int lane) { return inverse[lane]; }, views.out.base + first * views.out.stride, step * views.out.stride);
-    for (int lane = 0; lane < tile.count; ++lane)
-      views.lse.base[(first + lane * step) * views.lse.stride] =
-          s.maximum[r * kWidth + lane] * kLn2 + logf(s.sum[r * kWidth + lane]);
+        block_row(scratch.out, r, lanes.problem.value_dim), [&](int lane) { return inverse[lane]; },
+        token_run(views.out, first, dilation, count));
+    for (int lane = 0; lane < count; ++lane) {
+      float& lse = views.lse.base[(first + int64_t{lane} * dilation) * views.lse.stride];
+      lse = maximum[lane] * kLn2 + logf(sum[lane]);
+    }
   }
 }
 
 template <class T>
+inline void forward_block(const ForwardArgs& args, const BlockLanes& lanes, const KeyRing& ring,
+                          const RowForwardScratch<PackedOf<T>>& scratch) {
+  using Packed = PackedOf<T>;
+  const Problem& problem = args.problem;
+  const Tile& tile = lanes.unit.tile;
+  const ForwardViews<T> views = make_forward_views<T>(args, tile.batch, tile.head);
+  for (int r = 0; r < lanes.block.count; ++r) {
+    const int64_t first = first_query(lanes, lanes.block.row[r]);
+    pack_transposed(token_run(views.query, first, problem.axis[2].dilation, lanes.tile.count), score_factor(problem),
+                    block_row(scratch.query, r, problem.head_dim), kWidth);
+  }
+  block_scores(lanes, make_bias_table(problem, args.rpb, tile.head), ring, scratch);
+  block_softmax(lanes.block, lanes.tile, scratch);
+  row_products<Packed>(
+      lanes, {ring, reinterpret_cast<const Packed*>(scratch.scores), scratch.values, scratch.out, problem.value_dim});
+  store_block(lanes, views, scratch);
+}
+
+template <class T>
 void forward_unit(const ForwardArgs& args, RowUnit& unit, char* memory) {
-  const Problem& p = args.problem;
+  const Problem& problem = args.problem;
   Arena arena{memory};
-  auto s = make_row_forward_scratch<Element<T>>(arena, p);
-  const auto views = make_forward_views<T>(args, unit.tile.batch, unit.tile.head * query_heads_per_kv_head(p));
-  Ring ring = make_ring(p, unit);
-  s.values = s.keys + ring_floats(ring, p.head_dim);
+  auto scratch = make_row_forward_scratch<PackedOf<T>>(arena, problem);
+  const int first_head = unit.tile.head * query_heads_per_kv_head(problem);
+  const auto views = make_forward_views<T>(args, unit.tile.batch, first_head);
+  KeyRing ring = make_ring(problem, unit);
+  scratch.values = scratch.keys + ring_floats(ring, problem.head_dim);
   for_each_lane_tile(
-      p, unit, args.rpb != nullptr, [&](const Block& block) { fill_forward(p, views, unit, block, ring, s); },
-      [&](const Block& block, const LaneTile& tile) { forward_block<T>(args, unit, block, tile, ring, s); });
+      problem, unit, args.rpb != nullptr,
+      [&](const RowBlock& block) { fill_forward(problem, views, unit, block, ring, scratch); },
+      [&](const BlockLanes& lanes) { forward_block<T>(args, lanes, ring, scratch); });
 }
 
 inline void row_forward(const ForwardArgs& args, const Parallel& parallel) {

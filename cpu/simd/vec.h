@@ -12,7 +12,10 @@
 #include <immintrin.h>
 #endif
 
+#include "common/isa.h"
+#include "common/window.h"
 #include "cpu/host/kernels.h"
+#include "cpu/simd/numeric.h"
 
 namespace jax_na {
 inline namespace JAX_NA_ISA {
@@ -32,20 +35,21 @@ constexpr int kRegisters = 16;
 #endif
 constexpr int kVecs = kLanes / kWidth;
 
+// A register of floats or of integers. Memory holds floats, which a Vec may alias, at any address.
 typedef float Vec __attribute__((vector_size(kWidth * 4), may_alias));
 typedef float UnalignedVec __attribute__((vector_size(kWidth * 4), aligned(4), may_alias));
 typedef int32_t IntVec __attribute__((vector_size(kWidth * 4), may_alias));
 
 inline constexpr int padded(int dim) { return ceil_div(dim, kWidth) * kWidth; }
 
-inline Vec load(const float* p) { return *reinterpret_cast<const UnalignedVec*>(p); }
-inline void store(float* p, Vec v) { *reinterpret_cast<UnalignedVec*>(p) = v; }
+inline Vec load(const float* from) { return *reinterpret_cast<const UnalignedVec*>(from); }
+inline void store(float* to, Vec value) { *reinterpret_cast<UnalignedVec*>(to) = value; }
 inline Vec splat(float x) { return x - Vec{}; }  // x - 0 keeps the sign of zero
 inline IntVec splat(int x) { return x - IntVec{}; }
-inline IntVec load(const int32_t* p) {
-  IntVec v;
-  memcpy(&v, p, sizeof v);
-  return v;
+inline IntVec load(const int32_t* from) {
+  IntVec value;
+  memcpy(&value, from, sizeof value);
+  return value;
 }
 inline Vec select(IntVec mask, Vec yes, Vec no) { return mask ? yes : no; }
 inline Vec vmax(Vec a, Vec b) {  // a NaN in b is kept
@@ -57,36 +61,36 @@ inline Vec vmax(Vec a, Vec b) {  // a NaN in b is kept
 }
 inline IntVec vmin(IntVec a, IntVec b) { return a < b ? a : b; }
 inline IntVec vmax(IntVec a, IntVec b) { return a > b ? a : b; }
-inline IntVec bits_of(Vec v) { return reinterpret_cast<IntVec>(v); }
-inline Vec from_bits(IntVec v) { return reinterpret_cast<Vec>(v); }
+inline IntVec bits_of(Vec value) { return reinterpret_cast<IntVec>(value); }
+inline Vec from_bits(IntVec bits) { return reinterpret_cast<Vec>(bits); }
 
-inline float max_lanes(Vec v) {
-  float m = v[0];
-  for (int l = 1; l < kWidth; ++l) m = v[l] > m ? v[l] : m;
-  return m;
+inline float max_lanes(Vec lanes) {
+  float largest = lanes[0];
+  for (int i = 1; i < kWidth; ++i) largest = lanes[i] > largest ? lanes[i] : largest;
+  return largest;
 }
-inline float sum_lanes(Vec v) {
-  float s = 0.0f;
-  for (int l = 0; l < kWidth; ++l) s += v[l];
-  return s;
+inline float sum_lanes(Vec lanes) {
+  float sum = 0.0f;
+  for (int i = 0; i < kWidth; ++i) sum += lanes[i];
+  return sum;
 }
 
 // Keeps a value that is used several times in a register: compilers like to load it again with every use.
-inline Vec in_register(Vec v) {
+inline Vec in_register(Vec value) {
 #if defined(__x86_64__) && !defined(JAX_NA_EMULATE_AVX512)
-  asm("" : "+x"(v));
+  asm("" : "+x"(value));
 #elif defined(__aarch64__)
-  asm("" : "+w"(v));
+  asm("" : "+w"(value));
 #endif
-  return v;
+  return value;
 }
 
 // The bits of floats rounded to bfloat16 (to nearest, ties to even, NaN stays NaN), in the lower half of every lane.
-inline IntVec bfloat16_bits(Vec v) {
+inline IntVec bfloat16_bits(Vec value) {
   typedef uint32_t Word __attribute__((vector_size(kWidth * 4)));
-  const Word bits = reinterpret_cast<Word>(v);
+  const Word bits = reinterpret_cast<Word>(value);
   const Word rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
-  const Word nan = reinterpret_cast<Word>(v != v);
+  const Word nan = reinterpret_cast<Word>(value != value);
   return reinterpret_cast<IntVec>((nan & 0x7fc0u) | (~nan & rounded));
 }
 
@@ -113,7 +117,10 @@ constexpr bool kDotPairs = true;
 #else
 constexpr bool kDotPairs = false;
 #endif
-inline Vec flush(Vec v) { return from_bits((bits_of(v) & splat(0x7f800000)) != 0 ? bits_of(v) : IntVec{}); }
+inline Vec flush(Vec value) {
+  const IntVec bits = bits_of(value);
+  return from_bits((bits & splat(0x7f800000)) != 0 ? bits : IntVec{});
+}
 [[gnu::noinline]] inline Vec dot_pairs(Vec sum, Vec a, Vec b) {
   const IntVec high = splat(static_cast<int>(0xffff0000));
   const auto product = [](IntVec x, IntVec y) { return flush(from_bits(x)) * flush(from_bits(y)); };
@@ -140,25 +147,26 @@ inline Vec flush(Vec v) { return from_bits((bits_of(v) & splat(0x7f800000)) != 0
 inline Vec pair_exactly(Vec low, Vec high) { return from_bits((bits_of(low) >> 16 & splat(0xffff)) | bits_of(high)); }
 
 // The element of packed operands of type T: a float, or a pair of bfloat16 where two products are one instruction.
+// Everything that reads packed operands is a template on it, named Packed.
 template <class T>
-using Element = std::conditional_t<kDotPairs && std::is_same_v<T, BFloat16>, BFloat16Pair, float>;
-template <class E>
-constexpr int kTerms = std::is_same_v<E, BFloat16Pair> ? 2 : 1;  // products of one element
+using PackedOf = std::conditional_t<kDotPairs && std::is_same_v<T, BFloat16>, BFloat16Pair, float>;
+template <class Packed>
+constexpr int kTerms = std::is_same_v<Packed, BFloat16Pair> ? 2 : 1;  // products of one element
 
-inline Vec load(const BFloat16Pair* p) {
-  Vec v;
-  memcpy(&v, p, sizeof v);
-  return v;
+inline Vec load(const BFloat16Pair* from) {
+  Vec value;
+  memcpy(&value, from, sizeof value);
+  return value;
 }
-inline void store(BFloat16Pair* p, Vec v) { memcpy(p, &v, sizeof v); }
-inline Vec splat(BFloat16Pair x) {
+inline void store(BFloat16Pair* to, Vec value) { memcpy(to, &value, sizeof value); }
+inline Vec splat(BFloat16Pair pair) {
   int32_t bits;
-  memcpy(&bits, &x, sizeof bits);
+  memcpy(&bits, &pair, sizeof bits);
   return from_bits(splat(bits));
 }
-template <class E>
+template <class Packed>
 [[gnu::always_inline]] inline Vec add_product(Vec sum, Vec a, Vec b) {
-  if constexpr (kTerms<E> == 2)
+  if constexpr (kTerms<Packed> == 2)
     return dot_pairs(sum, a, b);
   else
     return sum + a * b;
@@ -195,20 +203,21 @@ inline void transpose(Vec (&row)[kWidth]) {
   }
 }
 
-// 2^t for t <= 127, about 2 ulp; exactly 0 below -126.5 (so also for -inf), where the exponent field becomes 0; NaN for
-// NaN. Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits.
-inline Vec exp2(Vec t) {
+// 2^x for x <= 127, about 2 ulp; exactly 0 below -126.5 (so also for -inf), where the exponent field becomes 0; NaN for
+// NaN. Adding 1.5 * 2^23 rounds to an integer n and leaves it in the low bits; with rest = x - n in [-1/2, 1/2],
+// 2^x = 2^rest 2^n: a polynomial, and n added to the exponent field of 1.
+inline Vec exp2(Vec exponent) {
   const Vec magic = splat(12582912.0f);
-  const Vec clamped = vmax(splat(-127.0f), t);
+  const Vec clamped = vmax(splat(-127.0f), exponent);
   const Vec shifted = clamped + magic;
-  const Vec r = clamped - (shifted - magic);
-  Vec p = splat(1.33335581e-3f);
-  p = p * r + splat(9.61812911e-3f);
-  p = p * r + splat(5.55041087e-2f);
-  p = p * r + splat(2.40226507e-1f);
-  p = p * r + splat(6.93147182e-1f);
-  p = p * r + splat(1.0f);
-  return p * from_bits((bits_of(shifted) << 23) + bits_of(splat(1.0f)));
+  const Vec rest = clamped - (shifted - magic);
+  Vec power = splat(1.33335581e-3f);
+  power = power * rest + splat(9.61812911e-3f);
+  power = power * rest + splat(5.55041087e-2f);
+  power = power * rest + splat(2.40226507e-1f);
+  power = power * rest + splat(6.93147182e-1f);
+  power = power * rest + splat(1.0f);
+  return power * from_bits((bits_of(shifted) << 23) + bits_of(splat(1.0f)));
 }
 
 }  // namespace JAX_NA_ISA

@@ -2,180 +2,211 @@
 // The unfused operations as matrix products over haloed tiles (the paper's GEMM-based kernels, in 1-D to 3-D).
 #pragma once
 
+#include <stdint.h>
+#include <string.h>
+
+#include "common/isa.h"
+#include "common/problem.h"
+#include "cpu/host/kernels.h"
+#include "cpu/simd/numeric.h"
+#include "cpu/simd/parallel.h"
+#include "cpu/simd/vec.h"
+#include "cpu/tiles/micro.h"
+#include "cpu/tiles/panel.h"
+#include "cpu/tiles/tile.h"
+#include "cpu/tiles/view.h"
 #include "cpu/tiles/weights.h"
 
 namespace jax_na {
 inline namespace JAX_NA_ISA {
 
-// E: element of the streamed operand, and for qk of the tile. The weights of av and inverse are float32 in memory:
+// Packed: element of the streamed operand, and for qk of the tile. The weights of av and inverse are float32 in memory:
 // rounded for pairs, they would not be what the caller gave.
-template <class E>
+template <class Packed>
 struct GemmScratch {
-  E* query;
-  float *sums, *scores;
-  E* panel;
+  Packed* query;  // tile, [dim][kLanes]
+  float* sums;    // tile
+  float* scores;  // [kChunk][kLanes]
+  Packed* panel;
   Lanes* lanes;
-  Chunk* chunk;
-  Rows<const E>* rows;
+  BoxChunk* chunk;
+  Streamed<const Packed>* rows;
 };
 
 // Tokens of a panel.
-inline int64_t gemm_capacity(const Problem& p) { return smaller(kPanelFloats / p.value_dim, group_tokens(p)); }
-
-template <class E>
-inline GemmScratch<E> make_gemm_scratch(Arena& arena, const Problem& p) {
-  const int64_t tile = int64_t{padded(p.value_dim)} * kLanes;
-  return {arena.take<E>(tile),
-          arena.take<float>(tile),
-          arena.take<float>(kChunk * kLanes),
-          arena.take<E>(panel_floats(p.value_dim, gemm_capacity(p))),
-          arena.take<Lanes>(1),
-          arena.take<Chunk>(1),
-          arena.take<Rows<const E>>(1)};
+inline int64_t gemm_capacity(const Problem& problem) {
+  return smaller(kPanelFloats / problem.value_dim, group_tokens(problem));
 }
 
-inline int64_t gemm_scratch(const Problem& p) {
-  return arena_bytes([&](Arena& arena) { make_gemm_scratch<float>(arena, p); });
+template <class Packed>
+inline GemmScratch<Packed> make_gemm_scratch(Arena& arena, const Problem& problem) {
+  const int64_t tile = int64_t{padded(problem.value_dim)} * kLanes;
+  GemmScratch<Packed> scratch{};
+  scratch.query = arena.take<Packed>(tile);
+  scratch.sums = arena.take<float>(tile);
+  scratch.scores = arena.take<float>(kChunk * kLanes);
+  scratch.panel = arena.take<Packed>(panel_floats(problem.value_dim, gemm_capacity(problem)));
+  scratch.lanes = arena.take<Lanes>(1);
+  scratch.chunk = arena.take<BoxChunk>(1);
+  scratch.rows = arena.take<Streamed<const Packed>>(1);
+  return scratch;
+}
+
+inline int64_t gemm_scratch(const Problem& problem) {
+  return arena_bytes([&](Arena& arena) { make_gemm_scratch<float>(arena, problem); });
 }
 
 template <class T>
-inline View<T> x_view(const UnfusedArgs& args, int64_t batch, int head) {
-  const Problem& p = args.problem;
-  return make_view(static_cast<T*>(args.x), batch, query_tokens(p), p.heads, head, p.value_dim);
+inline HeadView<T> x_view(const UnfusedArgs& args, int64_t batch, int head) {
+  return query_view(args.problem, static_cast<T*>(args.x), batch, head, args.problem.value_dim);
 }
 template <class T>
-inline View<T> y_view(const UnfusedArgs& args, int64_t batch, int kv_head) {
-  const Problem& p = args.problem;
-  return make_view(static_cast<T*>(args.y), batch, key_tokens(p), p.kv_heads, kv_head, p.value_dim);
+inline HeadView<T> y_view(const UnfusedArgs& args, int64_t batch, int kv_head) {
+  return key_view(args.problem, static_cast<T*>(args.y), batch, kv_head, args.problem.value_dim);
 }
 
 constexpr float kOnes[kLanes] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
 
 // What the body of a tile needs: the streamed operand is filled into the panel once per run of tiles.
-template <class E>
+template <class Packed>
 struct GemmTile {
   const UnfusedArgs& args;
   const Tile& tile;
-  const Panel& panel;
-  const GemmScratch<E>& s;
+  const TokenPanel& panel;
+  const GemmScratch<Packed>& scratch;
 };
 
+// weights[lane, slot] = <x[lane], y[key]>
 template <class T>
-void gemm_qk_tile(const GemmTile<Element<T>>& t, const View<const T>& keys) {
-  const Problem& p = t.args.problem;
-  clear_rows(t.args, t.tile, *t.s.lanes);
-  pack_tile(x_view<const T>(t.args, t.tile.batch, t.tile.head), *t.s.lanes, 1.0f, t.s.query);
-  const auto token_of = [&](const int (&i)[kAxes]) { return key_token(p, t.tile, i); };
-  for_each_chunk(*t.s.lanes, *t.s.chunk, [&] {
-    visit_rows(t.panel, keys, *t.s.chunk, p.axis[2].dilation, token_of, Along::kFeatures, t.s.panel, *t.s.rows);
-    dot(t.s.query, *t.s.rows, 1.0f, t.s.scores);
-    scatter_weights(t.args, t.tile, *t.s.lanes, *t.s.chunk, t.s.scores);
+void gemm_qk_tile(const GemmTile<PackedOf<T>>& work, const HeadView<const T>& keys) {
+  const UnfusedArgs& args = work.args;
+  const Tile& tile = work.tile;
+  const auto& scratch = work.scratch;
+  const Lanes& lanes = *scratch.lanes;
+  const BoxChunk& chunk = *scratch.chunk;
+  clear_rows(args, tile, lanes);
+  pack_tile(x_view<const T>(args, tile.batch, tile.head), lanes, 1.0f, scratch.query);
+  const VisitedTokens<Side::kQueries> visited{args.problem, tile, work.panel};
+  for_each_chunk(lanes, *scratch.chunk, [&] {
+    visit_rows(visited, VisitedOperand{keys, scratch.panel, Along::kFeatures}, chunk, *scratch.rows);
+    dot(scratch.query, *scratch.rows, 1.0f, scratch.scores);
+    scatter_weights(args, tile, lanes, chunk, scratch.scores);
   });
 }
 
+// x[lane] = sum over its keys of weights[lane, slot] y[key]
 template <class T>
-void gemm_av_tile(const GemmTile<float>& t, const View<const T>& values) {
-  const Problem& p = t.args.problem;
-  memset(t.s.sums, 0, p.value_dim * kLanes * sizeof(float));
-  const auto token_of = [&](const int (&i)[kAxes]) { return key_token(p, t.tile, i); };
-  for_each_chunk(*t.s.lanes, *t.s.chunk, [&] {
-    visit_rows(t.panel, values, *t.s.chunk, p.axis[2].dilation, token_of, Along::kTokens, t.s.panel, *t.s.rows);
-    gather_weights(t.args, t.tile, *t.s.lanes, *t.s.chunk, t.s.scores);
-    accumulate<float>(t.s.scores, *t.s.rows, t.s.sums);
+void gemm_av_tile(const GemmTile<float>& work, const HeadView<const T>& values) {
+  const UnfusedArgs& args = work.args;
+  const Tile& tile = work.tile;
+  const auto& scratch = work.scratch;
+  const Lanes& lanes = *scratch.lanes;
+  const BoxChunk& chunk = *scratch.chunk;
+  memset(scratch.sums, 0, args.problem.value_dim * kLanes * sizeof(float));
+  const VisitedTokens<Side::kQueries> visited{args.problem, tile, work.panel};
+  for_each_chunk(lanes, *scratch.chunk, [&] {
+    visit_rows(visited, VisitedOperand{values, scratch.panel, Along::kTokens}, chunk, *scratch.rows);
+    gather_weights(args, tile, lanes, chunk, scratch.scores);
+    accumulate<float>(scratch.scores, *scratch.rows, scratch.sums);
   });
-  unpack_tile(t.s.sums, kOnes, *t.s.lanes, x_view<T>(t.args, t.tile.batch, t.tile.head));
+  unpack_tile(scratch.sums, kOnes, lanes, x_view<T>(args, tile.batch, tile.head));
 }
 
-// The lanes are keys of one kv head; the query heads that share it are added up.
+// y[lane] = sum over the queries that see it of weights[query, slot] x[query]. The lanes are keys of one kv head; the
+// query heads that share it are added up.
 template <class T>
-void gemm_inverse_tile(const GemmTile<float>& t) {
-  const Problem& p = t.args.problem;
-  const int repeats = query_heads_per_kv_head(p);
-  Panel panel = t.panel;
+void gemm_inverse_tile(const GemmTile<float>& work) {
+  const UnfusedArgs& args = work.args;
+  const Tile& tile = work.tile;
+  const auto& scratch = work.scratch;
+  const Lanes& lanes = *scratch.lanes;
+  const BoxChunk& chunk = *scratch.chunk;
+  const int repeats = query_heads_per_kv_head(args.problem);
+  TokenPanel panel = work.panel;
   panel.resident &= repeats == 1;  // of another head each time: not worth keeping
-  memset(t.s.sums, 0, p.value_dim * kLanes * sizeof(float));
-  const auto token_of = [&](const int (&i)[kAxes]) { return query_token(p, t.tile, i); };
-  for (int head = t.tile.head * repeats; head < (t.tile.head + 1) * repeats; ++head) {
-    const auto queries = x_view<const T>(t.args, t.tile.batch, head);
-    for_each_chunk(*t.s.lanes, *t.s.chunk, [&] {
-      visit_rows(panel, queries, *t.s.chunk, p.axis[2].dilation, token_of, Along::kTokens, t.s.panel, *t.s.rows);
-      gather_weights_inverse(t.args, t.tile, head, *t.s.lanes, *t.s.chunk, t.s.scores);
-      accumulate<float>(t.s.scores, *t.s.rows, t.s.sums);
+  memset(scratch.sums, 0, args.problem.value_dim * kLanes * sizeof(float));
+  const VisitedTokens<Side::kKeys> visited{args.problem, tile, panel};
+  for (int head = tile.head * repeats; head < (tile.head + 1) * repeats; ++head) {
+    const auto queries = x_view<const T>(args, tile.batch, head);
+    for_each_chunk(lanes, *scratch.chunk, [&] {
+      visit_rows(visited, VisitedOperand{queries, scratch.panel, Along::kTokens}, chunk, *scratch.rows);
+      gather_weights_inverse(args, tile, head, lanes, chunk, scratch.scores);
+      accumulate<float>(scratch.scores, *scratch.rows, scratch.sums);
     });
   }
-  unpack_tile(t.s.sums, kOnes, *t.s.lanes, y_view<float>(t.args, t.tile.batch, t.tile.head));
+  unpack_tile(scratch.sums, kOnes, lanes, y_view<float>(args, tile.batch, tile.head));
 }
 
-// Runs every tile of one side; fill(tile, panel, scratch) packs the visited tokens, body(GemmTile) does one tile.
-template <class E, class Fill, class Body>
+// Runs every tile whose lanes are of one side; fill(tile, panel, scratch) packs the visited tokens of a run, body(
+// GemmTile) does one tile.
+template <class Packed, class Fill, class Body>
 void for_each_gemm_tile(const UnfusedArgs& args, const Parallel& parallel, Side side, const Fill& fill,
                         const Body& body) {
-  const Problem& p = args.problem;
-  const int heads = side == Side::kQueries ? p.heads : p.kv_heads;
-  const TileGrid grid = make_tile_grid(p, side, gemm_capacity(p), units_per_head(p, heads));
+  const Problem& problem = args.problem;
+  const int heads = side == Side::kQueries ? problem.heads : problem.kv_heads;
+  const TileGrid grid = make_tile_grid(problem, side, gemm_capacity(problem), units_per_head(problem, heads));
   auto unit_body = [&](int64_t unit, char* memory) {
     Tile tile;
     int stop;
     const UnitIndex index = split_unit(unit, heads, grid.units);
-    if (!locate_run(p, grid, index.unit, tile, stop)) return;
+    if (!locate_run(problem, grid, index.unit, tile, stop)) return;
     tile.head = index.head;
     tile.batch = index.batch;
     Arena arena{memory};
-    const auto scratch = make_gemm_scratch<E>(arena, p);
-    const Panel panel = make_panel<E>(p, tile, side, stop, p.value_dim);
+    const auto scratch = make_gemm_scratch<Packed>(arena, problem);
+    const TokenPanel panel = make_panel<Packed>(problem, tile, side, stop, problem.value_dim);
     fill(tile, panel, scratch);
-    for (; tile.first[2] < stop; tile.first[2] += p.tile[2]) {
-      make_lanes(p, tile, side, *scratch.lanes);
-      body(GemmTile<E>{args, tile, panel, scratch});
+    for (; tile.first[2] < stop; tile.first[2] += problem.tile[2]) {
+      make_lanes(problem, tile, side, *scratch.lanes);
+      body(GemmTile<Packed>{args, tile, panel, scratch});
     }
   };
-  parallel_for(parallel, p.batch * heads * grid.units, unit_body);
+  parallel_for(parallel, problem.batch * heads * grid.units, unit_body);
 }
 
 // qk and av: the lanes are queries, the keys (or values) of the shared head are streamed.
-template <class T, class E, class Body>
+template <class T, class Packed, class Body>
 void for_each_query_tile(const UnfusedArgs& args, const Parallel& parallel, const Body& body) {
-  const Problem& p = args.problem;
+  const Problem& problem = args.problem;
   const auto view = [&](const Tile& tile) {
-    return y_view<const T>(args, tile.batch, tile.head / query_heads_per_kv_head(p));
+    return y_view<const T>(args, tile.batch, tile.head / query_heads_per_kv_head(problem));
   };
-  for_each_gemm_tile<E>(
-      args, parallel, Side::kQueries,
-      [&](const Tile& tile, const Panel& panel, const GemmScratch<E>& s) {
-        const auto token_of = [&](const int (&i)[kAxes]) { return key_token(p, tile, i); };
-        fill_panel(panel, view(tile), p.axis[2].dilation, token_of, Along::kFeatures, s.panel);
-      },
-      [&](const GemmTile<E>& t) { body(t, view(t.tile)); });
+  const auto fill = [&](const Tile& tile, const TokenPanel& panel, const GemmScratch<Packed>& scratch) {
+    const VisitedTokens<Side::kQueries> visited{problem, tile, panel};
+    fill_panel(visited, VisitedOperand{view(tile), scratch.panel, Along::kFeatures});
+  };
+  for_each_gemm_tile<Packed>(args, parallel, Side::kQueries, fill,
+                             [&](const GemmTile<Packed>& work) { body(work, view(work.tile)); });
 }
 
 inline void gemm_qk(const UnfusedArgs& args, const Parallel& parallel) {
   with_half_or_single(args.dtype, [&](auto element) {
     using T = decltype(element);
-    using E = Element<T>;
-    for_each_query_tile<T, E>(args, parallel,
-                              [](const GemmTile<E>& t, const View<const T>& keys) { gemm_qk_tile(t, keys); });
+    using Packed = PackedOf<T>;
+    for_each_query_tile<T, Packed>(
+        args, parallel, [](const GemmTile<Packed>& work, const HeadView<const T>& keys) { gemm_qk_tile(work, keys); });
   });
 }
 inline void gemm_av(const UnfusedArgs& args, const Parallel& parallel) {
   with_half_or_single(args.dtype, [&](auto element) {
     using T = decltype(element);
-    for_each_query_tile<T, float>(
-        args, parallel, [](const GemmTile<float>& t, const View<const T>& values) { gemm_av_tile(t, values); });
+    for_each_query_tile<T, float>(args, parallel, [](const GemmTile<float>& work, const HeadView<const T>& values) {
+      gemm_av_tile(work, values);
+    });
   });
 }
 inline void gemm_inverse(const UnfusedArgs& args, const Parallel& parallel) {
-  const Problem& p = args.problem;
+  const Problem& problem = args.problem;
   with_half_or_single(args.dtype, [&](auto element) {
     using T = decltype(element);
-    for_each_gemm_tile<float>(
-        args, parallel, Side::kKeys,
-        [&](const Tile& tile, const Panel& panel, const GemmScratch<float>& s) {
-          if (query_heads_per_kv_head(p) > 1) return;
-          const auto token_of = [&](const int (&i)[kAxes]) { return query_token(p, tile, i); };
-          fill_panel(panel, x_view<const T>(args, tile.batch, tile.head), p.axis[2].dilation, token_of, Along::kTokens,
-                     s.panel);
-        },
-        [](const GemmTile<float>& t) { gemm_inverse_tile<T>(t); });
+    const auto fill = [&](const Tile& tile, const TokenPanel& panel, const GemmScratch<float>& scratch) {
+      if (query_heads_per_kv_head(problem) > 1) return;
+      const VisitedTokens<Side::kKeys> visited{problem, tile, panel};
+      const auto queries = x_view<const T>(args, tile.batch, tile.head);
+      fill_panel(visited, VisitedOperand{queries, scratch.panel, Along::kTokens});
+    };
+    for_each_gemm_tile<float>(args, parallel, Side::kKeys, fill,
+                              [](const GemmTile<float>& work) { gemm_inverse_tile<T>(work); });
   });
 }
 

@@ -3,7 +3,14 @@
 // Scores are in units of log 2 throughout: the factor log2(e) is folded into the packed queries.
 #pragma once
 
-#include "cpu/tiles/panel.h"
+#include <math.h>
+#include <stdint.h>
+
+#include "common/isa.h"
+#include "common/problem.h"
+#include "cpu/host/kernels.h"
+#include "cpu/simd/vec.h"
+#include "cpu/tiles/tile.h"
 
 namespace jax_na {
 inline namespace JAX_NA_ISA {
@@ -13,25 +20,27 @@ constexpr float kLn2 = 0.6931471805599453f;
 constexpr float kLowest = -1e30f;  // finite, so that (-inf) - kLowest is still -inf
 
 // From dot products to scores.
-inline float score_factor(const Problem& p) { return static_cast<float>(p.scale) * kLog2E; }
+inline float score_factor(const Problem& problem) { return static_cast<float>(problem.scale) * kLog2E; }
 
-// Relative positional bias of one head: the entry of (key k, query q) along an axis is k - q + kernel_size - 1.
+// Relative positional bias of one head: along an axis, the entry of (key k, query q) is k - q + kernel_size - 1, the
+// middle one for a query's own key.
 struct BiasTable {
   const float* entries;
   int extent[kAxes];  // 2 * kernel_size - 1
 };
 
-inline BiasTable make_bias_table(const Problem& p, const float* rpb, int head) {
+inline BiasTable make_bias_table(const Problem& problem, const float* rpb, int head) {
   if (rpb == nullptr) return {nullptr, {0, 0, 0}};
-  return {rpb + int64_t{head} * bias_entries(p),
-          {2 * p.axis[0].kernel_size - 1, 2 * p.axis[1].kernel_size - 1, 2 * p.axis[2].kernel_size - 1}};
+  const auto extent = [&](int axis) { return 2 * problem.axis[axis].kernel_size - 1; };
+  return {rpb + int64_t{head} * bias_entries(problem), {extent(0), extent(1), extent(2)}};
 }
 
 // The entry for a key at this distance from its query; null without a bias.
 inline const float* bias_entry(const BiasTable& table, int z, int y, int x) {
   if (table.entries == nullptr) return nullptr;
-  return table.entries + ((z + table.extent[0] / 2) * table.extent[1] + y + table.extent[1] / 2) * table.extent[2] + x +
-         table.extent[2] / 2;
+  const int (&extent)[kAxes] = table.extent;
+  const int row = (z + extent[0] / 2) * extent[1] + y + extent[1] / 2;
+  return table.entries + row * extent[2] + x + extent[2] / 2;
 }
 
 // Index of the entry for the key at `position` along one axis, clamped: masked pairs may lie outside the table.
@@ -43,62 +52,64 @@ inline IntVec bias_index(const BiasTable& table, const Lanes& lanes, int axis, i
 
 // Calls body(index of key in chunk, vec, flat index into the table) for every key and register of lanes.
 template <class Body>
-inline void for_each_bias(const BiasTable& table, const Lanes& lanes, const Chunk& chunk, const Body& body) {
+inline void for_each_bias(const BiasTable& table, const Lanes& lanes, const BoxChunk& chunk, const Body& body) {
   int key = 0;
   for (int i = 0; i < chunk.segments; ++i) {
     const Segment& segment = chunk.segment[i];
-    for (int v = 0; v < kVecs; ++v) {
-      const IntVec row = (bias_index(table, lanes, 0, segment.position[0], v) * table.extent[1] +
-                          bias_index(table, lanes, 1, segment.position[1], v)) *
+    for (int vec = 0; vec < kVecs; ++vec) {
+      const IntVec row = (bias_index(table, lanes, 0, segment.position[0], vec) * table.extent[1] +
+                          bias_index(table, lanes, 1, segment.position[1], vec)) *
                          table.extent[2];
       for (int j = 0; j < segment.count; ++j)
-        body(key + j, v, row + bias_index(table, lanes, 2, segment.position[2] + j, v));
+        body(key + j, vec, row + bias_index(table, lanes, 2, segment.position[2] + j, vec));
     }
     key += segment.count;
   }
 }
 
-inline void add_bias(const BiasTable& table, const Lanes& lanes, const Chunk& chunk, float* scores) {
-  for_each_bias(table, lanes, chunk, [&](int key, int v, IntVec index) {
+inline void add_bias(const BiasTable& table, const Lanes& lanes, const BoxChunk& chunk, float* scores) {
+  for_each_bias(table, lanes, chunk, [&](int key, int vec, IntVec index) {
     Vec bias;
-    for (int l = 0; l < kWidth; ++l) bias[l] = table.entries[index[l]];
-    float* s = scores + key * kLanes + v * kWidth;
-    store(s, load(s) + bias * splat(kLog2E));
+    for (int lane = 0; lane < kWidth; ++lane) bias[lane] = table.entries[index[lane]];
+    float* score = scores + key * kLanes + vec * kWidth;
+    store(score, load(score) + bias * splat(kLog2E));
   });
 }
 
-// The transpose of add_bias: sums ds into the table's gradient.
-inline void add_bias_gradient(const BiasTable& table, const Lanes& lanes, const Chunk& chunk, const float* ds,
-                              float* gradient) {
-  for_each_bias(table, lanes, chunk, [&](int key, int v, IntVec index) {
-    for (int l = 0; l < kWidth; ++l) gradient[index[l]] += ds[key * kLanes + v * kWidth + l];
+// The transpose of add_bias: sums the gradients of the scores into that of the table.
+inline void add_bias_gradient(const BiasTable& table, const Lanes& lanes, const BoxChunk& chunk, const float* dscores,
+                              float* drpb) {
+  for_each_bias(table, lanes, chunk, [&](int key, int vec, IntVec index) {
+    const float* gradient = dscores + key * kLanes + vec * kWidth;
+    for (int lane = 0; lane < kWidth; ++lane) drpb[index[lane]] += gradient[lane];
   });
 }
 
 inline IntVec inside(int position, const Lanes& lanes, int axis, int vec) {
-  const IntVec x = splat(position);
-  return (x >= load(lanes.start[axis] + vec * kWidth)) & (x < load(lanes.stop[axis] + vec * kWidth));
+  const IntVec key = splat(position);
+  return (key >= load(lanes.start[axis] + vec * kWidth)) & (key < load(lanes.stop[axis] + vec * kWidth));
 }
 
 // -inf where a key is outside a lane's window (segments inside every window are left alone); maximum of each lane.
-inline void mask_scores(const Lanes& lanes, const Chunk& chunk, float* scores, float* maximum) {
-  for (int v = 0; v < kVecs; ++v) {
-    float* s = scores + v * kWidth;
-    Vec m = splat(kLowest);
+inline void mask_scores(const Lanes& lanes, const BoxChunk& chunk, float* scores, float* maximum) {
+  for (int vec = 0; vec < kVecs; ++vec) {
+    float* at = scores + vec * kWidth;
+    Vec largest = splat(kLowest);
     for (int i = 0; i < chunk.segments; ++i) {
       const Segment& segment = chunk.segment[i];
       if (segment.inner) {
-        for (int j = 0; j < segment.count; ++j, s += kLanes) m = vmax(m, load(s));
+        for (int j = 0; j < segment.count; ++j, at += kLanes) largest = vmax(largest, load(at));
         continue;
       }
-      const IntVec row = inside(segment.position[0], lanes, 0, v) & inside(segment.position[1], lanes, 1, v);
-      for (int j = 0; j < segment.count; ++j, s += kLanes) {
-        const Vec score = select(row & inside(segment.position[2] + j, lanes, 2, v), load(s), splat(-INFINITY));
-        store(s, score);
-        m = vmax(m, score);
+      const IntVec row = inside(segment.position[0], lanes, 0, vec) & inside(segment.position[1], lanes, 1, vec);
+      for (int j = 0; j < segment.count; ++j, at += kLanes) {
+        const IntVec seen = row & inside(segment.position[2] + j, lanes, 2, vec);
+        const Vec score = select(seen, load(at), splat(-INFINITY));
+        store(at, score);
+        largest = vmax(largest, score);
       }
     }
-    store(maximum + v * kWidth, m);
+    store(maximum + vec * kWidth, largest);
   }
 }
 

@@ -4,7 +4,11 @@
 
 #include <stdint.h>
 
+#include "common/isa.h"
+#include "common/problem.h"
+#include "common/window.h"
 #include "cpu/host/kernels.h"
+#include "cpu/simd/vec.h"
 #include "cpu/tiles/micro.h"
 
 namespace jax_na {
@@ -34,7 +38,8 @@ struct Segment {
   int count;
   bool inner;
 };
-struct Chunk {
+// The part of a box that is computed at once: what the scores of a tile have room for.
+struct BoxChunk {
   int segments, keys;
   Segment segment[kChunk];
 };
@@ -44,7 +49,7 @@ inline namespace JAX_NA_ISA {
 // Which tokens are the lanes: the queries (visiting keys) or the keys (visiting queries).
 enum class Side { kQueries, kKeys };
 
-inline Range present(const Group& g, Side side) { return side == Side::kQueries ? g.queries : g.keys; }
+inline Range present(const Group& group, Side side) { return side == Side::kQueries ? group.queries : group.keys; }
 
 inline constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
@@ -52,8 +57,8 @@ inline constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int paired_tokens(int count) { return kDotPairs ? ceil_div(count, 2) * 2 : count; }
 
 // Tokens of a whole dilation group, at most.
-inline int64_t group_tokens(const Problem& p) {
-  const auto length = [&](int a) { return ceil_div(p.axis[a].length, p.axis[a].dilation); };
+inline int64_t group_tokens(const Problem& problem) {
+  const auto length = [&](int axis) { return ceil_div(problem.axis[axis].length, problem.axis[axis].dilation); };
   return int64_t{length(0)} * length(1) * paired_tokens(length(2));
 }
 
@@ -76,9 +81,10 @@ inline UnitIndex split_unit(int64_t number, int heads, int64_t units) {
 }
 
 // Tokens that a tile (along the last axis: a run of `tiles` tiles) visits along an axis, at most.
-inline int visited_extent(const Problem& p, int a, int tiles) {
-  const Axis& axis = p.axis[a];
-  return min(ceil_div(axis.length, axis.dilation), axis.kernel_size + p.tile[a] * tiles + 2 * (axis.stride - 1));
+inline int visited_extent(const Problem& problem, int axis, int tiles) {
+  const Axis& grid = problem.axis[axis];
+  return min(ceil_div(grid.length, grid.dilation),
+             grid.kernel_size + problem.tile[axis] * tiles + 2 * (grid.stride - 1));
 }
 
 // Units wanted in a whole call, to keep a large machine busy. A constant: results must not depend on the threads
@@ -87,66 +93,77 @@ constexpr int64_t kUnitsWanted = 64;
 
 // Runs as long as the visited tokens fit in `capacity`, but short enough to give `units` of them if there are as many
 // tiles.
-inline TileGrid make_tile_grid(const Problem& p, Side side, int64_t capacity, int64_t units) {
-  TileGrid grid{side, {}, 1, group_count(p)};
-  for (int a = 0; a < kAxes; ++a)
-    grid.tiles[a] = ceil_div(ceil_div(side == Side::kQueries ? p.nq[a] : p.nk[a], p.axis[a].dilation), p.tile[a]);
+inline TileGrid make_tile_grid(const Problem& problem, Side side, int64_t capacity, int64_t units) {
+  TileGrid grid{side, {}, 1, group_count(problem)};
+  for (int axis = 0; axis < kAxes; ++axis) {
+    const int tokens = side == Side::kQueries ? problem.nq[axis] : problem.nk[axis];
+    grid.tiles[axis] = ceil_div(ceil_div(tokens, problem.axis[axis].dilation), problem.tile[axis]);
+  }
   grid.units *= grid.tiles[0] * grid.tiles[1];
-  const int64_t rows = int64_t{visited_extent(p, 0, 1)} * visited_extent(p, 1, 1);
+  // Longer runs share more of what they visit, until it does not fit or there are too few of them.
+  const int64_t rows = int64_t{visited_extent(problem, 0, 1)} * visited_extent(problem, 1, 1);
   const auto runs = [&](int run) { return ceil_div(grid.tiles[2], run); };
-  while (grid.run < grid.tiles[2] && rows * paired_tokens(visited_extent(p, 2, grid.run + 1)) <= capacity &&
+  while (grid.run < grid.tiles[2] && rows * paired_tokens(visited_extent(problem, 2, grid.run + 1)) <= capacity &&
          grid.units * runs(grid.run + 1) >= units)
     ++grid.run;
-  grid.run = ceil_div(grid.tiles[2], runs(grid.run));
+  grid.run = ceil_div(grid.tiles[2], runs(grid.run));  // as many runs, but of nearly equal length
   grid.units *= runs(grid.run);
   return grid;
 }
 
 // Units wanted of every (batch entry, head) pair.
-inline int64_t units_per_head(const Problem& p, int heads) {
-  const int64_t pairs = p.batch * heads;
+inline int64_t units_per_head(const Problem& problem, int heads) {
+  const int64_t pairs = problem.batch * heads;
   return pairs < kUnitsWanted ? (kUnitsWanted + pairs - 1) / (pairs > 0 ? pairs : 1) : 1;
 }
 
 // Finds the first tile of a unit, and the position past its last token along the last axis; false when the unit's group
-// is too short to have it.
-inline bool locate_run(const Problem& p, const TileGrid& grid, int64_t index, Tile& tile, int& stop) {
+// is too short to have it. The index counts runs, last axis fastest, then the dilation groups in the same order.
+inline bool locate_run(const Problem& problem, const TileGrid& grid, int64_t index, Tile& tile, int& stop) {
   bool exists = true;
-  for (int a = kAxes - 1; a >= 0; --a) {
-    const int count = a == kAxes - 1 ? ceil_div(grid.tiles[a], grid.run) : grid.tiles[a];
-    tile.first[a] = static_cast<int>(index % count) * p.tile[a] * (a == kAxes - 1 ? grid.run : 1);
+  for (int axis = kAxes - 1; axis >= 0; --axis) {
+    const int run = axis == kAxes - 1 ? grid.run : 1;
+    const int count = axis == kAxes - 1 ? ceil_div(grid.tiles[axis], grid.run) : grid.tiles[axis];
+    tile.first[axis] = static_cast<int>(index % count) * problem.tile[axis] * run;
     index /= count;
   }
-  for (int a = kAxes - 1; a >= 0; --a) {
-    tile.group[a] = group_of(p, a, static_cast<int>(index % p.axis[a].dilation));
-    index /= p.axis[a].dilation;
-    const Range tokens = present(tile.group[a], grid.side);
-    tile.first[a] += tokens.start;
-    exists &= tile.first[a] < tokens.stop;
+  // Groups differ in length by one token: the grid is that of the longest, and the others lack its last tiles.
+  for (int axis = kAxes - 1; axis >= 0; --axis) {
+    tile.group[axis] = group_of(problem, axis, static_cast<int>(index % problem.axis[axis].dilation));
+    index /= problem.axis[axis].dilation;
+    const Range tokens = present(tile.group[axis], grid.side);
+    tile.first[axis] += tokens.start;
+    exists &= tile.first[axis] < tokens.stop;
   }
-  stop = min(tile.first[2] + grid.run * p.tile[2], present(tile.group[2], grid.side).stop);
+  stop = min(tile.first[2] + grid.run * problem.tile[2], present(tile.group[2], grid.side).stop);
   return exists;
 }
 
-inline int local_query(const Problem& p, const Tile& t, int a, int position) {
-  return position * p.axis[a].dilation + t.group[a].index - p.q0[a];
+// Coordinate of a position along an axis, counted from the first query (key) present.
+inline int local_query(const Problem& problem, const Tile& tile, int axis, int position) {
+  return position * problem.axis[axis].dilation + tile.group[axis].index - problem.q0[axis];
 }
-inline int local_key(const Problem& p, const Tile& t, int a, int position) {
-  return position * p.axis[a].dilation + t.group[a].index - p.k0[a];
-}
-inline int64_t query_token(const Problem& p, const Tile& t, const int (&i)[kAxes]) {
-  return (int64_t{local_query(p, t, 0, i[0])} * p.nq[1] + local_query(p, t, 1, i[1])) * p.nq[2] +
-         local_query(p, t, 2, i[2]);
-}
-inline int64_t key_token(const Problem& p, const Tile& t, const int (&i)[kAxes]) {
-  return (int64_t{local_key(p, t, 0, i[0])} * p.nk[1] + local_key(p, t, 1, i[1])) * p.nk[2] + local_key(p, t, 2, i[2]);
+inline int local_key(const Problem& problem, const Tile& tile, int axis, int position) {
+  return position * problem.axis[axis].dilation + tile.group[axis].index - problem.k0[axis];
 }
 
-inline Range lane_window(const Problem& p, const Tile& t, Side side, int a, int position) {
-  const Group& g = t.group[a];
-  if (side == Side::kQueries) return window(p.axis[a], g.length, position);
-  const Range all = inverse_window(p.axis[a], g.length, position);
-  return {max(all.start, g.queries.start), max(min(all.stop, g.queries.stop), max(all.start, g.queries.start))};
+// Index of the token at a position among the queries (keys) present.
+inline int64_t query_token(const Problem& problem, const Tile& tile, const int (&position)[kAxes]) {
+  const auto local = [&](int axis) { return local_query(problem, tile, axis, position[axis]); };
+  return (int64_t{local(0)} * problem.nq[1] + local(1)) * problem.nq[2] + local(2);
+}
+inline int64_t key_token(const Problem& problem, const Tile& tile, const int (&position)[kAxes]) {
+  const auto local = [&](int axis) { return local_key(problem, tile, axis, position[axis]); };
+  return (int64_t{local(0)} * problem.nk[1] + local(1)) * problem.nk[2] + local(2);
+}
+
+// The window of a query, or the queries present in the inverse window of a key.
+inline Range lane_window(const Problem& problem, const Tile& tile, Side side, int axis, int position) {
+  const Group& group = tile.group[axis];
+  if (side == Side::kQueries) return window(problem.axis[axis], group.length, position);
+  const Range all = inverse_window(problem.axis[axis], group.length, position);
+  const int start = max(all.start, group.queries.start);
+  return {start, max(min(all.stop, group.queries.stop), start)};
 }
 
 // A key that no query sees has an empty range; the box is the hull of the ranges that are not empty.
@@ -155,54 +172,63 @@ inline void extend(Range& box, Range& inner, Range lane) {
   if (lane.start < lane.stop) box = {min(box.start, lane.start), max(box.stop, lane.stop)};
 }
 
-inline void make_lanes(const Problem& p, const Tile& t, Side side, Lanes& lanes) {
+// What the lanes need to know along one axis; `apart` lanes lie between neighbours along it. Lanes are numbered last
+// axis fastest, so the lanes at one position are runs of `apart`, every tile[axis] * apart lanes.
+inline void make_lanes_on_axis(const Problem& problem, const Tile& tile, Side side, int axis, int apart, Lanes& lanes) {
+  const int last = present(tile.group[axis], side).stop - 1;
+  lanes.box[axis] = {INT32_MAX, INT32_MIN};
+  lanes.inner[axis] = {INT32_MIN, INT32_MAX};
+  for (int step = 0; step < problem.tile[axis]; ++step) {
+    const int position = min(tile.first[axis] + step, last);
+    const Range range = lane_window(problem, tile, side, axis, position);
+    extend(lanes.box[axis], lanes.inner[axis], range);
+    for (int outer = step * apart; outer < kLanes; outer += problem.tile[axis] * apart)
+      for (int lane = outer; lane < outer + apart; ++lane) {
+        lanes.valid[lane] &= tile.first[axis] + step <= last;
+        lanes.position[axis][lane] = position;
+        lanes.start[axis][lane] = range.start;
+        lanes.stop[axis][lane] = range.stop;
+      }
+  }
+}
+
+inline void make_lanes(const Problem& problem, const Tile& tile, Side side, Lanes& lanes) {
   for (int lane = 0; lane < kLanes; ++lane) lanes.valid[lane] = 1;
-  for (int a = 0, inner = kLanes; a < kAxes; ++a) {
-    inner /= p.tile[a];  // lanes between neighbours along this axis
-    const int last = present(t.group[a], side).stop - 1;
-    lanes.box[a] = {INT32_MAX, INT32_MIN};
-    lanes.inner[a] = {INT32_MIN, INT32_MAX};
-    for (int step = 0; step < p.tile[a]; ++step) {
-      const int position = min(t.first[a] + step, last);
-      const Range range = lane_window(p, t, side, a, position);
-      extend(lanes.box[a], lanes.inner[a], range);
-      for (int outer = step * inner; outer < kLanes; outer += p.tile[a] * inner)
-        for (int lane = outer; lane < outer + inner; ++lane) {
-          lanes.valid[lane] &= t.first[a] + step <= last;
-          lanes.position[a][lane] = position;
-          lanes.start[a][lane] = range.start;
-          lanes.stop[a][lane] = range.stop;
-        }
-    }
+  int apart = kLanes;
+  for (int axis = 0; axis < kAxes; ++axis) {
+    apart /= problem.tile[axis];
+    make_lanes_on_axis(problem, tile, side, axis, apart, lanes);
   }
   for (int lane = 0; lane < kLanes; ++lane) {
     const int position[kAxes] = {lanes.position[0][lane], lanes.position[1][lane], lanes.position[2][lane]};
-    lanes.token[lane] = side == Side::kQueries ? query_token(p, t, position) : key_token(p, t, position);
+    lanes.token[lane] =
+        side == Side::kQueries ? query_token(problem, tile, position) : key_token(problem, tile, position);
   }
 }
 
 // Queries present that see any of the keys first..stop-1 along an axis; empty when there are none.
-inline Range visited_by_keys(const Problem& p, const Tile& t, int a, int first, int stop) {
+inline Range visited_by_keys(const Problem& problem, const Tile& tile, int axis, int first, int stop) {
   Range box = {INT32_MAX, INT32_MIN}, inner = {INT32_MIN, INT32_MAX};
-  for (int k = first; k < stop; ++k) extend(box, inner, lane_window(p, t, Side::kKeys, a, k));
+  for (int key = first; key < stop; ++key) extend(box, inner, lane_window(problem, tile, Side::kKeys, axis, key));
   return box.start < box.stop ? box : Range{0, 0};
 }
 
-inline bool inside(int i, Range r) { return r.start <= i && i < r.stop; }
+inline bool inside(int position, Range range) { return range.start <= position && position < range.stop; }
 
 // Calls body() with the box in pieces of at most kChunk tokens, in row-major order.
 template <class Body>
-inline void for_each_chunk(const Lanes& lanes, Chunk& chunk, const Body& body) {
+inline void for_each_chunk(const Lanes& lanes, BoxChunk& chunk, const Body& body) {
   const Range(&box)[kAxes] = lanes.box;
   chunk.segments = chunk.keys = 0;
   for (int z = box[0].start; z < box[0].stop; ++z)
     for (int y = box[1].start; y < box[1].stop; ++y) {
       const bool row_inner = inside(z, lanes.inner[0]) && inside(y, lanes.inner[1]);
-      for (int x = box[2].start, n; x < box[2].stop; x += n) {
-        n = min(box[2].stop - x, kChunk - chunk.keys);
-        const bool inner = row_inner && inside(x, lanes.inner[2]) && inside(x + n - 1, lanes.inner[2]);
-        chunk.segment[chunk.segments++] = {{z, y, x}, n, inner};
-        chunk.keys += n;
+      for (int x = box[2].start, count; x < box[2].stop; x += count) {
+        count = min(box[2].stop - x, kChunk - chunk.keys);
+        const bool inner = row_inner && inside(x, lanes.inner[2]) && inside(x + count - 1, lanes.inner[2]);
+        chunk.segment[chunk.segments] = {{z, y, x}, count, inner};
+        ++chunk.segments;
+        chunk.keys += count;
         if (chunk.keys == kChunk) {
           body();
           chunk.segments = chunk.keys = 0;

@@ -46,7 +46,7 @@ __device__ __forceinline__ Work find_work(const UnfusedArgs& args) {
 __device__ __forceinline__ bool window_present(const Problem& problem, const View& query) {
   bool present = true;
   for (int axis = 0; axis < kAxes; ++axis) {
-    const Line& keys = query.line[axis];
+    const AxisView& keys = query.axis[axis];
     present = present && keys.seen.start * keys.step + keys.shift >= 0 &&
               (keys.seen.stop - 1) * keys.step + keys.shift < problem.nk[axis];
   }
@@ -57,7 +57,7 @@ __device__ __forceinline__ bool window_present(const Problem& problem, const Vie
 __device__ __forceinline__ bool windows_present(const Problem& problem, const View& key) {
   bool present = true, seen = true;
   for (int axis = 0; axis < kAxes; ++axis) {
-    const Line& queries = key.line[axis];
+    const AxisView& queries = key.axis[axis];
     const Group group = group_of(problem, axis, queries.group);
     if (queries.seen.start >= queries.seen.stop) {
       seen = false;
@@ -88,9 +88,9 @@ __global__ void __launch_bounds__(kNaiveThreads) naive_qk_kernel(const __grid_co
   int position[kAxes];
   bool visible = true;
   for (int axis = kAxes - 1; axis >= 0; --axis) {
-    position[axis] = query.line[axis].seen.start + slot % problem.axis[axis].kernel_size;
+    position[axis] = query.axis[axis].seen.start + slot % problem.axis[axis].kernel_size;
     slot /= problem.axis[axis].kernel_size;
-    visible = visible && position[axis] < query.line[axis].seen.stop;
+    visible = visible && position[axis] < query.axis[axis].seen.stop;
   }
   if (!visible) return;
   if (!window_present(problem, query)) {
