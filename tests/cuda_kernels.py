@@ -9,19 +9,17 @@ JAX_NA_KERNELS=device chooses the GPU (it needs nvcc).
 from __future__ import annotations
 
 import ctypes
-import dataclasses
 import enum
 import functools
-import math
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
 
 from . import oracle
-from .cuda_problems import Problem, Tile, boxes_visited, dtype_of
+from .cuda_problems import Problem, dtype_of
 from .simt import build
 
 Array = np.ndarray
@@ -79,13 +77,13 @@ class _Call(ctypes.Structure):
     _fields_ += [("operands", ctypes.c_uint32), ("seed", ctypes.c_uint32), ("kernels", ctypes.c_char_p)]
 
 
-class _Tiling(ctypes.Structure):
-    _fields_ = [(side, ctypes.c_int * AXES) for side in ("query", "key")]
-    _fields_ += [(n, ctypes.c_int) for n in ("rows", "warp_rows", "columns", "features", "staged_slots")]
-
-
 def padded(values: Sequence[int]) -> tuple[int, ...]:
     return (1,) * (AXES - len(values)) + tuple(values)
+
+
+def native_axis(axis: oracle.Axis) -> ctypes.Structure:
+    """The axis as the C++ sources know it."""
+    return _Axis(axis.length, axis.kernel_size, axis.stride, axis.dilation, axis.is_causal)
 
 
 def native(problem: Problem) -> NativeProblem:
@@ -97,7 +95,7 @@ def native(problem: Problem) -> NativeProblem:
         setattr(n, name, getattr(problem, name))
     axes = [oracle.Axis(1, 1)] * (AXES - len(problem.axes)) + list(problem.axes)
     for a, axis in enumerate(axes):
-        n.axis[a] = _Axis(axis.length, axis.kernel_size, axis.stride, axis.dilation, axis.is_causal)
+        n.axis[a] = native_axis(axis)
         n.nq[a], n.nk[a] = len(axis.queries), len(axis.keys)
     return n
 
@@ -239,106 +237,3 @@ def backward(
     if problem.rpb:
         found["drpb"] = found["drpb"].sum(0)
     return {name[1:]: x for name, x in found.items()}
-
-
-# Tiles
-
-ENOUGH_WORK = 1 << 20  # multiplications of a product that the executor does in a fraction of a second
-HOPPER_ROWS = 128
-
-
-class Tiling(NamedTuple):
-    """Tiling of common/call/variant.h."""
-
-    query: Tile
-    key: Tile
-    rows: int
-    columns: int
-    staged_slots: int
-
-    def choice(self, name: str) -> str:
-        """The kernel with these tiles, as the attribute has it."""
-        return choice(name, self.query, self.key)
-
-
-def choice(name: str, *tiles: Tile) -> str:
-    """A kernel with tiles, as the attribute `kernels` has it."""
-    return f"{name}:{','.join('x'.join(map(str, tile)) for tile in tiles)}"
-
-
-def tilings(
-    kernel: Kernel, which: Pass, problem: Problem, mode: Mode, name: str = "portable"
-) -> list[Tiling]:
-    """All tiles with which a kernel takes a problem."""
-    rank = len(problem.axes)
-    call = _query(kernel, problem, mode)
-    found = (_Tiling * 4096)()
-    count = library().jax_na_tilings(ctypes.byref(call), which, name.encode(), found, len(found))
-    assert count <= len(found)
-    return [
-        Tiling(tuple(t.query[-rank:]), tuple(t.key[-rank:]), t.rows, t.columns, t.staged_slots)
-        for t in found[:count]
-    ]
-
-
-def obstacle(kernel: Kernel, which: Pass, problem: Problem, mode: Mode, name: str = "portable") -> str:
-    """Why a kernel does not take a problem, "" if it does."""
-    call, text = _query(kernel, problem, mode), ctypes.create_string_buffer(400)
-    library().jax_na_obstacle(ctypes.byref(call), which, name.encode(), text, len(text))
-    return text.value.decode()
-
-
-def _query(kernel: Kernel, problem: Problem, mode: Mode) -> _Call:
-    is_fused = kernel in (Kernel.FORWARD, Kernel.BACKWARD)
-    optional = [*(["rpb"] if problem.rpb else []), *(ADDITIONAL if problem.additional else [])]
-    return native_call(kernel, problem, mode, optional if is_fused else ())
-
-
-def any_tiling(
-    kernel: Kernel, which: Pass, problem: Problem, mode: Mode, rows: int, rng: np.random.Generator
-) -> Tiling:
-    """A random one of the kernel for so many rows, else for fewer, else of any."""
-    legal = tilings(kernel, which, problem, mode)
-    numbers = (*(rows >> i for i in range(rows.bit_length())), 64, 32)
-    number = next((n for n in numbers if any(t.rows == n for t in legal)), None)
-    if number is None:
-        raise ValueError(f"there is no kernel for {problem}")
-    return cheap_tiling([t for t in legal if t.rows == number], problem, which, rng)
-
-
-def cheap_tiling(legal: Sequence[Tiling], problem: Problem, which: Pass, rng: np.random.Generator) -> Tiling:
-    """A random one, not so badly suited to the problem that the executor takes long."""
-    keys_stay = which in (Pass.BACKWARD_KEY, Pass.INVERSE)
-    each = legal[0].rows * legal[0].columns * max(32, problem.head_dim, problem.value_dim)
-    whole = {"query_start": 0, "num_queries": None, "key_start": 0, "num_keys": None}
-    grid = [dataclasses.replace(axis, **whole) for axis in problem.axes]
-    best, least = legal[0], math.inf
-    for _ in range(10):
-        tiling = legal[rng.integers(len(legal))]
-        tiles = (tiling.key, tiling.query) if keys_stay else (tiling.query, tiling.key)
-        cost = each * problem.batch * problem.heads * boxes_visited(grid, *tiles, keys_stay)
-        if cost < least:
-            best, least = tiling, cost
-        if cost < ENOUGH_WORK:
-            break
-    return best
-
-
-def forward_kernels(problem: Problem, mode: Mode, rows: int, rng: np.random.Generator) -> str:
-    """The portable kernel of so many rows, with random tiles."""
-    return any_tiling(Kernel.FORWARD, Pass.FORWARD, problem, mode, rows, rng).choice("portable")
-
-
-def hopper_kernels(problem: Problem, dtype: str, rng: np.random.Generator) -> str:
-    """The kernel for compute capability 9.0 with random tiles; with some that it refuses, if it has none."""
-    legal = tilings(Kernel.FORWARD, Pass.FORWARD, problem, (dtype, "default"), "sm90")
-    if legal:
-        return cheap_tiling(legal, problem, Pass.FORWARD, rng).choice("sm90")
-    return choice("sm90", (1,) * len(problem.axes), (1,) * len(problem.axes))
-
-
-def backward_kernels(problem: Problem, mode: Mode, rows: int, rng: np.random.Generator) -> str:
-    """The kernels of both passes, with random tiles."""
-    passes = (Pass.BACKWARD_QUERY, Pass.BACKWARD_KEY)
-    found = (any_tiling(Kernel.BACKWARD, which, problem, mode, rows, rng) for which in passes)
-    return ";".join(tiling.choice("portable") for tiling in found)

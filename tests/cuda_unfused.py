@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from . import cuda_kernels, helpers, oracle
+from . import cuda_kernels, cuda_tilings, helpers, oracle
 from .cuda_kernels import GEMM_PASSES, NAN, Kernel, Mode, any_seed
 from .cuda_problems import Problem, dtype_of
 
@@ -19,7 +19,7 @@ Array = np.ndarray
 def gemm_kernels(kernel: Kernel, problem: Problem, mode: Mode, rows: int, rng: np.random.Generator) -> str:
     """The GEMM kernel of so many rows with random tiles, of those that it has room for."""
     which = GEMM_PASSES[kernel]
-    return cuda_kernels.any_tiling(kernel, which, problem, mode, rows, rng).choice("portable")
+    return cuda_tilings.any_tiling(kernel, which, problem, mode, rows, rng).choice("portable")
 
 
 class Unfused:

@@ -7,7 +7,7 @@ The operands' unused slots and padding are NaN, results are poisoned: what is re
 import numpy as np
 import pytest
 
-from . import cuda_kernels, helpers
+from . import cuda_kernels, cuda_tilings, helpers
 from .cases import NAMED, Case
 from .cuda_kernels import NAN, NO_NAN, Kernel, Pass, any_seed
 from .cuda_problems import UNMERGED, Problem, any_problem, dtype_of, lost_queries, outside, region
@@ -87,7 +87,7 @@ def test_phases():
     """These cases are what their list says: some boxes leave room for a part of a row only."""
     for case in PHASES[:5]:
         problem = Problem.of(case)
-        legal = cuda_kernels.tilings(Kernel.GEMM_QK, Pass.QK, problem, MODES[0])
+        legal = cuda_tilings.tilings(Kernel.GEMM_QK, Pass.QK, problem, MODES[0])
         found = {tiling.staged_slots for tiling in legal if tiling.rows == 64}
         assert any(0 < slots < problem.pitch for slots in found), case
 
@@ -118,7 +118,7 @@ def test_random_problems(number, rng):
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_illegal_tiles_are_refused(kernel, tiles, rng):
     gemm = Gemm(Problem.of(NAMED["plain-1d"]), ("bfloat16", "default"), 16, rng)
-    chosen = cuda_kernels.choice("portable", *(tiles[::-1] if kernel is Kernel.GEMM_INVERSE else tiles))
+    chosen = cuda_tilings.choice("portable", *(tiles[::-1] if kernel is Kernel.GEMM_INVERSE else tiles))
 
     def how(which, problem):
         return {"kernels": chosen} if which is kernel else gemm.how(which, problem)

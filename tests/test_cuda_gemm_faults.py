@@ -33,8 +33,8 @@ FAULTS = {  # name -> (header, what is there, what is planted, what is found)
     "one buffer for two phases": ("gemm/av.cuh", "buffer ^ 1", "buffer", "race"),
     "a slot too early": (
         "gemm/inverse.cuh",
-        "slot_of(p, origin, start) -",
-        "slot_of(p, origin, start) - 1 -",
+        "slot_of(params, origin, start) -",
+        "slot_of(params, origin, start) - 1 -",
         "rel|uninit",
     ),
 }

@@ -9,9 +9,9 @@ import re
 import numpy as np
 import pytest
 
-from . import cuda_kernels, helpers, oracle
+from . import cuda_kernels, cuda_tilings, helpers, oracle
 from .cases import NAMED, Case
-from .cuda_kernels import HOPPER_ROWS, NO_NAN, Kernel, Pass, any_seed
+from .cuda_kernels import NO_NAN, Kernel, Pass, any_seed
 from .cuda_problems import UNMERGED, Problem, any_problem, lost_queries, outside, region
 from .test_cuda_kernels import HALVES, LARGER, TOLERANCE, repeated
 from .test_regions import CUTS, OUTSIDE, regions
@@ -66,7 +66,7 @@ def without_bias(case):
 def assert_attention(problem, dtype, rng):
     problem = repeated(problem)
     inputs = problem.inputs(rng, dtype)
-    kernels = cuda_kernels.hopper_kernels(problem, dtype, rng)
+    kernels = cuda_tilings.hopper_kernels(problem, dtype, rng)
     found = cuda_kernels.forward(problem, dtype, inputs, kernels=kernels, seed=any_seed(rng))
     attention = oracle.Attention(problem.geometry, inputs, problem.scale)
     out, lse, _ = TOLERANCE[dtype, "default"]
@@ -76,7 +76,7 @@ def assert_attention(problem, dtype, rng):
 
 def assert_refused(problem, dtype, rng):
     """It says why, and there is no other choice here."""
-    reason = cuda_kernels.obstacle(Kernel.FORWARD, Pass.FORWARD, problem, (dtype, "default"), "sm90")
+    reason = cuda_tilings.obstacle(Kernel.FORWARD, Pass.FORWARD, problem, (dtype, "default"), "sm90")
     assert reason.startswith("it takes ")
     with pytest.raises(AssertionError, match="refused: no kernel can run .*" + re.escape(reason)):
         assert_attention(problem, dtype, rng)
@@ -102,7 +102,7 @@ def test_windows_outside_the_keys_are_nan(reason, rng):
     """Nothing is read out of bounds, and queries whose window is not there have no number for a result."""
     problem = outside(OUTSIDE[reason])
     inputs = problem.inputs(rng, "bfloat16")
-    how = {"kernels": cuda_kernels.hopper_kernels(problem, "bfloat16", rng), "seed": any_seed(rng)}
+    how = {"kernels": cuda_tilings.hopper_kernels(problem, "bfloat16", rng), "seed": any_seed(rng)}
     found = cuda_kernels.forward(problem, "bfloat16", inputs, poison=NO_NAN, **how)
     for x in found.values():
         assert np.isnan(x[:, lost_queries(problem)].astype(np.float32)).all()
@@ -120,7 +120,7 @@ def test_random_problems(number, rng):
 def test_deterministic(dtype, rng):
     """The order in which warps run leaves no trace: the same bits."""
     problem = without_bias(CASES[1])
-    inputs, kernels = problem.inputs(rng, dtype), cuda_kernels.hopper_kernels(problem, dtype, rng)
+    inputs, kernels = problem.inputs(rng, dtype), cuda_tilings.hopper_kernels(problem, dtype, rng)
     first, second = (
         cuda_kernels.forward(problem, dtype, inputs, kernels=kernels, seed=any_seed(rng)) for _ in range(2)
     )
@@ -140,7 +140,7 @@ REFUSED = {
 @pytest.mark.parametrize("reason", REFUSED)
 def test_what_it_does_not_take(reason, rng):
     problem, text = REFUSED[reason]
-    obstacle = cuda_kernels.obstacle(Kernel.FORWARD, Pass.FORWARD, problem, ("float16", "default"), "sm90")
+    obstacle = cuda_tilings.obstacle(Kernel.FORWARD, Pass.FORWARD, problem, ("float16", "default"), "sm90")
     assert obstacle.startswith(f"it takes {text}")
     assert_refused(problem, "bfloat16", rng)
 
@@ -151,17 +151,19 @@ def test_other_types_and_other_choices(rng):
     assert_attention(PLAIN, "bfloat16", rng)
     assert_refused(PLAIN, "float32", rng)
     biased, mode = REFUSED["bias"][0], ("bfloat16", "default")
-    portable = cuda_kernels.forward_kernels(biased, mode, 64, rng)
-    sm90 = cuda_kernels.hopper_kernels(PLAIN, "bfloat16", rng)
+    portable = cuda_tilings.forward_kernels(biased, mode, 64, rng)
+    sm90 = cuda_tilings.hopper_kernels(PLAIN, "bfloat16", rng)
     inputs = biased.inputs(rng, "bfloat16")
     both = cuda_kernels.forward(biased, "bfloat16", inputs, kernels=f"{sm90}|{portable}")
     alone = cuda_kernels.forward(biased, "bfloat16", inputs, kernels=portable)
     helpers.assert_identical(both, alone)
 
 
-@pytest.mark.parametrize("tiles", list(itertools.product([(3,), (64,), (HOPPER_ROWS,)], [(64,), (256,)])))
+@pytest.mark.parametrize(
+    "tiles", list(itertools.product([(3,), (64,), (cuda_tilings.HOPPER_ROWS,)], [(64,), (256,)]))
+)
 def test_illegal_tiles_are_refused(tiles, rng):
     with pytest.raises(AssertionError, match=r"refused: no kernel can run .* it takes"):
         cuda_kernels.forward(
-            PLAIN, "bfloat16", PLAIN.inputs(rng, "bfloat16"), kernels=cuda_kernels.choice("sm90", *tiles)
+            PLAIN, "bfloat16", PLAIN.inputs(rng, "bfloat16"), kernels=cuda_tilings.choice("sm90", *tiles)
         )

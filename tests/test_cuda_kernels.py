@@ -11,7 +11,7 @@ import math
 import numpy as np
 import pytest
 
-from . import cuda_kernels, helpers, oracle
+from . import cuda_kernels, cuda_tilings, helpers, oracle
 from .cases import CASES, NAMED, Case
 from .cuda_kernels import NO_NAN, any_seed
 from .cuda_problems import Problem, any_problem, dtype_of, lost_queries, outside, region
@@ -69,7 +69,7 @@ def assert_forward(problem, mode, rows, inputs, rng):
     attention = oracle.Attention(problem.geometry, inputs, problem.scale)
     how = {"precision": mode[1], "seed": any_seed(rng)}
     found = cuda_kernels.forward(
-        problem, mode[0], inputs, kernels=cuda_kernels.forward_kernels(problem, mode, rows, rng), **how
+        problem, mode[0], inputs, kernels=cuda_tilings.forward_kernels(problem, mode, rows, rng), **how
     )
     out, lse, _ = tolerance(problem, mode)
     helpers.assert_close({"out": found["out"]}, {"out": attention.out}, out)
@@ -94,7 +94,7 @@ def assert_backward(problem, mode, rows, inputs, attention, rng):
         inputs,
         given,
         parts=int(rng.integers(1, 6)),
-        kernels=cuda_kernels.backward_kernels(problem, mode, rows, rng),
+        kernels=cuda_tilings.backward_kernels(problem, mode, rows, rng),
         precision=mode[1],
         seed=any_seed(rng),
     )
@@ -142,14 +142,14 @@ def test_windows_outside_the_keys_are_nan(reason, rows, rng):
     """Nothing is read out of bounds, and queries whose window is not there have no number for a result."""
     problem, mode = outside(OUTSIDE[reason]), ("bfloat16", "default")
     inputs = problem.inputs(rng, "bfloat16")
-    kernels = cuda_kernels.forward_kernels(problem, mode, rows, rng)
+    kernels = cuda_tilings.forward_kernels(problem, mode, rows, rng)
     found = cuda_kernels.forward(
         problem, "bfloat16", inputs, poison=NO_NAN, kernels=kernels, seed=any_seed(rng)
     )
     shape = problem.shapes()["lse"]
     given = {"lse": found["lse"], "delta": rng.standard_normal(shape).astype(np.float32)}
     given["dout"] = rng.standard_normal(found["out"].shape).astype(inputs["query"].dtype)
-    kernels = cuda_kernels.backward_kernels(problem, mode, rows, rng)
+    kernels = cuda_tilings.backward_kernels(problem, mode, rows, rng)
     gradients = cuda_kernels.backward(
         problem, "bfloat16", inputs, given, poison=NO_NAN, kernels=kernels, seed=any_seed(rng)
     )
@@ -167,8 +167,8 @@ def test_deterministic(name, mode, rng):
     attention = oracle.Attention(problem.geometry, inputs, problem.scale)
     given, _ = saved(problem, mode, attention, rng)
     rows = ROWS[any_seed(rng) % 3]
-    forward_kernels = cuda_kernels.forward_kernels(problem, mode, rows, rng)
-    backward_kernels = cuda_kernels.backward_kernels(problem, mode, rows, rng)
+    forward_kernels = cuda_tilings.forward_kernels(problem, mode, rows, rng)
+    backward_kernels = cuda_tilings.backward_kernels(problem, mode, rows, rng)
 
     def both(seed):
         how = {"precision": mode[1], "seed": seed}

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What blocks of the fused CUDA kernels visit: every legal pair once, no box and no mask for nothing."""
+"""What blocks of the fused CUDA kernels visit: every legal pair once, no box and no mask for nothing.
+
+The ranges of keys of tiles, on which all kernels build, are compared with the oracle here too.
+"""
 
 import ctypes
 import functools
@@ -23,13 +26,11 @@ QUERIES, KEYS = "queries", "keys"  # which side's tokens stay in a block, as row
 def library():
     if build.host_compiler() is None:
         pytest.skip("there is no C++ compiler to build cuda/geometry/tile.cuh for the host with")
-    walk = ctypes.CDLL(
-        str(build.host_library("schedule", [], [build.SIMT / "harness" / "schedule.cc"]))
-    ).jax_na_schedule
-    walk.restype = ctypes.c_int64
-    walk.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p, ctypes.c_int]
-    walk.argtypes += [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
-    return walk
+    built = ctypes.CDLL(str(build.host_library("schedule", [], [build.SIMT / "harness" / "schedule.cc"])))
+    built.jax_na_schedule.restype = ctypes.c_int64
+    built.jax_na_schedule.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p, ctypes.c_int]
+    built.jax_na_schedule.argtypes += [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
+    return built
 
 
 def schedule(axes, side, row_tile, column_tile, warp_rows):
@@ -48,7 +49,7 @@ def schedule(axes, side, row_tile, column_tile, warp_rows):
         np.int32,
     )
     arrays = tiles.ctypes.data, warp_rows, pairs.ctypes.data, visits.ctypes.data, len(visits)
-    count = library()(ctypes.addressof(problem), side == KEYS, *arrays)
+    count = library().jax_na_schedule(ctypes.addressof(problem), side == KEYS, *arrays)
     assert 0 <= count <= len(visits)
     return pairs, visits[:count]
 
@@ -125,9 +126,31 @@ def test_random_problems(rank, number, rng):
 @pytest.mark.parametrize("rank", [1, 2, 3])
 def test_mask_of_the_hopper_kernel(tokens, rank):
     """The columns that a thread has, for all shapes of boxes and all intervals along an axis."""
-    library()
-    path = build.host_library("schedule", [], [build.SIMT / "harness" / "schedule.cc"])
-    wrong = ctypes.CDLL(str(path)).jax_na_wrong_owned_columns
+    wrong = library().jax_na_wrong_owned_columns
     for box in boxes(tokens, rank):
         log2 = np.array([n.bit_length() - 1 for n in cuda_kernels.padded(box)], np.int32)
         assert wrong(ctypes.c_void_p(log2.ctypes.data)) == 0, box
+
+
+def tile_ranges(mask):
+    """(union, intersection) of the rows of a mask as ranges; an empty intersection is None."""
+    union, inner = np.flatnonzero(mask.any(0)), np.flatnonzero(mask.all(0))
+    assert len(union) == union[-1] + 1 - union[0]
+    return (union[0], union[-1] + 1), (inner[0], inner[-1] + 1) if len(inner) else None
+
+
+@pytest.mark.parametrize("length", range(1, 17))
+def test_tile_range(length):
+    """Union and intersection of the windows of neighbouring queries, for all of them of every legal axis."""
+    found = (ctypes.c_int32 * 4)()
+    for axis in legal_axes(length):
+        native = cuda_kernels.native_axis(axis)
+        for group in range(axis.dilation):
+            mask = oracle.axis_mask(axis)[group :: axis.dilation, group :: axis.dilation]
+            for first, last in itertools.combinations_with_replacement(range(len(mask)), 2):
+                library().jax_na_tile_range(ctypes.byref(native), group, first, last, found)
+                start, stop, *inner = found
+                union, intersection = tile_ranges(mask[first : last + 1])
+                assert (start, stop) == union, (axis, group, first, last)
+                known = tuple(inner) if inner[0] < inner[1] else None
+                assert known == intersection, (axis, group, first, last)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The window rule, its inverse and the tile ranges for every legal short axis; Neighborhood's geometry."""
+"""The window rule and its inverse for every legal short axis; Neighborhood's geometry."""
 
 import itertools
 
@@ -20,7 +20,7 @@ def legal_axes(length):
                 yield oracle.Axis(length, w, s, d, causal)
 
 
-def arguments(axis):
+def as_tuple(axis):
     return axis.length, axis.kernel_size, axis.stride, axis.dilation, axis.is_causal
 
 
@@ -36,8 +36,8 @@ def from_ranges(ranges, axis):
 def test_windows_and_inverse(length):
     for axis in legal_axes(length):
         mask = oracle.axis_mask(axis)
-        windows = from_ranges(_cpu.windows(*arguments(axis)), axis)
-        inverse = from_ranges(_cpu.inverse_windows(*arguments(axis)), axis)
+        windows = from_ranges(_cpu.windows(as_tuple(axis)), axis)
+        inverse = from_ranges(_cpu.inverse_windows(as_tuple(axis)), axis)
         assert np.array_equal(windows, mask), axis
         assert np.array_equal(inverse, mask.T), axis
 
@@ -46,28 +46,8 @@ def test_windows_and_inverse(length):
 def test_windows_of_long_axes(length, rng):
     for axis in rng.permutation(np.array(list(legal_axes(length)), object))[:100]:
         mask = oracle.axis_mask(axis)
-        assert np.array_equal(from_ranges(_cpu.windows(*arguments(axis)), axis), mask), axis
-        assert np.array_equal(from_ranges(_cpu.inverse_windows(*arguments(axis)), axis), mask.T), axis
-
-
-def tile_ranges(mask):
-    """(union, intersection) of the rows of a mask as ranges; an empty intersection is None."""
-    union, inner = np.flatnonzero(mask.any(0)), np.flatnonzero(mask.all(0))
-    assert len(union) == union[-1] + 1 - union[0]
-    return (union[0], union[-1] + 1), (inner[0], inner[-1] + 1) if len(inner) else None
-
-
-@pytest.mark.parametrize("length", range(1, 17))
-def test_tile_range(length):
-    for axis in legal_axes(length):
-        for group in range(axis.dilation):
-            mask = oracle.axis_mask(axis)[group :: axis.dilation, group :: axis.dilation]
-            for first, last in itertools.combinations_with_replacement(range(len(mask)), 2):
-                start, stop, *inner = _cpu.tile_range(*arguments(axis), group, first, last)
-                union, intersection = tile_ranges(mask[first : last + 1])
-                assert (start, stop) == union, (axis, group, first, last)
-                found = tuple(inner) if inner[0] < inner[1] else None
-                assert found == intersection, (axis, group, first, last)
+        assert np.array_equal(from_ranges(_cpu.windows(as_tuple(axis)), axis), mask), axis
+        assert np.array_equal(from_ranges(_cpu.inverse_windows(as_tuple(axis)), axis), mask.T), axis
 
 
 SMALL = [case for case in CASES if case.geometry.mask.size < 50_000]

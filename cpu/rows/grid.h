@@ -67,12 +67,6 @@ inline int64_t row_scores(const Problem& problem) {
   return query_rows * axis[0].kernel_size * axis[1].kernel_size * columns * kWidth;
 }
 
-// Whether the row kernels can do this problem: the scores of a block and the keys of one lane tile have to fit.
-inline bool rows_fit(const Problem& problem, const RowFeatures& features) {
-  return problem.tile[0] * problem.tile[1] <= kBlockRows && row_scores(problem) <= kRowScores &&
-         row_panel_floats(problem, 1, features) <= features.capacity;
-}
-
 // Long rows first, then tall runs: both share packed keys, and the runs are what is cut to have enough units.
 inline RowGrid make_row_grid(const Problem& problem, const RowFeatures& features, int64_t units_wanted) {
   RowGrid grid{};

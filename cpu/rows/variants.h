@@ -14,11 +14,11 @@ inline void say_room(const Problem& p, const RowFeatures& features, Text& text) 
   const int64_t panel = row_panel_floats(p, 1, features);
   const int rows = p.tile[0] * p.tile[1];
   if (row_scores(p) > kRowScores)
-    say(text, "it takes windows of which the scores of %d rows of %d queries fit into %lld floats, not %lld", rows,
+    say(text, "it takes windows of which the scores of a block of %d x %d queries fit into %lld floats, not %lld", rows,
         kWidth, static_cast<long long>(kRowScores), static_cast<long long>(row_scores(p)));
   else if (panel > features.capacity)
     say(text,
-        "it takes windows of which the keys and values that %d rows of %d queries see fit into %lld floats, not %lld",
+        "it takes windows of which the keys and values for a block of %d x %d queries fit into %lld floats, not %lld",
         rows, kWidth, static_cast<long long>(features.capacity), static_cast<long long>(panel));
 }
 

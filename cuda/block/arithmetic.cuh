@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-// Warp-level matrix products, one policy per element type. A warp holds tiles of 16 rows: thread `lane` has rows
-// lane / 4 and lane / 4 + 8, and of every 8 columns the two from 2 * (lane % 4) on (the layout of mma.sync's sums).
+// Warp-level matrix products, one policy per element type: how its values become operands of the tensor cores. Sums are
+// fragments (fragment.cuh), in float32 for every type.
 //
 // All operands lie in shared memory as rows of 16-byte chunks; a step of a product takes two chunks, which is 16
 // values of 2 bytes or 8 of 4 bytes, so loads of rows are the same instructions for every type.
 #pragma once
 
+#include <stdint.h>
+
+#include "cuda/block/fragment.cuh"
 #include "cuda/ptx/element.cuh"
 #include "cuda/ptx/shared_tile.cuh"
 #include "cuda/ptx/sm80.cuh"
@@ -30,40 +33,43 @@ struct HalfPrecision {
   // Sums as the left operand of the next product: step `k` of the sum over their columns.
   template <int kTiles>
   static __device__ __forceinline__ Left left_of_sums(const float (&sums)[kTiles][4], int k) {
-    const float (&a)[4] = sums[2 * k];
-    const float (&b)[4] = sums[2 * k + 1];
-    return {Type::pack(a[0], a[1]), Type::pack(a[2], a[3]), Type::pack(b[0], b[1]), Type::pack(b[2], b[3])};
+    const float (&near)[4] = sums[2 * k];
+    const float (&far)[4] = sums[2 * k + 1];
+    return {Type::pack(near[0], near[1]), Type::pack(near[2], near[3]), Type::pack(far[0], far[1]),
+            Type::pack(far[2], far[3])};
   }
 
   // Right operands that are columns of a tile: the features of chunks `chunk` and `chunk + 1` of two tiles of 8; the
   // sum is over the tokens (rows) of step `k`. `chunk` is even.
   template <int kRowBytes>
-  static __device__ __forceinline__ void load_columns(Right (&b)[2], SharedTile<kRowBytes> tile, int k, int chunk,
-                                                      int lane) {
+  static __device__ __forceinline__ void load_columns(Right (&operands)[2], SharedTile<kRowBytes> tile, int k,
+                                                      int chunk, int lane) {
     uint32_t raw[4];
     const uint32_t base = tile.address(lane % 16, lane / 16);
     ldmatrix_x4_trans(raw, SharedTile<kRowBytes>::other_chunk(base, chunk) + k * kDepth * kRowBytes);
-    b[0] = right(raw[0], raw[1]);
-    b[1] = right(raw[2], raw[3]);
+    operands[0] = right(raw[0], raw[1]);
+    operands[1] = right(raw[2], raw[3]);
   }
 
-  static __device__ __forceinline__ void multiply_add(float (&sum)[4], const Left& a, const Right& b) {
-    Type::mma(sum, a.bits, b.bits[0], b.bits[1]);
+  static __device__ __forceinline__ void multiply_add(float (&sum)[4], const Left& left, const Right& right) {
+    Type::mma(sum, left.bits, right.bits[0], right.bits[1]);
   }
 };
 
 struct F16Type {
   using Element = Half;
   static __device__ __forceinline__ uint32_t pack(float low, float high) { return pack_f16(low, high); }
-  static __device__ __forceinline__ void mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-    mma_f16(d, a, b0, b1);
+  static __device__ __forceinline__ void mma(float (&sums)[4], const uint32_t (&left)[4], uint32_t right0,
+                                             uint32_t right1) {
+    mma_f16(sums, left, right0, right1);
   }
 };
 struct BF16Type {
   using Element = BFloat16;
   static __device__ __forceinline__ uint32_t pack(float low, float high) { return pack_bf16(low, high); }
-  static __device__ __forceinline__ void mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-    mma_bf16(d, a, b0, b1);
+  static __device__ __forceinline__ void mma(float (&sums)[4], const uint32_t (&left)[4], uint32_t right0,
+                                             uint32_t right1) {
+    mma_bf16(sums, left, right0, right1);
   }
 };
 using F16 = HalfPrecision<F16Type>;
@@ -80,19 +86,19 @@ struct SinglePrecision {
 
   template <int kTiles>
   static __device__ __forceinline__ auto left_of_sums(const float (&sums)[kTiles][4], int k) {
-    const float (&s)[4] = sums[k];
-    const uint32_t raw[4] = {float_bits(s[0]), float_bits(s[2]), float_bits(s[1]), float_bits(s[3])};
+    const float (&four)[4] = sums[k];
+    const uint32_t raw[4] = {float_bits(four[0]), float_bits(four[2]), float_bits(four[1]), float_bits(four[3])};
     return Derived::left(raw);
   }
 
   template <class Right, int kRowBytes>
-  static __device__ __forceinline__ void load_columns(Right (&b)[2], SharedTile<kRowBytes> tile, int k, int chunk,
-                                                      int lane) {
+  static __device__ __forceinline__ void load_columns(Right (&operands)[2], SharedTile<kRowBytes> tile, int k,
+                                                      int chunk, int lane) {
     const int row = k * kDepth + lane % 4 * 2, column = lane / 4;  // column of 8, which are two chunks
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const int c = chunk + 2 * i + column / 4;
-      b[i] = Derived::right(tile.word(row, c, column % 4), tile.word(row + 1, c, column % 4));
+      const int number = chunk + 2 * i + column / 4;
+      operands[i] = Derived::right(tile.word(row, number, column % 4), tile.word(row + 1, number, column % 4));
     }
   }
 };
@@ -111,8 +117,8 @@ struct TF32 : SinglePrecision<TF32> {
   static __device__ __forceinline__ Right right(uint32_t first, uint32_t second) {
     return {rounded(first), rounded(second)};
   }
-  static __device__ __forceinline__ void multiply_add(float (&sum)[4], const Left& a, const Right& b) {
-    mma_tf32(sum, a.bits, b.bits[0], b.bits[1]);
+  static __device__ __forceinline__ void multiply_add(float (&sum)[4], const Left& left, const Right& right) {
+    mma_tf32(sum, left.bits, right.bits[0], right.bits[1]);
   }
 
  private:
@@ -129,21 +135,21 @@ struct ExactF32 : SinglePrecision<ExactF32> {
     uint32_t high[2], low[2];
   };
   static __device__ __forceinline__ Left left(const uint32_t (&raw)[4]) {
-    Left a;
+    Left parts;
 #pragma unroll
-    for (int i = 0; i < 4; ++i) split(raw[i], a.high[i], a.low[i]);
-    return a;
+    for (int i = 0; i < 4; ++i) split(raw[i], parts.high[i], parts.low[i]);
+    return parts;
   }
   static __device__ __forceinline__ Right right(uint32_t first, uint32_t second) {
-    Right b;
-    split(first, b.high[0], b.low[0]);
-    split(second, b.high[1], b.low[1]);
-    return b;
+    Right parts;
+    split(first, parts.high[0], parts.low[0]);
+    split(second, parts.high[1], parts.low[1]);
+    return parts;
   }
-  static __device__ __forceinline__ void multiply_add(float (&sum)[4], const Left& a, const Right& b) {
-    mma_tf32(sum, a.low, b.high[0], b.high[1]);  // small terms first
-    mma_tf32(sum, a.high, b.low[0], b.low[1]);
-    mma_tf32(sum, a.high, b.high[0], b.high[1]);
+  static __device__ __forceinline__ void multiply_add(float (&sum)[4], const Left& left, const Right& right) {
+    mma_tf32(sum, left.low, right.high[0], right.high[1]);  // small terms first: their sum is not lost to rounding
+    mma_tf32(sum, left.high, right.low[0], right.low[1]);
+    mma_tf32(sum, left.high, right.high[0], right.high[1]);
   }
 
  private:
@@ -154,56 +160,47 @@ struct ExactF32 : SinglePrecision<ExactF32> {
   }
 };
 
-// Where a lane's part of a left operand begins: 16 rows from `row` on.
+// Where a lane's part of a left operand begins: 16 rows of the tile, from `row` on.
 template <int kRowBytes>
 __device__ __forceinline__ uint32_t left_address(SharedTile<kRowBytes> tile, int row, int lane) {
   return tile.address(row + lane % 16, lane / 16);
 }
-// Of right operands that are rows: two tiles of 8 columns, which are 16 rows of the tile.
+// Where a lane's part of right operands that are rows begins: two tiles of 8 columns, which are 16 rows of the tile.
 template <int kRowBytes>
 __device__ __forceinline__ uint32_t right_address(SharedTile<kRowBytes> tile, int lane) {
   return tile.address(lane % 8 + lane / 16 * 8, lane / 8 % 2);
 }
 
-// sums[m][c] += <row m of left, row c of right>: scores of the warp's rows with the columns, over all features.
+// sums[row, column] += <row of left, row number `column` of right>: scores of the warp's rows, those of `left` from
+// `first_row` on, with the columns, over all features.
 template <class Math, int kRowBytes, int kRowTiles, int kColumnTiles>
 __device__ __forceinline__ void add_score_product(float (&sums)[kRowTiles][kColumnTiles][4], SharedTile<kRowBytes> left,
                                                   int first_row, SharedTile<kRowBytes> right, int lane) {
+  using Tile = SharedTile<kRowBytes>;
   const uint32_t left_base = left_address(left, first_row, lane), right_base = right_address(right, lane);
+  uint32_t raw[4];
 #pragma unroll
-  for (int k = 0; k < kRowBytes / 32; ++k) {  // two chunks
-    typename Math::Left a[kRowTiles];
+  for (int k = 0; k < kRowBytes / 32; ++k) {  // a step of the product takes two chunks
+    typename Math::Left rows[kRowTiles];
 #pragma unroll
-    for (int m = 0; m < kRowTiles; ++m) {
-      uint32_t raw[4];
-      ldmatrix_x4(raw, SharedTile<kRowBytes>::other_chunk(left_base, 2 * k) + 16 * m * kRowBytes);
-      a[m] = Math::left(raw);
+    for (int tile = 0; tile < kRowTiles; ++tile) {
+      ldmatrix_x4(raw, Tile::other_chunk(left_base, 2 * k) + 16 * tile * kRowBytes);
+      rows[tile] = Math::left(raw);
     }
 #pragma unroll
-    for (int c = 0; c < kColumnTiles / 2; ++c) {
-      uint32_t raw[4];
-      ldmatrix_x4(raw, SharedTile<kRowBytes>::other_chunk(right_base, 2 * k) + 16 * c * kRowBytes);
-      const typename Math::Right b[2] = {Math::right(raw[0], raw[1]), Math::right(raw[2], raw[3])};
+    for (int pair = 0; pair < kColumnTiles / 2; ++pair) {
+      ldmatrix_x4(raw, Tile::other_chunk(right_base, 2 * k) + 16 * pair * kRowBytes);
+      const typename Math::Right columns[2] = {Math::right(raw[0], raw[1]), Math::right(raw[2], raw[3])};
 #pragma unroll
-      for (int m = 0; m < kRowTiles; ++m) {
-        Math::multiply_add(sums[m][2 * c], a[m], b[0]);
-        Math::multiply_add(sums[m][2 * c + 1], a[m], b[1]);
+      for (int tile = 0; tile < kRowTiles; ++tile) {
+        Math::multiply_add(sums[tile][2 * pair], rows[tile], columns[0]);
+        Math::multiply_add(sums[tile][2 * pair + 1], rows[tile], columns[1]);
       }
     }
   }
 }
 
-template <int kRowTiles, int kColumnTiles>
-__device__ __forceinline__ void clear(float (&sums)[kRowTiles][kColumnTiles][4]) {
-#pragma unroll
-  for (int m = 0; m < kRowTiles; ++m)
-#pragma unroll
-    for (int c = 0; c < kColumnTiles; ++c)
-#pragma unroll
-      for (int e = 0; e < 4; ++e) sums[m][c][e] = 0;
-}
-
-// The same without what was in the sums.
+// As add_score_product, without what was in the sums.
 template <class Math, int kRowBytes, int kRowTiles, int kColumnTiles>
 __device__ __forceinline__ void score_product(float (&sums)[kRowTiles][kColumnTiles][4], SharedTile<kRowBytes> left,
                                               int first_row, SharedTile<kRowBytes> right, int lane) {
@@ -211,25 +208,25 @@ __device__ __forceinline__ void score_product(float (&sums)[kRowTiles][kColumnTi
   add_score_product<Math>(sums, left, first_row, right, lane);
 }
 
-// sums[m] += weights[m] * features of the tile's tokens, for the feature tiles from the chunk `chunk` on.
+// sums += weights * features of the tile's tokens, for the feature tiles from the chunk `chunk` on.
 template <class Math, int kRowBytes, int kRowTiles, int kColumnTiles, int kFeatureTiles>
 __device__ __forceinline__ void weighted_product(float (&sums)[kRowTiles][kFeatureTiles][4],
                                                  const float (&weights)[kRowTiles][kColumnTiles][4],
-                                                 SharedTile<kRowBytes> tile, int chunk, int lane) {
+                                                 SharedTile<kRowBytes> tokens, int chunk, int lane) {
   constexpr int kTileChunks = 8 * sizeof(typename Math::Element) / 16;  // chunks of 8 features
 #pragma unroll
   for (int k = 0; k < kColumnTiles * 8 / Math::kDepth; ++k) {
-    typename Math::Left a[kRowTiles];
+    typename Math::Left rows[kRowTiles];
 #pragma unroll
-    for (int m = 0; m < kRowTiles; ++m) a[m] = Math::left_of_sums(weights[m], k);
+    for (int tile = 0; tile < kRowTiles; ++tile) rows[tile] = Math::left_of_sums(weights[tile], k);
 #pragma unroll
-    for (int f = 0; f < kFeatureTiles / 2; ++f) {
-      typename Math::Right b[2];
-      Math::load_columns(b, tile, k, chunk + 2 * f * kTileChunks, lane);
+    for (int pair = 0; pair < kFeatureTiles / 2; ++pair) {
+      typename Math::Right features[2];
+      Math::load_columns(features, tokens, k, chunk + 2 * pair * kTileChunks, lane);
 #pragma unroll
-      for (int m = 0; m < kRowTiles; ++m) {
-        Math::multiply_add(sums[m][2 * f], a[m], b[0]);
-        Math::multiply_add(sums[m][2 * f + 1], a[m], b[1]);
+      for (int tile = 0; tile < kRowTiles; ++tile) {
+        Math::multiply_add(sums[tile][2 * pair], rows[tile], features[0]);
+        Math::multiply_add(sums[tile][2 * pair + 1], rows[tile], features[1]);
       }
     }
   }

@@ -2,148 +2,107 @@
 // From products of queries and keys to scores: scale, mask and bias, for the rows of one warp.
 #pragma once
 
+#include <math.h>
+#include <stdint.h>
+
 #include <type_traits>
 
+#include "common/problem.h"
+#include "common/window.h"
 #include "cuda/block/block.cuh"
+#include "cuda/block/fragment.cuh"
+#include "cuda/block/warp.cuh"
+#include "cuda/geometry/mask.cuh"
+#include "cuda/geometry/tile.cuh"
+#include "cuda/ptx/sm80.cuh"
 
 namespace jax_na::cuda {
 
-// What the rows of a block see, [2 * kAxes][kRows] in shared memory: starts, then stops. Rows that do not exist see
-// [0, missing).
-template <class S, Rows rows>
-__device__ __forceinline__ void store_windows(const Geometry& g, const Block& b, int missing, int* windows) {
-  for (int row = threadIdx.x; row < S::kRows; row += S::kThreads) {
+// The columns of a box that a row sees, as bits; a thread shifts them so that bit 0 is its own first column.
+template <class Shape>
+using ColumnBits = std::conditional_t<(Shape::kColumns > 32), uint64_t, uint32_t>;
+
+// Of the box at `start`, the columns that an own row sees, from the thread's first column on.
+template <class Shape>
+__device__ __forceinline__ ColumnBits<Shape> columns_seen(const Warp<Shape>& warp, const int (&start)[kAxes], Own own) {
+  const int row = warp.row(own);
+  Range seen[kAxes];
 #pragma unroll
-    for (int a = 0; a < kAxes; ++a) {
-      const Extent& e = b.axis[a];
-      const int position = e.origin + inside_box(g.tiling.rows, row, a);
-      Range seen{0, missing};
-      if (position < e.rows.stop) {
-        seen = seen_from<rows>(g.problem.axis[a], e.length, position);
-        seen = {max(seen.start, e.present.start), min(seen.stop, e.present.stop)};
-      }
-      windows[a * S::kRows + row] = seen.start;
-      windows[(kAxes + a) * S::kRows + row] = seen.stop;
-    }
-  }
+  for (int axis = 0; axis < kAxes; ++axis) seen[axis] = warp.windows.seen(axis, row);
+  return visible_columns<ColumnBits<Shape>>(warp.geometry.tiling, warp.geometry.repeats, seen, start) >>
+         first_column(warp.lane);
 }
 
-template <class S, Rows rows>
-__device__ __forceinline__ void store_windows(const Geometry& g, const Block& b, int* windows) {
-  // Nobody reads the results of a row that does not exist: it needs no mask, unless a bias would be looked up for it.
-  store_windows<S, rows>(g, b, g.rpb == nullptr ? INT32_MAX : 0, windows);
-}
-
-// Columns that all rows of this warp see: boxes inside need no mask.
-template <class S>
-__device__ __forceinline__ void find_inner(const int* windows, int first_row, int lane, Range (&inner)[kAxes]) {
-#pragma unroll
-  for (int a = 0; a < kAxes; ++a) {
-    int start = 0, stop = INT32_MAX;
-#pragma unroll
-    for (int m = 0; m < S::kRowTiles; ++m) {
-      const int row = first_row + 16 * m + lane % 16;
-      start = max(start, windows[a * S::kRows + row]);
-      stop = min(stop, windows[(kAxes + a) * S::kRows + row]);
-    }
-    inner[a] = {warp_max(start), warp_min(stop)};
-  }
-}
-
-// The same, kept behind the windows: they are needed once a box, and registers are scarce.
-template <class S>
-__device__ __forceinline__ void store_inner(int* windows, int first_row, int lane) {
-  Range inner[kAxes];
-  find_inner<S>(windows, first_row, lane, inner);
-  int* own = windows + 2 * kAxes * (S::kRows + first_row / (16 * S::kRowTiles));
-#pragma unroll
-  for (int a = 0; a < kAxes; ++a)
-    if (lane == 0) own[2 * a] = inner[a].start, own[2 * a + 1] = inner[a].stop;
-  warp_sync();
+// Whether an own column is among them.
+template <class Word>
+__device__ __forceinline__ bool is_seen(Word bits, Own column) {
+  return bits >> column_step(column) & 1;
 }
 
 // -inf for the scores of columns that a row does not see.
-template <class S>
-__device__ __forceinline__ void mask_scores(const Geometry& g, const int* windows, const int (&start)[kAxes],
-                                            int first_row, int lane, typename S::Scores& scores) {
-  const int* inner = windows + 2 * kAxes * (S::kRows + first_row / (16 * S::kRowTiles));
+template <class Shape>
+__device__ __forceinline__ void mask_scores(const Warp<Shape>& warp, const int (&start)[kAxes],
+                                            typename Shape::Scores& scores) {
+  const int* inner = warp.windows.inner(warp.first_row);
+  const int (&log2)[kAxes] = warp.geometry.tiling.columns;
   bool needs_mask = false;
 #pragma unroll
-  for (int a = 0; a < kAxes; ++a)
-    needs_mask = needs_mask || start[a] < inner[2 * a] || start[a] + (1 << g.tiling.columns[a]) > inner[2 * a + 1];
+  for (int axis = 0; axis < kAxes; ++axis)
+    needs_mask = needs_mask || start[axis] < inner[2 * axis] || start[axis] + (1 << log2[axis]) > inner[2 * axis + 1];
   if (!needs_mask) return;  // the same for the whole warp
-  using Word = std::conditional_t<(S::kColumns > 32), uint64_t, uint32_t>;
-#pragma unroll
-  for (int m = 0; m < S::kRowTiles; ++m)
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int row = first_row + 16 * m + 8 * half + lane / 4;
-      Range seen[kAxes];
-#pragma unroll
-      for (int a = 0; a < kAxes; ++a) seen[a] = {windows[a * S::kRows + row], windows[(kAxes + a) * S::kRows + row]};
-      const Word bits = visible_columns<Word>(g.tiling, g.repeats, seen, start) >> (2 * (lane % 4));
-#pragma unroll
-      for (int c = 0; c < S::kColumnTiles; ++c)
-#pragma unroll
-        for (int e = 0; e < 2; ++e)
-          if (!(bits >> (8 * c + e) & 1)) scores[m][c][2 * half + e] = -INFINITY;
-    }
+  for_each_own<Shape::kThreadRows>([&](Own row) {
+    const ColumnBits<Shape> bits = columns_seen(warp, start, row);
+    for_each_own<Shape::kThreadColumns>([&](Own column) {
+      if (!is_seen(bits, column)) at(scores, row, column) = -INFINITY;
+    });
+  });
 }
 
-// Bias of a query head, added in the units of the exponents; scores of columns that a row does not see stay -inf.
-// The entry of a pair is (key - query) + w - 1 per axis.
-template <class S, Rows rows>
-__device__ __forceinline__ void add_bias(const Geometry& g, const Block& b, const int (&start)[kAxes], int query_head,
-                                         int first_row, int lane, typename S::Scores& scores) {
-  constexpr int kSign = rows == Rows::kQueries ? 1 : -1;
-  const Strides stride = bias_strides(g.problem);
-  const float* table = g.rpb + int64_t{query_head} * bias_entries(g.problem);
-  int base = 0;
+// Bias of a query head, added in the units of the exponents; scores of columns that a row does not see stay -inf: their
+// pairs have no entry in the table. The entry of a pair is (key - query) + w - 1 per axis, a sum of parts of the box,
+// of the column and of the row.
+template <Side kRowSide, class Shape>
+__device__ __forceinline__ void add_bias(const Warp<Shape>& warp, const int (&start)[kAxes], int query_head,
+                                         typename Shape::Scores& scores) {
+  constexpr int kSign = kRowSide == Side::kQueries ? 1 : -1;
+  const Geometry& geometry = warp.geometry;
+  const Strides stride = bias_strides(geometry.problem);
+  const float* table = geometry.rpb + int64_t{query_head} * bias_entries(geometry.problem);
+  int of_box = 0;
 #pragma unroll
-  for (int a = 0; a < kAxes; ++a)
-    base += (kSign * (start[a] - b.axis[a].origin) + g.problem.axis[a].kernel_size - 1) * stride.of[a];
+  for (int axis = 0; axis < kAxes; ++axis)
+    of_box += (kSign * (start[axis] - warp.block.axis[axis].origin) + geometry.problem.axis[axis].kernel_size - 1) *
+              stride.of[axis];
+  for_each_own<Shape::kThreadColumns>([&](Own column) {
+    int of_column = of_box;
 #pragma unroll
-  for (int c = 0; c < S::kColumnTiles; ++c)
+    for (int axis = 0; axis < kAxes; ++axis)
+      of_column += kSign * inside_box(geometry.tiling.columns, warp.column(column), axis) * stride.of[axis];
+    for_each_own<Shape::kThreadRows>([&](Own row) {
+      int entry = of_column;
 #pragma unroll
-    for (int e = 0; e < 2; ++e) {
-      int column = base;
-#pragma unroll
-      for (int a = 0; a < kAxes; ++a)
-        column += kSign * inside_box(g.tiling.columns, 8 * c + 2 * (lane % 4) + e, a) * stride.of[a];
-#pragma unroll
-      for (int m = 0; m < S::kRowTiles; ++m)
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          int entry = column;
-#pragma unroll
-          for (int a = 0; a < kAxes; ++a)
-            entry -= kSign * inside_box(g.tiling.rows, first_row + 16 * m + 8 * half + lane / 4, a) * stride.of[a];
-          float& score = scores[m][c][2 * half + e];
-          if (score > -INFINITY) score += kLog2E * read_only(table + entry);
-        }
-    }
+      for (int axis = 0; axis < kAxes; ++axis)
+        entry -= kSign * inside_box(geometry.tiling.rows, warp.row(row), axis) * stride.of[axis];
+      float& score = at(scores, row, column);
+      if (score > -INFINITY) score += kLog2E * read_only(table + entry);
+    });
+  });
 }
 
 // Products in the units of the exponents up to `factor`.
-template <class S>
-__device__ __forceinline__ void scale_scores(const Geometry& g, typename S::Scores& scores) {
-  if (g.premultiplier == 1) return;
-#pragma unroll
-  for (int m = 0; m < S::kRowTiles; ++m)
-#pragma unroll
-    for (int c = 0; c < S::kColumnTiles; ++c)
-#pragma unroll
-      for (int e = 0; e < 4; ++e) scores[m][c][e] *= g.premultiplier;
+template <class Sums>
+__device__ __forceinline__ void scale_scores(const Geometry& geometry, Sums& scores) {
+  if (geometry.premultiplier == 1) return;
+  for_each(scores, [&](float& score, Own, Own) { score *= geometry.premultiplier; });
 }
 
-// Scores of a box of the grid: scaled, masked, with bias.
-template <class S, Rows rows>
-__device__ __forceinline__ void finish_scores(const Geometry& g, const Block& b, const int* windows,
-                                              const int (&start)[kAxes], int query_head, int first_row, int lane,
-                                              typename S::Scores& scores) {
-  scale_scores<S>(g, scores);
-  mask_scores<S>(g, windows, start, first_row, lane, scores);
-  if (g.rpb != nullptr) add_bias<S, rows>(g, b, start, query_head, first_row, lane, scores);
+// Scores of the box of the grid at `start`: scaled, masked, with bias.
+template <Side kRowSide, class Shape>
+__device__ __forceinline__ void finish_scores(const Warp<Shape>& warp, const int (&start)[kAxes], int query_head,
+                                              typename Shape::Scores& scores) {
+  scale_scores(warp.geometry, scores);
+  mask_scores(warp, start, scores);
+  if (warp.geometry.rpb != nullptr) add_bias<kRowSide>(warp, start, query_head, scores);
 }
 
 }  // namespace jax_na::cuda

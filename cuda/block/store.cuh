@@ -2,11 +2,18 @@
 // Results of a block's rows, from the registers of a warp to memory.
 #pragma once
 
+#include <stdint.h>
+#include <string.h>
+
 #include "cuda/block/block.cuh"
+#include "cuda/block/fragment.cuh"
+#include "cuda/block/tokens.cuh"
+#include "cuda/block/warp.cuh"
+#include "cuda/ptx/element.cuh"
 
 namespace jax_na::cuda {
 
-// Two neighbouring features of a row of `features` values.
+// Stores two neighbouring features of a row of `features` values.
 template <class Element>
 __device__ __forceinline__ void store_pair(Element* row, int feature, int features, float first, float second) {
   Element pair[2];
@@ -23,33 +30,44 @@ __device__ __forceinline__ void store_pair(Element* row, int feature, int featur
   if (feature + 1 < features) row[feature + 1] = pair[1];
 }
 
-// Calls body(row tile, half, index of the row in [batch, tokens, heads]) for this thread's rows that exist.
-template <class S, class Body>
-__device__ __forceinline__ void for_each_row(const Geometry& g, const Block& b, int heads, int first_row, int lane,
-                                             const Body& body) {
-  const Box box = row_box(b);
-#pragma unroll
-  for (int m = 0; m < S::kRowTiles; ++m)
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int64_t token = token_of(g, b.rows, b, box, g.tiling.rows, first_row + 16 * m + 8 * half + lane / 4);
-      if (token >= 0) body(m, half, (b.batch * b.rows.tokens() + token) * heads + b.head);
-    }
+// Calls body(number, index of the row in [batch, tokens, heads]) for this thread's rows that exist.
+template <class Shape, class Body>
+__device__ __forceinline__ void for_each_row(const Warp<Shape>& warp, int heads, const Body& body) {
+  const Geometry& geometry = warp.geometry;
+  const Block& block = warp.block;
+  const Box box = row_box(block);
+  for_each_own<Shape::kThreadRows>([&](Own number) {
+    const int64_t token = token_of(geometry, block.rows, block, box, geometry.tiling.rows, warp.row(number));
+    if (token >= 0) body(number, (block.batch * block.rows.tokens() + token) * heads + block.head);
+  });
 }
 
-// values * scale, [batch, tokens, heads, features]: the warp's rows, the features from `first` on.
-template <class S, int kFeatureTiles>
-__device__ __forceinline__ void store_rows(const Geometry& g, const Block& b, void* to, int heads, int features,
-                                           int first, int first_row, int lane,
-                                           const float (&values)[S::kRowTiles][kFeatureTiles][4],
-                                           const float (&scale)[S::kRowTiles][2]) {
-  for_each_row<S>(g, b, heads, first_row, lane, [&](int m, int half, int64_t row) {
-    auto* out = static_cast<typename S::Element*>(to) + row * features;
-#pragma unroll
-    for (int f = 0; f < kFeatureTiles; ++f)
-      store_pair(out, first + 8 * f + 2 * (lane % 4), features, values[m][f][2 * half] * scale[m][half],
-                 values[m][f][2 * half + 1] * scale[m][half]);
+// An array [batch, tokens, heads, features], and the first feature that the values are.
+struct Result {
+  void* data;
+  int heads, features, first = 0;
+};
+
+// Stores values * scale, a scale for each of the thread's rows.
+template <class Shape, int kFeatureTiles>
+__device__ __forceinline__ void store_rows(const Warp<Shape>& warp, const Result& to,
+                                           const float (&values)[Shape::kRowTiles][kFeatureTiles][4],
+                                           const float (&scale)[Shape::kThreadRows]) {
+  for_each_row(warp, to.heads, [&](Own number, int64_t row) {
+    auto* out = static_cast<typename Shape::Element*>(to.data) + row * to.features;
+    for_each_pair(values, number, [&](float first, float second, Own column) {
+      store_pair(out, to.first + warp.column(column), to.features, first * scale[number], second * scale[number]);
+    });
   });
+}
+
+// Stores values * scale, the same scale for all.
+template <class Shape, int kFeatureTiles>
+__device__ __forceinline__ void store_rows(const Warp<Shape>& warp, const Result& to,
+                                           const float (&values)[Shape::kRowTiles][kFeatureTiles][4], float scale) {
+  float scales[Shape::kThreadRows];
+  for_each_own<Shape::kThreadRows>([&](Own row) { scales[row] = scale; });
+  store_rows(warp, to, values, scales);
 }
 
 }  // namespace jax_na::cuda

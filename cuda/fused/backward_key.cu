@@ -11,7 +11,7 @@ const char* launch_backward_key(const BackwardArgs& a, BackwardParams params, St
   constexpr int kParts = S::kRowBytes > 256 ? S::kRowBytes / 256 : 1;
   const Problem& p = a.problem;
   if (tokens_of(a.tiles.query) != S::kColumns) return kNoKernel;
-  params.geometry = make_geometry<Rows::kKeys>(p, a.tiles.key, a.tiles.query, a.offsets, a.rpb);
+  params.geometry = make_geometry<Side::kKeys>(p, a.tiles.key, a.tiles.query, a.offsets, a.rpb);
   return launch(fused_backward_key_kernel<S, kParts>, p.batch * p.kv_heads * params.geometry.tiles * kParts,
                 S::kThreads, BackwardKeyShared<S>::kBytes, stream, params);
 }

@@ -8,125 +8,155 @@
 // compute the same scores and keep a part of the features each: the sums of all would not fit into the registers.
 #pragma once
 
-#include "cuda/fused/backward_query.cuh"
+#include <stdint.h>
+
+#include "common/problem.h"
+#include "cuda/block/block.cuh"
+#include "cuda/block/fragment.cuh"
+#include "cuda/block/scores.cuh"
+#include "cuda/block/shape.cuh"
+#include "cuda/block/store.cuh"
+#include "cuda/block/tokens.cuh"
+#include "cuda/block/warp.cuh"
+#include "cuda/fused/params.cuh"
+#include "cuda/geometry/tile.cuh"
+#include "cuda/ptx/sm80.cuh"
 
 namespace jax_na::cuda {
 
-template <class S>
+// Shared memory: the block's keys and values, buffers of queries, of dO, of LSE and of delta, windows.
+template <class Shape>
 struct BackwardKeyShared {
-  static constexpr int kColumnBytes = S::kColumns * static_cast<int>(sizeof(float));
-  static constexpr int kKey = 0, kValue = kKey + S::kRowTileBytes, kQuery = kValue + S::kRowTileBytes,
-                       kDout = kQuery + S::kStages * S::kColumnTileBytes,
-                       kLse = kDout + S::kStages * S::kColumnTileBytes, kDelta = kLse + S::kStages * kColumnBytes,
-                       kWindows = kDelta + S::kStages * kColumnBytes,
-                       kBytes = kWindows + S::kWindowBytes + S::kInnerBytes;
+  static constexpr int kColumnBytes = Shape::kColumns * static_cast<int>(sizeof(float));
+  static constexpr int kKey = 0, kValue = kKey + Shape::kRowTileBytes, kQuery = kValue + Shape::kRowTileBytes,
+                       kDout = kQuery + Shape::kStages * Shape::kColumnTileBytes,
+                       kLse = kDout + Shape::kStages * Shape::kColumnTileBytes,
+                       kDelta = kLse + Shape::kStages * kColumnBytes, kWindows = kDelta + Shape::kStages * kColumnBytes,
+                       kBytes = kWindows + Shape::kWindowBytes + Shape::kInnerBytes;
 };
 
-// LSE, in the units of the exponents, and delta of a box of queries; 0 where there are none: their dS is 0.
-template <class S>
-__device__ __forceinline__ void load_statistics(const BackwardParams& p, const Block& b, const Box& box, int head,
-                                                float* lse, float* delta) {
-  const Geometry& g = p.geometry;
-  for (int i = threadIdx.x; i < S::kColumns; i += S::kThreads) {
-    const int64_t token = token_of(g, b.columns, b, box, g.tiling.columns, i);
-    const int64_t row = (b.batch * b.columns.tokens() + token) * p.query.heads + head;
-    lse[i] = token < 0 ? 0 : p.lse[row] * kLog2E;
-    delta[i] = token < 0 ? 0 : p.delta[row];
-  }
-}
+// The boxes of queries that stream past a block of keys: all boxes of one query head, then of the next.
+template <class Shape>
+struct QueryStream {
+  using Shared = BackwardKeyShared<Shape>;
 
-template <class S, int kParts>
-__global__ void __launch_bounds__(S::kThreads, 8 / S::kWarps)
-    fused_backward_key_kernel(const __grid_constant__ BackwardParams p) {
-  using Shared = BackwardKeyShared<S>;
-  using Tile = typename S::Tile;
-  constexpr int kFeatureTiles = S::kFeatures / 8 / kParts, kPartChunks = S::kRowBytes / 16 / kParts;
-  const Geometry& g = p.geometry;
-  const int part = static_cast<int>(blockIdx.x % kParts);
-  Block b;
-  if (!find_block<Rows::kKeys>(g, blockIdx.x / kParts, p.key.heads, b)) return;
-
-  char* shared = dynamic_shared();
-  const Tile key{shared + Shared::kKey}, value{shared + Shared::kValue};
-  int* windows = reinterpret_cast<int*>(shared + Shared::kWindows);
-  const int lane = threadIdx.x % 32, first_row = static_cast<int>(threadIdx.x) / 32 * 16 * S::kRowTiles;
-  const int repeats = query_heads_per_kv_head(g.problem);
-
-  auto statistics = [&](int offset, int stage) {
-    return reinterpret_cast<float*>(shared + offset + stage * Shared::kColumnBytes);
-  };
-  const ColumnTiles<S> tiles{shared + Shared::kQuery};
-  auto load = [&](const Walk& walk, int repeat, int stage) {
-    const int head = b.head * repeats + repeat;
-    load_box(g, b, walk, {p.query, p.dout}, head, tiles, stage);
-    load_statistics<S>(p, b, column_box(g.tiling, b, walk), head, statistics(Shared::kLse, stage),
-                       statistics(Shared::kDelta, stage));
-  };
-
-  load_rows<S>(g, b, {p.key, p.value}, {key, value});
-  store_windows<S, Rows::kKeys>(g, b, windows);
-  block_sync();
-  store_inner<S>(windows, first_row, lane);
-  Walk walk = make_walk(g.tiling, b.axis);
-  const int boxes = walk.total(), total = boxes * repeats;
+  const BackwardParams& params;
+  const Block& block;
+  char* shared;
+  int repeats;  // query heads
+  int boxes;    // of one head
+  Walk walk;
   int repeat = 0;  // of the box that `walk` is at
-  auto advance = [&](int step) {
+
+  __device__ __forceinline__ QueryStream(const BackwardParams& params_, const Block& block_, char* shared_)
+      : params(params_),
+        block(block_),
+        shared(shared_),
+        repeats(query_heads_per_kv_head(params_.geometry.problem)),
+        walk(first()) {
+    boxes = walk.total();
+  }
+
+  __device__ __forceinline__ Walk first() const { return make_walk(params.geometry.tiling, block.axis); }
+  __device__ __forceinline__ int total() const { return boxes * repeats; }
+  __device__ __forceinline__ int head() const { return block.head * repeats + repeat; }
+  __device__ __forceinline__ Box box() const { return column_box(params.geometry.tiling, block, walk); }
+  __device__ __forceinline__ ColumnTiles<Shape> tiles() const { return {shared + Shared::kQuery}; }
+  __device__ __forceinline__ float* lse(int stage) const { return statistics(Shared::kLse, stage); }
+  __device__ __forceinline__ float* delta(int stage) const { return statistics(Shared::kDelta, stage); }
+
+  // From box number `step` to the next.
+  __device__ __forceinline__ void advance(int step) {
     if ((step + 1) % boxes == 0) {
-      walk = make_walk(g.tiling, b.axis), ++repeat;
+      walk = first();
+      ++repeat;
     } else {
       walk.step();
     }
-  };
-  load(walk, 0, 0);
+  }
 
-  float dkey[S::kRowTiles][kFeatureTiles][4] = {}, dvalue[S::kRowTiles][kFeatureTiles][4] = {};
+  // Starts copying the box that `walk` is at.
+  __device__ __forceinline__ void load(int stage) const {
+    load_box<Shape>(params.geometry, block, box(), {params.query, params.dout}, head(),
+                    {tiles().at(0, stage), tiles().at(1, stage)});
+    load_statistics(lse(stage), delta(stage));
+  }
+
+ private:
+  __device__ __forceinline__ float* statistics(int offset, int stage) const {
+    return reinterpret_cast<float*>(shared + offset + stage * Shared::kColumnBytes);
+  }
+
+  // LSE, in the units of the exponents, and delta of the box; 0 where there are no queries: their dS is 0.
+  __device__ __forceinline__ void load_statistics(float* to_lse, float* to_delta) const {
+    const Geometry& geometry = params.geometry;
+    const Box here = box();
+    for (int i = threadIdx.x; i < Shape::kColumns; i += Shape::kThreads) {
+      const int64_t token = token_of(geometry, block.columns, block, here, geometry.tiling.columns, i);
+      const int64_t row = (block.batch * block.columns.tokens() + token) * params.query.heads + head();
+      to_lse[i] = token < 0 ? 0 : params.lse[row] * kLog2E;
+      to_delta[i] = token < 0 ? 0 : params.delta[row];
+    }
+  }
+};
+
+template <class Shape, int kParts>
+__global__ void __launch_bounds__(Shape::kThreads, 8 / Shape::kWarps)
+    fused_backward_key_kernel(const __grid_constant__ BackwardParams params) {
+  using Shared = BackwardKeyShared<Shape>;
+  using Tile = typename Shape::Tile;
+  constexpr int kFeatureTiles = Shape::kFeatures / 8 / kParts, kPartChunks = Shape::kRowBytes / 16 / kParts;
+  const Geometry& geometry = params.geometry;
+  const int part = static_cast<int>(blockIdx.x % kParts);
+  Block block;
+  if (!find_block<Side::kKeys>(geometry, blockIdx.x / kParts, params.key.heads, block)) return;
+
+  char* shared = dynamic_shared();
+  const Tile key{shared + Shared::kKey}, value{shared + Shared::kValue};
+  const Warp<Shape> warp = this_warp<Shape>(geometry, block, shared + Shared::kWindows);
+
+  load_rows<Shape>(geometry, block, {params.key, params.value}, {key, value});
+  warp.windows.template store<Side::kKeys>(geometry, block, seen_by_missing(geometry));
+  block_sync();
+  warp.store_inner();
+  QueryStream<Shape> queries(params, block, shared);
+  const int total = queries.total();
+  queries.load(0);
+
+  float dkey[Shape::kRowTiles][kFeatureTiles][4] = {}, dvalue[Shape::kRowTiles][kFeatureTiles][4] = {};
   for (int step = 0; step < total; ++step) {
     cp_async_wait<0>();
     block_sync();  // this box has landed, and nobody reads the one before
-    const int stage = step % S::kStages, query_head = b.head * repeats + repeat;
-    const Box box = column_box(g.tiling, b, walk);
-    advance(step);
-    if (S::kStages > 1 && step + 1 < total) load(walk, repeat, (step + 1) % S::kStages);
+    const int stage = step % Shape::kStages, query_head = queries.head();
+    const Box box = queries.box();
+    queries.advance(step);
+    if (Shape::kStages > 1 && step + 1 < total) queries.load((step + 1) % Shape::kStages);
 
-    typename S::Scores weights, dscores;
-    const Tile query = tiles.at(0, stage), dout = tiles.at(1, stage);
-    const float *lse = statistics(Shared::kLse, stage), *delta = statistics(Shared::kDelta, stage);
-    score_product<typename S::Math>(weights, key, first_row, query, lane);
-    finish_scores<S, Rows::kKeys>(g, b, windows, box.start, query_head, first_row, lane, weights);
-#pragma unroll
-    for (int m = 0; m < S::kRowTiles; ++m)
-#pragma unroll
-      for (int c = 0; c < S::kColumnTiles; ++c)
-#pragma unroll
-        for (int e = 0; e < 4; ++e)
-          weights[m][c][e] = exp2_approx(weights[m][c][e] * g.factor - lse[8 * c + 2 * (lane % 4) + e % 2]);
-    weighted_product<typename S::Math>(dvalue, weights, dout, part * kPartChunks, lane);
-    score_product<typename S::Math>(dscores, value, first_row, dout, lane);
-#pragma unroll
-    for (int m = 0; m < S::kRowTiles; ++m)
-#pragma unroll
-      for (int c = 0; c < S::kColumnTiles; ++c)
-#pragma unroll
-        for (int e = 0; e < 4; ++e)
-          dscores[m][c][e] = weights[m][c][e] * (dscores[m][c][e] - delta[8 * c + 2 * (lane % 4) + e % 2]);
-    weighted_product<typename S::Math>(dkey, dscores, query, part * kPartChunks, lane);
+    typename Shape::Scores weights, dscores;
+    const Tile query = queries.tiles().at(0, stage), dout = queries.tiles().at(1, stage);
+    const float *lse = queries.lse(stage), *delta = queries.delta(stage);
+    warp.multiply(weights, key, query);
+    finish_scores<Side::kKeys>(warp, box.start, query_head, weights);
+    for_each(weights, [&](float& weight, Own, Own column) {
+      weight = exp2_approx(weight * geometry.factor - lse[warp.column(column)]);
+    });
+    warp.add_weighted(dvalue, weights, dout, part * kPartChunks);
+    warp.multiply(dscores, value, dout);
+    for_each(dscores, [&](float& dscore, Own row, Own column) {
+      dscore = at(weights, row, column) * (dscore - delta[warp.column(column)]);
+    });
+    warp.add_weighted(dkey, dscores, query, part * kPartChunks);
 
-    if (S::kStages == 1 && step + 1 < total) {
+    if (Shape::kStages == 1 && step + 1 < total) {
       block_sync();
-      load(walk, repeat, 0);
+      queries.load(0);
     }
   }
   cp_async_wait<0>();  // copies of a block without columns
 
-  float scale[S::kRowTiles][2], one[S::kRowTiles][2];
-#pragma unroll
-  for (int m = 0; m < S::kRowTiles; ++m) {
-    scale[m][0] = scale[m][1] = p.scale;
-    one[m][0] = one[m][1] = 1;
-  }
   const int first_feature = part * kFeatureTiles * 8;
-  store_rows<S>(g, b, p.dkey, p.key.heads, p.key.features, first_feature, first_row, lane, dkey, scale);
-  store_rows<S>(g, b, p.dvalue, p.key.heads, p.value.features, first_feature, first_row, lane, dvalue, one);
+  store_rows(warp, {params.dkey, params.key.heads, params.key.features, first_feature}, dkey, params.scale);
+  store_rows(warp, {params.dvalue, params.key.heads, params.value.features, first_feature}, dvalue, 1.f);
 }
 
 }  // namespace jax_na::cuda

@@ -2,7 +2,6 @@
 // The parameters that both backward kernels have.
 #pragma once
 
-#include "cuda/fused/backward_query.cuh"
 #include "cuda/fused/launch.cuh"
 
 namespace jax_na::cuda {
@@ -15,14 +14,14 @@ BackwardParams backward_params(const BackwardArgs& a) {
   params.key = make_operand<Math>(a.key, p.kv_heads, p.head_dim);
   params.value = make_operand<Math>(a.value, p.kv_heads, p.value_dim);
   params.dout = make_operand<Math>(a.dout, p.heads, p.value_dim);
-  params.additional = make_additional<Math>(a.tokens, p);
+  params.tokens = make_additional<Math>(a.tokens, p);
   params.lse = a.lse;
   params.delta = a.delta;
   params.dquery = a.dquery;
   params.dkey = a.dkey;
   params.dvalue = a.dvalue;
-  params.dbias = a.drpb;
-  params.parts = a.drpb_parts;
+  params.drpb = a.drpb;
+  params.drpb_parts = a.drpb_parts;
   params.scale = static_cast<float>(p.scale);
   return params;
 }

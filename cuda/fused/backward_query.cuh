@@ -1,189 +1,203 @@
 // SPDX-License-Identifier: Apache-2.0
 // Gradient of the queries, and of the bias. Rows are queries, the columns that stream by are keys and values:
 //
-//     P = exp(S - LSE),   dS = P (dO V^T - delta),   dQ = scale dS K,   d_bias = sums of dS
+//     P = exp(S - LSE),   dS = P (dO V^T - delta),   dQ = scale dS K,   d_rpb = sums of dS
 //
 // Nothing is added by two blocks to the same place: results do not depend on the order of execution.
 #pragma once
 
+#include <math.h>
+#include <stdint.h>
+
+#include "common/problem.h"
+#include "cuda/block/block.cuh"
+#include "cuda/block/fragment.cuh"
+#include "cuda/block/shape.cuh"
 #include "cuda/block/store.cuh"
+#include "cuda/block/tokens.cuh"
+#include "cuda/block/warp.cuh"
 #include "cuda/fused/keys.cuh"
+#include "cuda/fused/params.cuh"
+#include "cuda/geometry/tile.cuh"
+#include "cuda/ptx/sm80.cuh"
 
 namespace jax_na::cuda {
 
-struct BackwardParams {
-  Geometry geometry;
-  Operand query, key, value, dout;
-  AdditionalTokens additional;
-  const float *lse, *delta;  // [batch, queries, heads]; delta = sum(dO O) - dLSE
-  void *dquery, *dkey, *dvalue;
-  float* dbias;  // [parts, heads, entries]
-  int parts;
-  float scale;
+// Shared memory: the block's queries and their dO, buffers of keys and of values, windows.
+template <class Shape>
+struct BackwardQueryShared {
+  static constexpr int kQuery = 0, kDout = kQuery + Shape::kRowTileBytes, kKey = kDout + Shape::kRowTileBytes,
+                       kValue = kKey + Shape::kStages * Shape::kColumnTileBytes,
+                       kWindows = kValue + Shape::kStages * Shape::kColumnTileBytes,
+                       kBytes = kWindows + Shape::kWindowBytes + Shape::kInnerBytes;
 };
 
-template <class S>
-struct BackwardQueryShared {
-  static constexpr int kQuery = 0, kDout = kQuery + S::kRowTileBytes, kKey = kDout + S::kRowTileBytes,
-                       kValue = kKey + S::kStages * S::kColumnTileBytes,
-                       kWindows = kValue + S::kStages * S::kColumnTileBytes,
-                       kBytes = kWindows + S::kWindowBytes + S::kInnerBytes;
-};
+template <class Shape>
+__device__ __forceinline__ Warp<Shape> backward_query_warp(const BackwardParams& params, const Block& block) {
+  return this_warp<Shape>(params.geometry, block, dynamic_shared() + BackwardQueryShared<Shape>::kWindows);
+}
 
 // A block of queries on its walk over keys: calls body(scores that have become dS, tile of keys, box) for each box.
-template <class S, bool kBeside, class Body>
-__device__ __forceinline__ void for_each_score_gradient(const BackwardParams& p, const Block& b, const Body& body) {
-  using Shared = BackwardQueryShared<S>;
-  using Tile = typename S::Tile;
-  const Geometry& g = p.geometry;
+template <class Shape, bool kHasTokens, class Body>
+__device__ __forceinline__ void for_each_score_gradient(const BackwardParams& params, const Warp<Shape>& warp,
+                                                        const Body& body) {
+  using Shared = BackwardQueryShared<Shape>;
+  using Tile = typename Shape::Tile;
+  const Geometry& geometry = params.geometry;
+  const Block& block = warp.block;
   char* shared = dynamic_shared();
   const Tile query{shared + Shared::kQuery}, dout{shared + Shared::kDout};
-  int* windows = reinterpret_cast<int*>(shared + Shared::kWindows);
-  const int lane = threadIdx.x % 32, first_row = static_cast<int>(threadIdx.x) / 32 * 16 * S::kRowTiles;
+  const ColumnTiles<Shape> tiles{shared + Shared::kKey};
 
-  const ColumnTiles<S> tiles{shared + Shared::kKey};
-
-  load_rows<S>(g, b, {p.query, p.dout}, {query, dout});
-  store_windows<S, Rows::kQueries>(g, b, windows);
+  load_rows<Shape>(geometry, block, {params.query, params.dout}, {query, dout});
+  warp.windows.template store<Side::kQueries>(geometry, block, seen_by_missing(geometry));
   block_sync();
-  store_inner<S>(windows, first_row, lane);
-  KeyStream<S, kBeside> keys(g, b, p.key, p.value, p.additional, tiles);
+  warp.store_inner();
+  KeyStream<Shape, kHasTokens> keys(warp, params.key, params.value, params.tokens, tiles);
   const int total = keys.total();
-  if (S::kStages > 1) keys.load(0);
+  if (Shape::kStages > 1) keys.load(0);
 
-  float lse[S::kRowTiles][2] = {}, delta[S::kRowTiles][2] = {};  // 0 for rows that do not exist: their dS is 0
-  for_each_row<S>(g, b, p.query.heads, first_row, lane, [&](int m, int half, int64_t row) {
-    lse[m][half] = p.lse[row] * kLog2E;
-    delta[m][half] = p.delta[row];
+  float lse[Shape::kThreadRows] = {}, delta[Shape::kThreadRows] = {};  // 0 for rows that do not exist: their dS is 0
+  for_each_row(warp, params.query.heads, [&](Own number, int64_t row) {
+    lse[number] = params.lse[row] * kLog2E;
+    delta[number] = params.delta[row];
   });
 
   for (int step = 0; step < total; ++step) {
-    if (S::kStages == 1) {
+    if (Shape::kStages == 1) {
       block_sync();  // nobody reads the box before
       keys.load(0);
     }
     cp_async_wait<0>();
     block_sync();  // this box has landed, and nobody reads the one before
-    const int stage = step % S::kStages;
+    const int stage = step % Shape::kStages;
     const Box box = keys.next_box();
-    if (S::kStages > 1 && step + 1 < total) keys.load((step + 1) % S::kStages);
+    if (Shape::kStages > 1 && step + 1 < total) keys.load((step + 1) % Shape::kStages);
 
-    typename S::Scores scores, dweights;
+    typename Shape::Scores scores, dweights;
     const Tile key = tiles.at(0, stage), value = tiles.at(1, stage);
-    score_product<typename S::Math>(scores, query, first_row, key, lane);
-    keys.finish(step, box, windows, first_row, lane, scores);
-    score_product<typename S::Math>(dweights, dout, first_row, value, lane);
-#pragma unroll
-    for (int m = 0; m < S::kRowTiles; ++m)
-#pragma unroll
-      for (int c = 0; c < S::kColumnTiles; ++c)
-#pragma unroll
-        for (int e = 0; e < 4; ++e)
-          scores[m][c][e] =
-              exp2_approx(scores[m][c][e] * g.factor - lse[m][e / 2]) * (dweights[m][c][e] - delta[m][e / 2]);
+    warp.multiply(scores, query, key);
+    keys.finish(step, box, scores);
+    warp.multiply(dweights, dout, value);
+    for_each(scores, [&](float& score, Own row, Own column) {
+      score = exp2_approx(score * geometry.factor - lse[row]) * (at(dweights, row, column) - delta[row]);
+    });
     body(scores, key, box);
   }
   cp_async_wait<0>();  // copies of a block without columns
 }
 
-template <class S, bool kBeside>
-__global__ void __launch_bounds__(S::kThreads, S::min_blocks(kBeside))
-    fused_backward_query_kernel(const __grid_constant__ BackwardParams p) {
-  const Geometry& g = p.geometry;
-  Block b;
-  if (!find_block<Rows::kQueries>(g, blockIdx.x, p.query.heads, b)) return;
-  const int lane = threadIdx.x % 32, first_row = static_cast<int>(threadIdx.x) / 32 * 16 * S::kRowTiles;
-  float dquery[S::kRowTiles][S::kFeatures / 8][4] = {};
-  for_each_score_gradient<S, kBeside>(p, b, [&](const typename S::Scores& dscores, typename S::Tile key, const Box&) {
-    weighted_product<typename S::Math>(dquery, dscores, key, 0, lane);
-  });
+template <class Shape, bool kHasTokens>
+__global__ void __launch_bounds__(Shape::kThreads, Shape::min_blocks(kHasTokens))
+    fused_backward_query_kernel(const __grid_constant__ BackwardParams params) {
+  const Geometry& geometry = params.geometry;
+  Block block;
+  if (!find_block<Side::kQueries>(geometry, blockIdx.x, params.query.heads, block)) return;
+  const Warp<Shape> warp = backward_query_warp<Shape>(params, block);
+  float dquery[Shape::kRowTiles][Shape::kFeatures / 8][4] = {};
+  for_each_score_gradient<Shape, kHasTokens>(
+      params, warp, [&](const typename Shape::Scores& dscores, typename Shape::Tile key, const Box&) {
+        warp.add_weighted(dquery, dscores, key);
+      });
   // Small windows end too soon to pay for the second search, wide rows leave no room for it.
-  if constexpr (S::kWarps > 1 && S::kRowBytes <= 256) b = find_block_again<Rows::kQueries>(g, p.query.heads);
-  float scale[S::kRowTiles][2];
-#pragma unroll
-  for (int m = 0; m < S::kRowTiles; ++m) scale[m][0] = scale[m][1] = b.complete ? p.scale : NAN;
-  store_rows<S>(g, b, p.dquery, p.query.heads, p.query.features, 0, first_row, lane, dquery, scale);
+  if constexpr (Shape::kWarps > 1 && Shape::kRowBytes <= 256)
+    block = find_block_again<Side::kQueries>(geometry, params.query.heads);
+  store_rows(warp, {params.dquery, params.query.heads, params.query.features}, dquery,
+             block.complete ? params.scale : NAN);
 }
 
 // The bias, which additional tokens do not have: a block adds up dS over its part of the query tiles of a head, in its
 // own table. Entry by entry: one thread adds all pairs of a tile that have the same (key - query).
-template <class S>
-struct BiasShared {
-  static constexpr int kPitch = S::kColumns + 1;  // floats between rows of dS
-  static constexpr int kGradient = BackwardQueryShared<S>::kBytes,
-                       kBytes = kGradient + S::kRows * kPitch * static_cast<int>(sizeof(float));
+template <class Shape>
+struct DrpbShared {
+  static constexpr int kPitch = Shape::kColumns + 1;  // floats between rows of dS
+  static constexpr int kGradient = BackwardQueryShared<Shape>::kBytes,
+                       kBytes = kGradient + Shape::kRows * kPitch * static_cast<int>(sizeof(float));
 };
 
+// The pairs of a tile and a box whose column lies at one distance from the row: along each axis rows [first, stop),
+// each with the column `shift` later.
+struct Diagonal {
+  int first[kAxes], stop[kAxes], shift[kAxes];
+};
+
+// The sum of dS over a diagonal, in a fixed order.
+template <class Shape>
+__device__ __forceinline__ float diagonal_sum(const Tiling& tiling, const Diagonal& pairs, const float* dscores) {
+  float sum = 0;
+  for (int z = pairs.first[0]; z < pairs.stop[0]; ++z)
+    for (int y = pairs.first[1]; y < pairs.stop[1]; ++y)
+      for (int x = pairs.first[2]; x < pairs.stop[2]; ++x) {
+        const int row = (((z << tiling.rows[1]) + y) << tiling.rows[2]) + x;
+        const int plane = ((z + pairs.shift[0]) << tiling.columns[1]) + y + pairs.shift[1];
+        const int column = (plane << tiling.columns[2]) + x + pairs.shift[2];
+        sum += dscores[row * DrpbShared<Shape>::kPitch + column];
+      }
+  return sum;
+}
+
 // Adds the sums of one tile of dS along equal distances to the block's table.
-template <class S>
-__device__ __forceinline__ void add_distances(const Geometry& g, const Block& b, const Box& box, const float* dscores,
+template <class Shape>
+__device__ __forceinline__ void add_distances(const Warp<Shape>& warp, const Box& box, const float* dscores,
                                               float* table) {
-  const Strides stride = bias_strides(g.problem);
+  const Problem& problem = warp.geometry.problem;
+  const Tiling& tiling = warp.geometry.tiling;
+  const Strides stride = bias_strides(problem);
   int count[kAxes], entries = 1;  // distances from -(rows - 1) to columns - 1
 #pragma unroll
-  for (int a = 0; a < kAxes; ++a) {
-    count[a] = (1 << g.tiling.rows[a]) + (1 << g.tiling.columns[a]) - 1;
-    entries *= count[a];
+  for (int axis = 0; axis < kAxes; ++axis) {
+    count[axis] = (1 << tiling.rows[axis]) + (1 << tiling.columns[axis]) - 1;
+    entries *= count[axis];
   }
-  for (int i = threadIdx.x; i < entries; i += S::kThreads) {
+  for (int i = threadIdx.x; i < entries; i += Shape::kThreads) {
     const int distance[kAxes] = {i / (count[1] * count[2]), i / count[2] % count[1], i % count[2]};
-    int entry = 0, first[kAxes], stop[kAxes], shift[kAxes];
+    int entry = 0;
+    Diagonal pairs;
     bool exists = true;
 #pragma unroll
-    for (int a = 0; a < kAxes; ++a) {
-      shift[a] = distance[a] - (1 << g.tiling.rows[a]) + 1;  // column - row inside the boxes
-      first[a] = max(0, -shift[a]);
-      stop[a] = min(1 << g.tiling.rows[a], (1 << g.tiling.columns[a]) - shift[a]);
-      const int w = g.problem.axis[a].kernel_size, e = box.start[a] - b.axis[a].origin + shift[a] + w - 1;
-      exists = exists && e >= 0 && e < 2 * w - 1;
-      entry += e * stride.of[a];
+    for (int axis = 0; axis < kAxes; ++axis) {
+      const int rows = 1 << tiling.rows[axis], shift = distance[axis] - rows + 1;  // column - row inside the boxes
+      pairs.shift[axis] = shift;
+      pairs.first[axis] = max(0, -shift);
+      pairs.stop[axis] = min(rows, (1 << tiling.columns[axis]) - shift);
+      const int window = problem.axis[axis].kernel_size;
+      const int along = box.start[axis] - warp.block.axis[axis].origin + shift + window - 1;
+      exists = exists && along >= 0 && along < 2 * window - 1;
+      entry += along * stride.of[axis];
     }
-    if (!exists) continue;
-    float sum = 0;
-    for (int z = first[0]; z < stop[0]; ++z)
-      for (int y = first[1]; y < stop[1]; ++y)
-        for (int x = first[2]; x < stop[2]; ++x) {
-          const int row = (((z << g.tiling.rows[1]) + y) << g.tiling.rows[2]) + x;
-          const int column =
-              (((z + shift[0]) << g.tiling.columns[1]) + y + shift[1] << g.tiling.columns[2]) + x + shift[2];
-          sum += dscores[row * BiasShared<S>::kPitch + column];
-        }
-    table[entry] += sum;
+    if (exists) table[entry] += diagonal_sum<Shape>(tiling, pairs, dscores);
   }
 }
 
 // blockIdx.x counts parts fastest, then heads.
-template <class S>
-__global__ void __launch_bounds__(S::kThreads, S::min_blocks(false))
-    fused_backward_bias_kernel(const __grid_constant__ BackwardParams p) {
-  const Geometry& g = p.geometry;
-  const int part = static_cast<int>(blockIdx.x) % p.parts, head = static_cast<int>(blockIdx.x) / p.parts;
-  const int entries = bias_entries(g.problem);
-  float* table = p.dbias + (int64_t{part} * p.query.heads + head) * entries;
-  float* shared = reinterpret_cast<float*>(dynamic_shared() + BiasShared<S>::kGradient);
-  const int lane = threadIdx.x % 32, first_row = static_cast<int>(threadIdx.x) / 32 * 16 * S::kRowTiles;
-  for (int i = threadIdx.x; i < entries; i += S::kThreads) table[i] = 0;
+template <class Shape>
+__global__ void __launch_bounds__(Shape::kThreads, Shape::min_blocks(false))
+    fused_backward_drpb_kernel(const __grid_constant__ BackwardParams params) {
+  const Geometry& geometry = params.geometry;
+  const int heads = params.query.heads, part = static_cast<int>(blockIdx.x) % params.drpb_parts;
+  const int head = static_cast<int>(blockIdx.x) / params.drpb_parts;
+  const int entries = bias_entries(geometry.problem);
+  float* table = params.drpb + (int64_t{part} * heads + head) * entries;
+  float* shared = reinterpret_cast<float*>(dynamic_shared() + DrpbShared<Shape>::kGradient);
+  for (int i = threadIdx.x; i < entries; i += Shape::kThreads) table[i] = 0;
 
-  const uint32_t tiles = g.tiles * static_cast<uint32_t>(g.problem.batch);
-  for (uint32_t tile = part; tile < tiles; tile += p.parts) {
+  const uint32_t tiles = geometry.tiles * static_cast<uint32_t>(geometry.problem.batch);
+  for (uint32_t tile = part; tile < tiles; tile += params.drpb_parts) {
     block_sync();  // nobody reads the tile before
-    Block b;
-    const uint32_t index = (tile / g.tiles * p.query.heads + head) * g.tiles + tile % g.tiles;
-    if (!find_block<Rows::kQueries>(g, index, p.query.heads, b)) continue;
-    for_each_score_gradient<S, false>(p, b, [&](const typename S::Scores& dscores, typename S::Tile, const Box& box) {
-#pragma unroll
-      for (int m = 0; m < S::kRowTiles; ++m)
-#pragma unroll
-        for (int c = 0; c < S::kColumnTiles; ++c)
-#pragma unroll
-          for (int e = 0; e < 4; ++e)
-            shared[(first_row + 16 * m + 8 * (e / 2) + lane / 4) * BiasShared<S>::kPitch + 8 * c + 2 * (lane % 4) +
-                   e % 2] = dscores[m][c][e];
-      block_sync();
-      add_distances<S>(g, b, box, shared, table);
-      block_sync();
-    });
-    if (!b.complete && threadIdx.x == 0) table[0] = NAN;
+    Block block;
+    const uint32_t index = (tile / geometry.tiles * heads + head) * geometry.tiles + tile % geometry.tiles;
+    if (!find_block<Side::kQueries>(geometry, index, heads, block)) continue;
+    const Warp<Shape> warp = backward_query_warp<Shape>(params, block);
+    for_each_score_gradient<Shape, false>(
+        params, warp, [&](const typename Shape::Scores& dscores, typename Shape::Tile, const Box& box) {
+          for_each(dscores, [&](float value, Own row, Own column) {
+            shared[warp.row(row) * DrpbShared<Shape>::kPitch + warp.column(column)] = value;
+          });
+          block_sync();
+          add_distances(warp, box, shared, table);
+          block_sync();
+        });
+    if (!block.complete && threadIdx.x == 0) table[0] = NAN;
   }
 }
 

@@ -5,29 +5,29 @@
 
 namespace jax_na::cuda {
 
-template <class S, bool kBeside>
+template <class S, bool kHasTokens>
 const char* launch_forward(const ForwardArgs& a, Stream stream) {
   const Problem& p = a.problem;
   static_assert(ForwardShared<S>::kBytes <= kSharedLimit);
   if (tokens_of(a.tiles.key) != S::kColumns) return kNoKernel;
   ForwardParams params{};
-  params.geometry = make_geometry<Rows::kQueries>(p, a.tiles.query, a.tiles.key, a.offsets, a.rpb);
+  params.geometry = make_geometry<Side::kQueries>(p, a.tiles.query, a.tiles.key, a.offsets, a.rpb);
   params.query = make_operand<typename S::Math>(a.query, p.heads, p.head_dim);
   params.key = make_operand<typename S::Math>(a.key, p.kv_heads, p.head_dim);
   params.value = make_operand<typename S::Math>(a.value, p.kv_heads, p.value_dim);
-  params.additional = make_additional<typename S::Math>(a.tokens, p);
+  params.tokens = make_additional<typename S::Math>(a.tokens, p);
   params.out = a.out;
   params.lse = a.lse;
-  return launch(fused_forward_kernel<S, kBeside>, p.batch * p.heads * params.geometry.tiles, S::kThreads,
+  return launch(fused_forward_kernel<S, kHasTokens>, p.batch * p.heads * params.geometry.tiles, S::kThreads,
                 ForwardShared<S>::kBytes, stream, params);
 }
 
 template <class Math>
 const char* run_forward(const ForwardArgs& a, Stream stream) {
-  const auto run = [&](auto beside) {
-    constexpr bool kBeside = decltype(beside)::value;
-    return with_shape<Math, Pass::kForward, kBeside>(
-        a.problem, a.tiles.query, [&](auto shape) { return launch_forward<decltype(shape), kBeside>(a, stream); });
+  const auto run = [&](auto has_tokens) {
+    constexpr bool kHasTokens = decltype(has_tokens)::value;
+    return with_shape<Math, Pass::kForward, kHasTokens>(
+        a.problem, a.tiles.query, [&](auto shape) { return launch_forward<decltype(shape), kHasTokens>(a, stream); });
   };
   return a.tokens.count > 0 ? run(std::true_type{}) : run(std::false_type{});
 }

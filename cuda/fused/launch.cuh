@@ -6,7 +6,7 @@
 
 #include "common/dispatch.h"
 #include "cuda/fused/config.h"
-#include "cuda/fused/keys.cuh"
+#include "cuda/fused/params.cuh"
 #include "cuda/host/arguments.cuh"
 #include "cuda/host/launch.h"
 
@@ -16,8 +16,8 @@ template <class Math, int kFeatures, int kRows, Pass pass>
 struct ShapeFor {
   static constexpr int kRowBytes = kFeatures * static_cast<int>(sizeof(typename Math::Element));
   static constexpr int kWarps = kRows == kLargeRows ? 4 : kRows / 16;
-  using type = Shape<Math, kFeatures, kWarps, kRows / 16 / kWarps, streamed_tokens(pass, kRowBytes, kRows),
-                     stages(pass, kRowBytes, kRows)>;
+  using type = KernelShape<Math, kFeatures, kWarps, kRows / 16 / kWarps, streamed_tokens(pass, kRowBytes, kRows),
+                           stages(pass, kRowBytes, kRows)>;
 };
 
 template <class Math>
@@ -27,14 +27,14 @@ AdditionalTokens make_additional(const TokenArrays& a, const Problem& p) {
 }
 
 // Calls body(Shape) for the kernel with these features and rows; its result, or that there is none.
-template <class Math, Pass pass, bool kBeside, class Body>
+template <class Math, Pass pass, bool kHasTokens, class Body>
 const char* with_shape(const Problem& p, const int (&row_tile)[kAxes], const Body& body) {
   const char* result = kNoKernel;
   match<32, 64, 128, 256>(feature_bucket(p.head_dim, p.value_dim), [&](auto features) {
     constexpr int kFeatures = decltype(features)::value, kBytes = sizeof(typename Math::Element);
     match<kSmallRows, 32, 64, kLargeRows>(tokens_of(row_tile), [&](auto rows) {
       constexpr int kRows = decltype(rows)::value;
-      if constexpr (has_shape(pass, kFeatures * kBytes, kBytes, kRows, kBeside))
+      if constexpr (has_shape(pass, kFeatures * kBytes, kBytes, kRows, kHasTokens))
         result = body(typename ShapeFor<Math, kFeatures, kRows, pass>::type{});
     });
   });

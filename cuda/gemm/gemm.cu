@@ -14,10 +14,10 @@ GemmParams gemm_params(Pass pass, const UnfusedArgs& a, const GemmShape& shape) 
   const Problem& p = a.problem;
   const bool keys_stay = pass == Pass::kInverse;
   GemmParams params{};
-  params.geometry = keys_stay ? make_geometry<Rows::kKeys>(p, a.tiles.key, a.tiles.query, a.offsets, nullptr)
-                              : make_geometry<Rows::kQueries>(p, a.tiles.query, a.tiles.key, a.offsets, nullptr);
-  params.x = make_operand<Math>(a.x, p.heads, p.value_dim);
-  params.y = make_operand<Math>(a.y, p.kv_heads, p.value_dim);
+  params.geometry = keys_stay ? make_geometry<Side::kKeys>(p, a.tiles.key, a.tiles.query, a.offsets, nullptr)
+                              : make_geometry<Side::kQueries>(p, a.tiles.query, a.tiles.key, a.offsets, nullptr);
+  params.queries = make_operand<Math>(a.x, p.heads, p.value_dim);
+  params.keys = make_operand<Math>(a.y, p.kv_heads, p.value_dim);
   params.weights = a.weights;
   params.out = pass == Pass::kQk ? a.weights : keys_stay ? a.y : a.x;
   params.staging = keys_stay ? make_staging(shape, p, a.tiles.key, a.tiles.query)
@@ -54,7 +54,8 @@ const char* run_gemm(Pass pass, const UnfusedArgs& a, Stream stream) {
     match<16, 64>(tokens_of(pass == Pass::kInverse ? a.tiles.key : a.tiles.query), [&](auto rows) {
       [[maybe_unused]] constexpr int kRows = decltype(rows)::value;
       if constexpr (kFeatures * kBytes <= kWidestRow)
-        result = launch_gemm<Shape<Math, kFeatures, kRows / 16, 1, gemm_columns(kRows), kGemmStages>>(pass, a, stream);
+        result =
+            launch_gemm<KernelShape<Math, kFeatures, kRows / 16, 1, gemm_columns(kRows), kGemmStages>>(pass, a, stream);
     });
   });
   return result;

@@ -7,7 +7,13 @@
 // it, and that is repeated over the other axes as in mask.cuh.
 #pragma once
 
+#include <stdint.h>
+
+#include "common/isa.h"
+#include "common/problem.h"
+#include "common/window.h"
 #include "cuda/geometry/mask.cuh"
+#include "cuda/geometry/tile.cuh"
 
 namespace jax_na::cuda {
 
@@ -23,19 +29,19 @@ struct OwnedColumns {
   OwnedAxis axis[kAxes];
 };
 
-JAX_NA_HD constexpr OwnedColumns make_owned_columns(const Tiling& t) {
+JAX_NA_HD constexpr OwnedColumns make_owned_columns(const Tiling& tiling) {
   OwnedColumns owned{};
-  const int all = t.columns[0] + t.columns[1] + t.columns[2];
+  const int all = tiling.columns[0] + tiling.columns[1] + tiling.columns[2];
   int first = 0;  // bit of the column's number where the axis begins
-  for (int a = kAxes - 1; a >= 0; --a) {
-    OwnedAxis& axis = owned.axis[a];
-    const int bits = t.columns[a], above = min(max(first - 1, 0), 2);
+  for (int number = kAxes - 1; number >= 0; --number) {
+    OwnedAxis& axis = owned.axis[number];
+    const int bits = tiling.columns[number], above = min(max(first - 1, 0), 2);
     axis.low = min(max(1 - first, 0), bits);
     axis.high = min(max(3 - first, 0), bits);
     axis.shift = above;
     axis.unit = first - above;
     const int period = axis.unit + bits - (axis.high - axis.low);  // log2 of the thread's columns up to the next axis
-    for (int i = 0; i < 1 << (all - 2); i += 1 << period) axis.repeats |= uint32_t{1} << i;
+    for (int bit = 0; bit < 1 << (all - 2); bit += 1 << period) axis.repeats |= uint32_t{1} << bit;
     first += bits;
   }
   return owned;

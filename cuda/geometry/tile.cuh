@@ -7,7 +7,11 @@
 // too, where its properties are tested.
 #pragma once
 
+#include <stdint.h>
+
+#include "common/isa.h"
 #include "common/problem.h"
+#include "common/window.h"
 
 namespace jax_na::cuda {
 
@@ -17,11 +21,16 @@ struct Tiling {
   int tiles[kAxes];    // tiles of rows of one dilation group, at most
 };
 
-// The query side and the key side of a problem, by role.
-enum class Rows { kQueries, kKeys };
+// The two sides of a problem: which of them a block's rows are, the other one then are its columns.
+enum class Side { kQueries, kKeys };
 
-struct Side {  // coordinates [first, first + count) of an axis are present
+struct Span {  // coordinates [first, first + count) of an axis are present
   int first, count;
+};
+
+// What is present along an axis, by the role in a block.
+struct Spans {
+  Span rows, columns;
 };
 
 JAX_NA_HD constexpr int log2_of(int power_of_two) {
@@ -30,23 +39,23 @@ JAX_NA_HD constexpr int log2_of(int power_of_two) {
   return result;
 }
 
-template <Rows rows>
-JAX_NA_HD constexpr Tiling make_tiling(const Problem& p, const int (&row_tile)[kAxes],
+template <Side kRowSide>
+JAX_NA_HD constexpr Tiling make_tiling(const Problem& problem, const int (&row_tile)[kAxes],
                                        const int (&column_tile)[kAxes]) {
-  Tiling t{};
-  for (int a = 0; a < kAxes; ++a) {
-    const int count = rows == Rows::kQueries ? p.nq[a] : p.nk[a];
-    t.rows[a] = log2_of(row_tile[a]);
-    t.columns[a] = log2_of(column_tile[a]);
-    t.tiles[a] = ceil_div(ceil_div(count, p.axis[a].dilation), row_tile[a]);
+  Tiling tiling{};
+  for (int axis = 0; axis < kAxes; ++axis) {
+    const int count = kRowSide == Side::kQueries ? problem.nq[axis] : problem.nk[axis];
+    tiling.rows[axis] = log2_of(row_tile[axis]);
+    tiling.columns[axis] = log2_of(column_tile[axis]);
+    tiling.tiles[axis] = ceil_div(ceil_div(count, problem.axis[axis].dilation), row_tile[axis]);
   }
-  return t;
+  return tiling;
 }
 
 // Number of row tiles of one head.
-JAX_NA_HD constexpr int64_t tile_count(const Problem& p, const Tiling& t) {
+JAX_NA_HD constexpr int64_t tile_count(const Problem& problem, const Tiling& tiling) {
   int64_t count = 1;
-  for (int a = 0; a < kAxes; ++a) count *= int64_t{t.tiles[a]} * p.axis[a].dilation;
+  for (int axis = 0; axis < kAxes; ++axis) count *= int64_t{tiling.tiles[axis]} * problem.axis[axis].dilation;
   return count;
 }
 
@@ -60,30 +69,33 @@ struct Extent {
 };
 
 // What row `position` sees along an axis.
-template <Rows rows>
+template <Side kRowSide>
 JAX_NA_HD constexpr Range seen_from(const Axis& axis, int length, int position) {
-  return rows == Rows::kQueries ? window(axis, length, position) : inverse_window(axis, length, position);
+  return kRowSide == Side::kQueries ? window(axis, length, position) : inverse_window(axis, length, position);
 }
 
-// Axis `a` of row tile `index`. `complete` turns false when a query's window reaches beyond the keys present.
-template <Rows rows>
-JAX_NA_HD constexpr Extent locate(const Problem& p, const Tiling& t, Side row, Side column, int a, int index,
-                                  bool& complete) {
-  const Axis& axis = p.axis[a];
-  Extent e{};
-  e.group = axis.dilation == 1 ? 0 : index / t.tiles[a];
-  e.length = group_length(axis, e.group);
-  const Range here = positions_present(axis.dilation, e.group, row.first, row.count);
-  e.origin = here.start + ((index - e.group * t.tiles[a]) << t.rows[a]);
-  e.rows = {e.origin, min(e.origin + (1 << t.rows[a]), min(here.stop, e.length))};
-  e.present = positions_present(axis.dilation, e.group, column.first, column.count);
-  e.present.stop = min(e.present.stop, e.length);
-  if (e.rows.start >= e.rows.stop || e.rows.start < 0) return {e.group, e.length, e.origin, {0, 0}, e.present, {0, 0}};
-  const Range seen = {seen_from<rows>(axis, e.length, e.rows.start).start,
-                      seen_from<rows>(axis, e.length, e.rows.stop - 1).stop};
-  e.columns = {max(seen.start, e.present.start), min(seen.stop, e.present.stop)};
-  if (rows == Rows::kQueries) complete = complete && seen.start >= e.present.start && seen.stop <= e.present.stop;
-  return e;
+// Axis `number` of row tile `index`. `complete` turns false when a query's window reaches beyond the keys present.
+template <Side kRowSide>
+JAX_NA_HD constexpr Extent locate(const Problem& problem, const Tiling& tiling, const Spans& spans, int number,
+                                  int index, bool& complete) {
+  const Axis& axis = problem.axis[number];
+  Extent extent{};
+  extent.group = axis.dilation == 1 ? 0 : index / tiling.tiles[number];
+  extent.length = group_length(axis, extent.group);
+  const Range here = positions_present(axis.dilation, extent.group, spans.rows.first, spans.rows.count);
+  extent.origin = here.start + ((index - extent.group * tiling.tiles[number]) << tiling.rows[number]);
+  extent.rows = {extent.origin, min(extent.origin + (1 << tiling.rows[number]), min(here.stop, extent.length))};
+  extent.present = positions_present(axis.dilation, extent.group, spans.columns.first, spans.columns.count);
+  extent.present.stop = min(extent.present.stop, extent.length);
+  if (extent.rows.start >= extent.rows.stop || extent.rows.start < 0)
+    return {extent.group, extent.length, extent.origin, {0, 0}, extent.present, {0, 0}};
+  // Both ends of what a row sees grow with its position, so the first and the last row see all.
+  const Range seen = {seen_from<kRowSide>(axis, extent.length, extent.rows.start).start,
+                      seen_from<kRowSide>(axis, extent.length, extent.rows.stop - 1).stop};
+  extent.columns = {max(seen.start, extent.present.start), min(seen.stop, extent.present.stop)};
+  if (kRowSide == Side::kQueries)
+    complete = complete && seen.start >= extent.present.start && seen.stop <= extent.present.stop;
+  return extent;
 }
 
 // The columns of a block, box by box.
@@ -101,32 +113,34 @@ struct Walk {
   }
 };
 
-JAX_NA_HD constexpr Walk make_walk(const Tiling& t, const Extent (&e)[kAxes]) {
-  Walk w{};
-  for (int a = 0; a < kAxes; ++a)
-    w.count[a] = max(0, e[a].columns.stop - e[a].columns.start + (1 << t.columns[a]) - 1) >> t.columns[a];
-  return w;
+JAX_NA_HD constexpr Walk make_walk(const Tiling& tiling, const Extent (&extent)[kAxes]) {
+  Walk walk{};
+  for (int axis = 0; axis < kAxes; ++axis) {
+    const Range& columns = extent[axis].columns;
+    walk.count[axis] = max(0, columns.stop - columns.start + (1 << tiling.columns[axis]) - 1) >> tiling.columns[axis];
+  }
+  return walk;
 }
 
 // Position of the first column of the present box.
-JAX_NA_HD constexpr int box_start(const Tiling& t, const Extent& e, const Walk& w, int a) {
-  return e.columns.start + (w.at[a] << t.columns[a]);
+JAX_NA_HD constexpr int box_start(const Tiling& tiling, const Extent& extent, const Walk& walk, int axis) {
+  return extent.columns.start + (walk.at[axis] << tiling.columns[axis]);
 }
 
 // Distances in the bias table of a head, [2 w - 1, ...], between neighbours along each axis.
 struct Strides {
   int of[kAxes];
 };
-JAX_NA_HD constexpr Strides bias_strides(const Problem& p) {
-  const int x = 2 * p.axis[2].kernel_size - 1, y = 2 * p.axis[1].kernel_size - 1;
-  return {{y * x, x, 1}};
+JAX_NA_HD constexpr Strides bias_strides(const Problem& problem) {
+  const int row = 2 * problem.axis[2].kernel_size - 1, plane = row * (2 * problem.axis[1].kernel_size - 1);
+  return {{plane, row, 1}};
 }
 
-// Coordinate of token `i` of a box inside the box: z, y, x with extents 2^log2.
-JAX_NA_HD constexpr int inside_box(const int (&log2)[kAxes], int i, int a) {
-  if (a == 2) return i & ((1 << log2[2]) - 1);
-  if (a == 1) return i >> log2[2] & ((1 << log2[1]) - 1);
-  return i >> (log2[1] + log2[2]);
+// Coordinate along an axis of token `index` of a box: z, y, x with extents 2^log2, x counted fastest.
+JAX_NA_HD constexpr int inside_box(const int (&log2)[kAxes], int index, int axis) {
+  if (axis == 2) return index & ((1 << log2[2]) - 1);
+  if (axis == 1) return index >> log2[2] & ((1 << log2[1]) - 1);
+  return index >> (log2[1] + log2[2]);
 }
 
 }  // namespace jax_na::cuda

@@ -6,6 +6,7 @@
 
 #include "common/call/args.h"
 #include "cuda/block/block.cuh"
+#include "cuda/block/tokens.cuh"
 
 namespace jax_na::cuda {
 
@@ -24,7 +25,7 @@ Operand make_operand(const void* data, int heads, int features) {
 
 // Scores become exponents of 2 by a positive factor, applied together with the subtraction of their maximum. A bias, a
 // scale that is not positive, need a multiplication of their own before.
-template <Rows rows>
+template <Side rows>
 Geometry make_geometry(const Problem& p, const int (&row_tile)[kAxes], const int (&column_tile)[kAxes],
                        const int32_t* offsets, const float* rpb) {
   Geometry g{};

@@ -3,7 +3,7 @@
 
 namespace jax_na::cuda {
 
-void shapes_obstacle(const KernelShapes& shapes, Pass pass, const Tiles& tiles, Text& text) {
+void shapes_obstacle(const TileSizesList& shapes, Pass pass, const Tiles& tiles, Text& text) {
   const char* const stay = keys_stay(pass) ? "key" : "query";
   const char* const stream = keys_stay(pass) ? "query" : "key";
   const int (&rows)[kAxes] = keys_stay(pass) ? tiles.key : tiles.query;
@@ -13,13 +13,14 @@ void shapes_obstacle(const KernelShapes& shapes, Pass pass, const Tiles& tiles, 
       say(text, "it takes tiles with powers of two as extents, not %dx%dx%d", (*tile)[0], (*tile)[1], (*tile)[2]);
       return;
     }
+  for (int i = 0; i < shapes.count; ++i)
+    if (shapes.at[i].rows == volume(rows) && shapes.at[i].columns == volume(columns)) return;
   char known[96] = "";
   int length = 0;
   for (int i = 0; i < shapes.count; ++i) {
-    const KernelShape& shape = shapes.at[i];
-    if (shape.rows == volume(rows) && shape.columns == volume(columns)) return;
-    length +=
-        snprintf(known + length, sizeof known - length, "%s%d and %d", i > 0 ? ", " : "", shape.rows, shape.columns);
+    const TileSizes& shape = shapes.at[i];
+    const char* const comma = i > 0 ? ", " : "";
+    length += snprintf(known + length, sizeof known - length, "%s%d and %d", comma, shape.rows, shape.columns);
   }
   say(text, "it takes a %s tile and a %s tile of %s tokens, not %d and %d", stay, stream, known, volume(rows),
       volume(columns));
@@ -30,25 +31,17 @@ void grid_obstacle(const Problem& p, Text& text) {
   if (most > INT32_MAX) say(text, "it takes up to 2^31 - 1 tokens in an array, not %lld", static_cast<long long>(most));
 }
 
-// One line for each family; those of a target are shown in this order, pass after pass.
-extern const CudaVariant kHopperForward;
-extern const CudaVariant kPortableForward, kPortableBackwardQuery, kPortableBackwardKey;
-extern const CudaVariant kGemmQk, kGemmAv, kGemmInverse;
-extern const CudaVariant kNaiveQk, kNaiveAv, kNaiveInverse;
+// A family of kernels has a line here and a line in the table; kernels of a pass are shown in the order of the table.
+extern const CudaVariant kHopperForward;                                                  // sm90/variant.cc
+extern const CudaVariant kPortableForward, kPortableBackwardQuery, kPortableBackwardKey;  // fused/variants.cc
+extern const CudaVariant kGemmQk, kGemmAv, kGemmInverse;                                  // gemm/variants.cc
+extern const CudaVariant kNaiveQk, kNaiveAv, kNaiveInverse;                               // naive/variants.cc
 
 Table<CudaVariant> kernels() {
-  static constexpr const CudaVariant* kRows[] = {
-      &kHopperForward,  // sm90/variant.cc
-      &kPortableForward,
-      &kPortableBackwardQuery,
-      &kPortableBackwardKey,  // fused/variants.cc
-      &kGemmQk,
-      &kGemmAv,
-      &kGemmInverse,  // gemm/variants.cc
-      &kNaiveQk,
-      &kNaiveAv,
-      &kNaiveInverse,  // naive/variants.cc
-  };
+  static constexpr const CudaVariant* kRows[] = {&kHopperForward,       &kPortableForward, &kPortableBackwardQuery,
+                                                 &kPortableBackwardKey, &kGemmQk,          &kGemmAv,
+                                                 &kGemmInverse,         &kNaiveQk,         &kNaiveAv,
+                                                 &kNaiveInverse};
   return {kRows, static_cast<int>(sizeof kRows / sizeof *kRows)};
 }
 

@@ -3,6 +3,8 @@
 // that eight rows read at the same chunk lie in different banks.
 #pragma once
 
+#include <stdint.h>
+
 #include "cuda/ptx/sm80.cuh"
 
 namespace jax_na::cuda {
@@ -14,18 +16,19 @@ struct SharedTile {
 
   char* base;
 
-  __device__ __forceinline__ char* chunk(int row, int c) const {
-    const int permuted = kChunks >= 8 ? c ^ (row & 7) : c ^ (row >> 1 & 3);
+  __device__ __forceinline__ char* chunk(int row, int number) const {
+    const int permuted = kChunks >= 8 ? number ^ (row & 7) : number ^ (row >> 1 & 3);
     return base + row * kRowBytes + permuted * 16;
   }
-  // From the address of chunk `c`, below `distance`, to that of chunk c + distance of the same row; `distance` is a
-  // power of two or a multiple of one that is larger than c. One instruction, because tiles are aligned to their rows.
+  // From the address of a chunk to that of the chunk `distance` later in the same row. `distance` is a power of two
+  // that is larger than the first chunk's number, or a multiple of one: one instruction, because tiles are aligned to
+  // their rows and the two numbers have no bit in common.
   static __device__ __forceinline__ uint32_t other_chunk(uint32_t address, int distance) {
     return address ^ static_cast<uint32_t>(distance * 16);
   }
-  __device__ __forceinline__ uint32_t address(int row, int c) const { return shared_address(chunk(row, c)); }
-  __device__ __forceinline__ uint32_t word(int row, int c, int i) const {
-    return reinterpret_cast<const uint32_t*>(chunk(row, c))[i];
+  __device__ __forceinline__ uint32_t address(int row, int number) const { return shared_address(chunk(row, number)); }
+  __device__ __forceinline__ uint32_t word(int row, int number, int index) const {
+    return reinterpret_cast<const uint32_t*>(chunk(row, number))[index];
   }
 };
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Machine instructions of compute capability 8.0 and later, one wrapper each: inline PTX under nvcc, calls of the
-// executor in tests/simt when the sources are compiled for the host (JAX_NA_SIMT). hopper.cuh has those of 9.0.
+// executor in simt/ when the sources are compiled for the host (JAX_NA_SIMT). sm90.cuh has those of 9.0.
 //
 // Kernels reach tensor cores, asynchronous copies, warps and shared memory through these alone. Shared addresses are
 // the 32-bit numbers of shared_address. Wrappers that wait or synchronise keep the compiler from moving memory accesses
@@ -50,12 +50,12 @@ __device__ __forceinline__ void block_sync() { __syncthreads(); }
 __device__ __forceinline__ void warp_sync() { __syncwarp(); }
 
 // These need all 32 lanes, and order no memory accesses.
-template <class T>
-__device__ __forceinline__ T shuffle(T value, int lane) {
+template <class Value>
+__device__ __forceinline__ Value shuffle(Value value, int lane) {
   return __shfl_sync(~0u, value, lane);
 }
-template <class T>
-__device__ __forceinline__ T shuffle_xor(T value, int mask) {
+template <class Value>
+__device__ __forceinline__ Value shuffle_xor(Value value, int mask) {
   return __shfl_xor_sync(~0u, value, mask);
 }
 __device__ __forceinline__ bool warp_all(bool value) { return __all_sync(~0u, value); }
@@ -66,47 +66,49 @@ __device__ __forceinline__ int warp_max(int value) { return __reduce_max_sync(~0
 // ---- matrices ----
 
 // Four 8x8 matrices of 2-byte values. Lane 8 m + r gives the address of row r of matrix m, 16 bytes, and each lane gets
-// of every matrix the values (lane / 4, 2 (lane % 4)) and the next one: r[m].
-__device__ __forceinline__ void ldmatrix_x4(uint32_t (&r)[4], uint32_t row_address) {
+// of every matrix the values (lane / 4, 2 (lane % 4)) and the next one: pairs[m].
+__device__ __forceinline__ void ldmatrix_x4(uint32_t (&pairs)[4], uint32_t row_address) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "=r"(pairs[0]), "=r"(pairs[1]), "=r"(pairs[2]), "=r"(pairs[3])
                : "r"(row_address)
                : "memory");
 }
 
-// The same of the transposed matrices.
-__device__ __forceinline__ void ldmatrix_x4_trans(uint32_t (&r)[4], uint32_t row_address) {
+// As ldmatrix_x4, of the transposed matrices: each lane gets the values (2 (lane % 4), lane / 4) and the one below.
+__device__ __forceinline__ void ldmatrix_x4_trans(uint32_t (&pairs)[4], uint32_t row_address) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "=r"(pairs[0]), "=r"(pairs[1]), "=r"(pairs[2]), "=r"(pairs[3])
                : "r"(row_address)
                : "memory");
 }
 
-// d += a b, 16x8 = (16 x k) (k x 8). With g = lane / 4 and i = lane % 4, a lane holds
-//   d: (g, 2i), (g, 2i + 1), (g + 8, 2i), (g + 8, 2i + 1)
-//   2-byte types, k = 16:  a: pairs from (g, 2i), (g + 8, 2i), (g, 2i + 8), (g + 8, 2i + 8)
-//                          b: pairs (2i, g), (2i + 1, g) and (2i + 8, g), (2i + 9, g)
-//   TF32, k = 8:           a: (g, i), (g + 8, i), (g, i + 4), (g + 8, i + 4);  b: (i, g), (i + 4, g)
-__device__ __forceinline__ void mma_f16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+// sums += left right, 16x8 = (16 x k) (k x 8). With g = lane / 4 and i = lane % 4, a lane holds
+//   sums: (g, 2i), (g, 2i + 1), (g + 8, 2i), (g + 8, 2i + 1)
+//   2-byte types, k = 16:  left: pairs from (g, 2i), (g + 8, 2i), (g, 2i + 8), (g + 8, 2i + 8)
+//                          right: pairs (2i, g), (2i + 1, g) and (2i + 8, g), (2i + 9, g)
+//   TF32, k = 8:           left: (g, i), (g + 8, i), (g, i + 4), (g + 8, i + 4);  right: (i, g), (i + 4, g)
+__device__ __forceinline__ void mma_f16(float (&sums)[4], const uint32_t (&left)[4], uint32_t right0, uint32_t right1) {
   asm volatile(
       "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, "
       "%3};"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+      : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
+      : "r"(left[0]), "r"(left[1]), "r"(left[2]), "r"(left[3]), "r"(right0), "r"(right1));
 }
-__device__ __forceinline__ void mma_bf16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+__device__ __forceinline__ void mma_bf16(float (&sums)[4], const uint32_t (&left)[4], uint32_t right0,
+                                         uint32_t right1) {
   asm volatile(
       "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, "
       "%3};"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+      : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
+      : "r"(left[0]), "r"(left[1]), "r"(left[2]), "r"(left[3]), "r"(right0), "r"(right1));
 }
-__device__ __forceinline__ void mma_tf32(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+__device__ __forceinline__ void mma_tf32(float (&sums)[4], const uint32_t (&left)[4], uint32_t right0,
+                                         uint32_t right1) {
   asm volatile(
       "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, "
       "%3};"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+      : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
+      : "r"(left[0]), "r"(left[1]), "r"(left[2]), "r"(left[3]), "r"(right0), "r"(right1));
 }
 
 // ---- numbers ----
@@ -122,46 +124,41 @@ __device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
   asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
   return pair;
 }
-__device__ __forceinline__ uint16_t float_to_f16(float x) {
+__device__ __forceinline__ uint16_t float_to_f16(float value) {
   uint16_t bits;
-  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(x));
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(value));
   return bits;
 }
-__device__ __forceinline__ uint16_t float_to_bf16(float x) {
+__device__ __forceinline__ uint16_t float_to_bf16(float value) {
   uint16_t bits;
-  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(x));
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(value));
   return bits;
 }
 __device__ __forceinline__ float f16_to_float(uint16_t bits) {
-  float x;
-  asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"(bits));
-  return x;
+  float value;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(bits));
+  return value;
 }
 __device__ __forceinline__ float bf16_to_float(uint16_t bits) { return __uint_as_float(uint32_t{bits} << 16); }
 
-// The bits of x rounded to the 10 bits of mantissa that TF32 instructions read, ties away from zero.
-__device__ __forceinline__ uint32_t to_tf32(float x) {
+// The bits of a value rounded to the 10 bits of mantissa that TF32 instructions read, ties away from zero.
+__device__ __forceinline__ uint32_t to_tf32(float value) {
   uint32_t bits;
-  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(x));
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(value));
   return bits;
 }
 
-// About 2 units in the last place; subnormal arguments and results become 0.
-__device__ __forceinline__ float exp2_approx(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-__device__ __forceinline__ float log2_approx(float x) {
-  float y;
-  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
+// 2^value to about 2 units in the last place; subnormal arguments and results become 0.
+__device__ __forceinline__ float exp2_approx(float value) {
+  float power;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(value));
+  return power;
 }
 
 // The same number, of which the compiler does not know that: what depends on it is computed again.
-__device__ __forceinline__ uint32_t renewed(uint32_t x) {
-  asm volatile("" : "+r"(x));
-  return x;
+__device__ __forceinline__ uint32_t renewed(uint32_t value) {
+  asm volatile("" : "+r"(value));
+  return value;
 }
 
 // A load through the read-only cache, for what no thread of the grid writes.

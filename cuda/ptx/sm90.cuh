@@ -5,6 +5,8 @@
 // Code for other architectures compiles, and traps when it runs.
 #pragma once
 
+#include <stdint.h>
+
 #include "cuda/ptx/sm80.cuh"
 
 namespace jax_na::cuda {
@@ -64,11 +66,10 @@ __device__ __forceinline__ void mbarrier_wait(uint32_t barrier, int parity) {
       "r"(parity) : "memory");
 }
 
-// ---- tensor copies, each started by one thread ----
-// Coordinates count elements, innermost axis first, and may lie outside: loads give zeros there, stores nothing. Along
-// the innermost axis they are multiples of 16 bytes.
+// ---- tensor copies from global to shared memory, each started by one thread ----
+// Coordinates count elements, innermost axis first, and may lie outside of the tensor, where zeros are read. Along the
+// innermost axis they are multiples of 16 bytes. All the bytes of the box, zeros included, count on the barrier.
 
-// Global to shared memory; all the bytes of the box, zeros included, count on the barrier.
 __device__ __forceinline__ void tma_load(uint32_t to, const TensorMap* map, uint32_t barrier,
                                          const int (&coordinate)[kTensorRank]) {
   JAX_NA_SM90A(
@@ -78,31 +79,6 @@ __device__ __forceinline__ void tma_load(uint32_t to, const TensorMap* map, uint
       "l"(map), "r"(barrier), "r"(coordinate[0]), "r"(coordinate[1]), "r"(coordinate[2]), "r"(coordinate[3]),
       "r"(coordinate[4]) : "memory");
 }
-
-// Shared to global memory, in the thread's open group. Coordinates may end outside of the tensor, but not begin there:
-// negative ones stop an H200 with an illegal instruction.
-__device__ __forceinline__ void tma_store(const TensorMap* map, uint32_t from, const int (&coordinate)[kTensorRank]) {
-  JAX_NA_SM90A(
-      "cp.async.bulk.tensor.5d.global.shared::cta.tile.bulk_group [%0, {%2, %3, %4, %5, %6}], [%1];" ::"l"(map),
-      "r"(from), "r"(coordinate[0]), "r"(coordinate[1]), "r"(coordinate[2]), "r"(coordinate[3]),
-      "r"(coordinate[4]) : "memory");
-}
-
-__device__ __forceinline__ void tma_prefetch(const TensorMap* map) {
-  JAX_NA_SM90A("prefetch.tensormap [%0];" ::"l"(map) : "memory");
-}
-
-// Closes the group of the stores that this thread started since the last call.
-__device__ __forceinline__ void bulk_commit() { JAX_NA_SM90A("cp.async.bulk.commit_group;" :: : "memory"); }
-
-// Waits until at most kPending of this thread's groups still read shared memory.
-template <int kPending>
-__device__ __forceinline__ void bulk_wait_read() {
-  JAX_NA_SM90A("cp.async.bulk.wait_group.read %0;" ::"n"(kPending) : "memory");
-}
-
-// Waits until all of this thread's groups are done.
-__device__ __forceinline__ void bulk_wait() { JAX_NA_SM90A("cp.async.bulk.wait_group 0;" :: : "memory"); }
 
 // Makes this thread's ordinary writes to shared memory visible to tensor copies and wgmma: between the write and the
 // barrier before them.

@@ -59,7 +59,7 @@ const char* launch_hopper_forward(const ForwardArgs& a, Stream stream) {
   if (tokens_of(tiles.query) != S::kRows || tokens_of(tiles.key) != S::kColumns) return kNoKernel;
   if (p.batch == 0) return nullptr;  // no tensor map has an axis of length 0
   HopperForwardParams params{};
-  params.geometry = make_geometry<Rows::kQueries>(p, tiles.query, tiles.key, a.offsets, nullptr);
+  params.geometry = make_geometry<Side::kQueries>(p, tiles.query, tiles.key, a.offsets, nullptr);
   params.owned = make_owned_columns(params.geometry.tiling);
   params.out = a.out;
   params.lse = a.lse;

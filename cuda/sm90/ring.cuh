@@ -9,9 +9,15 @@
 // announces and copies; the computing warps wait for `full` of this round (parity r).
 #pragma once
 
+#include <stdint.h>
+
+#include "common/problem.h"
+#include "common/window.h"
 #include "cuda/block/block.cuh"
 #include "cuda/fused/config.h"
-#include "cuda/ptx/wgmma.cuh"
+#include "cuda/geometry/tile.cuh"
+#include "cuda/ptx/shared_tile.cuh"
+#include "cuda/ptx/sm90.cuh"
 
 namespace jax_na::cuda {
 
@@ -31,43 +37,50 @@ struct HopperShape {
   static constexpr int kRowTileBytes = kPanels * kRowPanelBytes, kColumnTileBytes = kPanels * kColumnPanelBytes;
   static constexpr int kStages = kFeatures <= 64 ? 4 : 2;
   // For what this kernel shares with the portable ones: warps have one tile of 16 rows.
-  static constexpr int kRowTiles = 1, kWindowBytes = kRows * 2 * kAxes * static_cast<int>(sizeof(int));
+  static constexpr int kRowTiles = 1, kThreadRows = 2, kThreadColumns = kColumns / 4;
+  static constexpr int kWindowBytes = kRows * 2 * kAxes * static_cast<int>(sizeof(int));
   // Registers per thread: those of 384 threads at 168 are handed from who copies to who computes.
   static constexpr int kCopyRegisters = 40, kComputeRegisters = 232;
-  using Panel = SharedTile<kRowBytes>;
+  using PanelTile = SharedTile<kRowBytes>;
 };
 
 // One of the two rings.
-template <class S>
-struct Ring {
+template <class Shape>
+struct TileRing {
   uint32_t buffers, barriers;  // shared addresses
 
-  __device__ __forceinline__ uint32_t tile(int step) const { return buffers + step % S::kStages * S::kColumnTileBytes; }
-  __device__ __forceinline__ uint32_t full(int step) const { return barriers + step % S::kStages * 8; }
-  __device__ __forceinline__ uint32_t empty(int step) const { return full(step) + S::kStages * 8; }
+  __device__ __forceinline__ uint32_t tile(int step) const {
+    return buffers + step % Shape::kStages * Shape::kColumnTileBytes;
+  }
+  __device__ __forceinline__ uint32_t full(int step) const { return barriers + step % Shape::kStages * 8; }
+  __device__ __forceinline__ uint32_t empty(int step) const { return full(step) + Shape::kStages * 8; }
 
   __device__ __forceinline__ void init_barriers() const {
-    for (int stage = 0; stage < S::kStages; ++stage) {
+    for (int stage = 0; stage < Shape::kStages; ++stage) {
       mbarrier_init(full(stage), 1);
-      mbarrier_init(empty(stage), 4 * S::kComputing);
+      mbarrier_init(empty(stage), 4 * Shape::kComputing);
     }
   }
-  static __device__ __forceinline__ int parity(int step) { return step / S::kStages % 2; }
+  static __device__ __forceinline__ int parity(int step) { return step / Shape::kStages % 2; }
   __device__ __forceinline__ void wait_full(int step) const { mbarrier_wait(full(step), parity(step)); }
   __device__ __forceinline__ void wait_empty(int step) const { mbarrier_wait(empty(step), parity(step) ^ 1); }
   // By one lane of every warp that computes.
   __device__ __forceinline__ void release(int step) const { mbarrier_arrive(empty(step)); }
 };
 
-template <class S>
+template <class Shape>
 struct HopperShared {
-  static constexpr int kQuery = 0, kKey = kQuery + S::kRowTileBytes, kValue = kKey + S::kStages * S::kColumnTileBytes,
-                       kWindows = kValue + S::kStages * S::kColumnTileBytes, kBarriers = kWindows + S::kWindowBytes,
-                       kRingBarriers = 2 * S::kStages * 8, kBytes = kBarriers + 2 * kRingBarriers + 8;
+  static constexpr int kQuery = 0, kKey = kQuery + Shape::kRowTileBytes,
+                       kValue = kKey + Shape::kStages * Shape::kColumnTileBytes,
+                       kWindows = kValue + Shape::kStages * Shape::kColumnTileBytes,
+                       kBarriers = kWindows + Shape::kWindowBytes, kRingBarriers = 2 * Shape::kStages * 8,
+                       kBytes = kBarriers + 2 * kRingBarriers + 8;
   uint32_t base;
 
-  __device__ __forceinline__ Ring<S> keys() const { return {base + kKey, base + kBarriers}; }
-  __device__ __forceinline__ Ring<S> values() const { return {base + kValue, base + kBarriers + kRingBarriers}; }
+  __device__ __forceinline__ TileRing<Shape> keys() const { return {base + kKey, base + kBarriers}; }
+  __device__ __forceinline__ TileRing<Shape> values() const {
+    return {base + kValue, base + kBarriers + kRingBarriers};
+  }
   __device__ __forceinline__ uint32_t query() const { return base + kQuery; }
   __device__ __forceinline__ uint32_t query_full() const { return base + kBarriers + 2 * kRingBarriers; }
 
@@ -95,17 +108,17 @@ struct CopiedGroup {
   int first[kAxes];  // positions of its first token here
   int row;
 
-  __device__ __forceinline__ CopiedGroup(const CopiedOperand& operand, const Geometry& g, const Grid& grid,
-                                         const Block& b, int head) {
+  __device__ __forceinline__ CopiedGroup(const CopiedOperand& operand, const Geometry& geometry, const Grid& grid,
+                                         const Block& block, int head) {
     int longer = 0;
-    int64_t token = b.batch;
+    int64_t token = block.batch;
 #pragma unroll
-    for (int a = 0; a < kAxes; ++a) {
-      const int dilation = g.problem.axis[a].dilation, group = b.axis[a].group;
-      first[a] = positions_present(dilation, group, grid.first[a], grid.count[a]).start;
-      const int coordinate = first[a] * dilation + group - grid.first[a];
-      if (coordinate < grid.count[a] % dilation) longer |= 1 << a;
-      token = token * grid.count[a] + coordinate;
+    for (int axis = 0; axis < kAxes; ++axis) {
+      const int dilation = geometry.problem.axis[axis].dilation, group = block.axis[axis].group;
+      first[axis] = positions_present(dilation, group, grid.first[axis], grid.count[axis]).start;
+      const int coordinate = first[axis] * dilation + group - grid.first[axis];
+      if (coordinate < grid.count[axis] % dilation) longer |= 1 << axis;
+      token = token * grid.count[axis] + coordinate;
     }
     map = &operand.maps[longer];
     row = static_cast<int>(token * operand.heads + head);
@@ -113,38 +126,39 @@ struct CopiedGroup {
 };
 
 // Starts copying a tile of tokens, kTokens rows in each panel, from the positions `start` on.
-template <class S, int kTokens>
+template <class Shape, int kTokens>
 __device__ __forceinline__ void copy_tile(const CopiedGroup& group, const int (&start)[kAxes], uint32_t to,
                                           uint32_t barrier) {
 #pragma unroll 1
-  for (int panel = 0; panel < S::kPanels; ++panel)
-    tma_load(to + panel * kTokens * S::kRowBytes, group.map, barrier,
-             {panel * S::kPanelFeatures, start[2] - group.first[2], start[1] - group.first[1],
+  for (int panel = 0; panel < Shape::kPanels; ++panel)
+    tma_load(to + panel * kTokens * Shape::kRowBytes, group.map, barrier,
+             {panel * Shape::kPanelFeatures, start[2] - group.first[2], start[1] - group.first[1],
               start[0] - group.first[0], group.row});
 }
 
 // The block's rows, once.
-template <class S>
-__device__ __forceinline__ void copy_query(const Block& b, const CopiedGroup& group, const HopperShared<S>& shared) {
-  mbarrier_expect_tx(shared.query_full(), S::kRowTileBytes);
-  const int start[kAxes] = {b.axis[0].origin, b.axis[1].origin, b.axis[2].origin};
-  copy_tile<S, S::kRows>(group, start, shared.query(), shared.query_full());
+template <class Shape>
+__device__ __forceinline__ void copy_query(const Block& block, const CopiedGroup& group,
+                                           const HopperShared<Shape>& shared) {
+  mbarrier_expect_tx(shared.query_full(), Shape::kRowTileBytes);
+  const int start[kAxes] = {block.axis[0].origin, block.axis[1].origin, block.axis[2].origin};
+  copy_tile<Shape, Shape::kRows>(group, start, shared.query(), shared.query_full());
 }
 
 // All boxes of columns, one after the other, through a ring.
-template <class S>
-__device__ __forceinline__ void copy_columns(const Tiling& tiling, const Block& b, const CopiedGroup& group,
-                                             const Ring<S>& ring) {
-  Walk walk = make_walk(tiling, b.axis);
+template <class Shape>
+__device__ __forceinline__ void copy_columns(const Tiling& tiling, const Block& block, const CopiedGroup& group,
+                                             const TileRing<Shape>& ring) {
+  Walk walk = make_walk(tiling, block.axis);
   const int total = walk.total();
 #pragma unroll 1
   for (int step = 0; step < total; ++step, walk.step()) {
     int start[kAxes];
 #pragma unroll
-    for (int a = 0; a < kAxes; ++a) start[a] = box_start(tiling, b.axis[a], walk, a);
+    for (int axis = 0; axis < kAxes; ++axis) start[axis] = box_start(tiling, block.axis[axis], walk, axis);
     ring.wait_empty(step);
-    mbarrier_expect_tx(ring.full(step), S::kColumnTileBytes);
-    copy_tile<S, S::kColumns>(group, start, ring.tile(step), ring.full(step));
+    mbarrier_expect_tx(ring.full(step), Shape::kColumnTileBytes);
+    copy_tile<Shape, Shape::kColumns>(group, start, ring.tile(step), ring.full(step));
   }
 }
 

@@ -4,7 +4,7 @@
 #include <string.h>
 
 #include "cuda/host/launch.h"
-#include "simt/conformance/conformance_sm90.cuh"
+#include "simt/conformance/sm90.cuh"
 
 namespace {
 
@@ -59,15 +59,11 @@ const Case kCases[] = {
     {"parts", parts, 1, 384, 512},
     {"wgmma_f16_32", wgmmas<Half, 32>, 1, 128, kWgmmaShared},
     {"wgmma_f16_64", wgmmas<Half, 64>, 1, 128, kWgmmaShared},
-    {"wgmma_f16_96", wgmmas<Half, 96>, 1, 128, kWgmmaShared},
     {"wgmma_f16_128", wgmmas<Half, 128>, 1, 128, kWgmmaShared},
-    {"wgmma_f16_192", wgmmas<Half, 192>, 1, 128, kWgmmaShared},
     {"wgmma_f16_256", wgmmas<Half, 256>, 1, 128, kWgmmaShared},
     {"wgmma_bf16_32", wgmmas<BFloat16, 32>, 1, 128, kWgmmaShared},
     {"wgmma_bf16_64", wgmmas<BFloat16, 64>, 1, 128, kWgmmaShared},
-    {"wgmma_bf16_96", wgmmas<BFloat16, 96>, 1, 128, kWgmmaShared},
     {"wgmma_bf16_128", wgmmas<BFloat16, 128>, 1, 128, kWgmmaShared},
-    {"wgmma_bf16_192", wgmmas<BFloat16, 192>, 1, 128, kWgmmaShared},
     {"wgmma_bf16_256", wgmmas<BFloat16, 256>, 1, 128, kWgmmaShared},
 };
 
@@ -109,16 +105,6 @@ const char* conformance_load(const void* in, size_t in_bytes, void* out, size_t 
     LoadParams p{{}, {device_in + tensor_words, device_out}, box_bytes(count)};
     const char* error = make_map(p.map, device_in, extent, count, step, swizzle);
     return error ? error : launch(tensor_load, boxes, 128, p.bytes + 8, nullptr, p);
-  });
-}
-
-// in: `boxes` boxes, then their coordinates; out: the tensor.
-const char* conformance_store(const void* in, size_t in_bytes, void* out, size_t out_bytes, const int* extent,
-                              const int* count, const int* step, int swizzle, int boxes) {
-  return on_device(in, in_bytes, out, out_bytes, [&](const uint32_t* device_in, uint32_t* device_out) {
-    LoadParams p{{}, {device_in, device_out}, box_bytes(count)};
-    const char* error = make_map(p.map, device_out, extent, count, step, swizzle);
-    return error ? error : launch(tensor_store, boxes, 128, p.bytes, nullptr, p);
   });
 }
 }

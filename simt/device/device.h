@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a kernel source sees on the host: CUDA's words, and the wrappers of cuda/ptx.cuh as calls of the executor.
+// What a kernel source sees on the host: CUDA's words, and the wrappers of cuda/ptx/sm80.cuh as calls of the executor.
 #pragma once
 
 #include <math.h>
@@ -36,19 +36,19 @@ __forceinline__ void cp_async_wait() {
 __forceinline__ void block_sync() { simt::block_sync(); }
 __forceinline__ void warp_sync() { simt::warp_sync(); }
 
-// int, uint32_t or float
-template <class T>
-__forceinline__ T shuffle(T value, int lane) {
-  static_assert(sizeof(T) == sizeof(uint32_t));
+// A Value is an int, a uint32_t or a float.
+template <class Value>
+__forceinline__ Value shuffle(Value value, int lane) {
+  static_assert(sizeof(Value) == sizeof(uint32_t));
   uint32_t bits;
   memcpy(&bits, &value, sizeof bits);
   bits = simt::shuffle(bits, lane);
   memcpy(&value, &bits, sizeof bits);
   return value;
 }
-template <class T>
-__forceinline__ T shuffle_xor(T value, int mask) {
-  static_assert(sizeof(T) == sizeof(uint32_t));
+template <class Value>
+__forceinline__ Value shuffle_xor(Value value, int mask) {
+  static_assert(sizeof(Value) == sizeof(uint32_t));
   uint32_t bits;
   memcpy(&bits, &value, sizeof bits);
   bits = simt::shuffle_xor(bits, mask);
@@ -60,20 +60,24 @@ __forceinline__ bool warp_any(bool value) { return simt::warp_any(value); }
 __forceinline__ int warp_min(int value) { return simt::warp_min(value); }
 __forceinline__ int warp_max(int value) { return simt::warp_max(value); }
 
-__forceinline__ void ldmatrix_x4(uint32_t (&r)[4], uint32_t row_address) { simt::ldmatrix(r, row_address, false); }
-__forceinline__ void ldmatrix_x4_trans(uint32_t (&r)[4], uint32_t row_address) { simt::ldmatrix(r, row_address, true); }
-__forceinline__ void mma_f16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  simt::mma(simt::Type::kF16, d, a, b0, b1);
+__forceinline__ void ldmatrix_x4(uint32_t (&pairs)[4], uint32_t row_address) {
+  simt::ldmatrix(pairs, row_address, false);
 }
-__forceinline__ void mma_bf16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  simt::mma(simt::Type::kBF16, d, a, b0, b1);
+__forceinline__ void ldmatrix_x4_trans(uint32_t (&pairs)[4], uint32_t row_address) {
+  simt::ldmatrix(pairs, row_address, true);
 }
-__forceinline__ void mma_tf32(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  simt::mma(simt::Type::kTF32, d, a, b0, b1);
+__forceinline__ void mma_f16(float (&sums)[4], const uint32_t (&left)[4], uint32_t right0, uint32_t right1) {
+  simt::mma(simt::Type::kF16, sums, left, right0, right1);
+}
+__forceinline__ void mma_bf16(float (&sums)[4], const uint32_t (&left)[4], uint32_t right0, uint32_t right1) {
+  simt::mma(simt::Type::kBF16, sums, left, right0, right1);
+}
+__forceinline__ void mma_tf32(float (&sums)[4], const uint32_t (&left)[4], uint32_t right0, uint32_t right1) {
+  simt::mma(simt::Type::kTF32, sums, left, right0, right1);
 }
 
-__forceinline__ uint16_t float_to_f16(float x) { return simt::float_to_f16(x); }
-__forceinline__ uint16_t float_to_bf16(float x) { return simt::float_to_bf16(x); }
+__forceinline__ uint16_t float_to_f16(float value) { return simt::float_to_f16(value); }
+__forceinline__ uint16_t float_to_bf16(float value) { return simt::float_to_bf16(value); }
 __forceinline__ uint32_t pack_f16(float low, float high) {
   return float_to_f16(low) | uint32_t{float_to_f16(high)} << 16;
 }
@@ -82,11 +86,10 @@ __forceinline__ uint32_t pack_bf16(float low, float high) {
 }
 __forceinline__ float f16_to_float(uint16_t bits) { return simt::f16_to_float(bits); }
 __forceinline__ float bf16_to_float(uint16_t bits) { return simt::bf16_to_float(bits); }
-__forceinline__ uint32_t to_tf32(float x) { return simt::to_tf32(x); }
-__forceinline__ float exp2_approx(float x) { return simt::exp2_approx(x); }
-__forceinline__ float log2_approx(float x) { return simt::log2_approx(x); }
+__forceinline__ uint32_t to_tf32(float value) { return simt::to_tf32(value); }
+__forceinline__ float exp2_approx(float value) { return simt::exp2_approx(value); }
 
-__forceinline__ uint32_t renewed(uint32_t x) { return x; }
+__forceinline__ uint32_t renewed(uint32_t value) { return value; }
 __forceinline__ float read_only(const float* pointer) { return *pointer; }
 
 }  // namespace jax_na::cuda

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// The wrappers of cuda/hopper.cuh and cuda/wgmma.cuh on the host, as calls of the executor.
+// The wrappers of cuda/ptx/sm90.cuh and cuda/ptx/wgmma.cuh on the host, as calls of the executor.
 #pragma once
 
 #include <type_traits>
 
 #include "simt/device/device.h"
-#include "simt/executor/executor_hopper.h"
+#include "simt/executor/executor_sm90.h"
 
 namespace jax_na::cuda {
 
@@ -20,16 +20,6 @@ __forceinline__ void mbarrier_wait(uint32_t barrier, int parity) { simt::mbarrie
 __forceinline__ void tma_load(uint32_t to, const TensorMap* map, uint32_t barrier, const int (&coordinate)[5]) {
   simt::tensor_load(to, map, barrier, coordinate);
 }
-__forceinline__ void tma_store(const TensorMap* map, uint32_t from, const int (&coordinate)[5]) {
-  simt::tensor_store(map, from, coordinate);
-}
-__forceinline__ void tma_prefetch(const TensorMap*) {}
-__forceinline__ void bulk_commit() { simt::bulk_commit(); }
-template <int kPending>
-__forceinline__ void bulk_wait_read() {
-  simt::bulk_wait_read(kPending);
-}
-__forceinline__ void bulk_wait() { simt::bulk_wait(); }
 __forceinline__ void fence_proxy_async() { simt::fence_proxy_async(); }
 
 __forceinline__ void named_barrier_sync(int id, int threads) { simt::named_barrier_sync(id, threads); }
@@ -54,18 +44,18 @@ __forceinline__ void wgmma_wait() {
 template <int kRegisters>
 __forceinline__ void keep(float (&)[kRegisters]) {}  // the executor writes sums through their address
 
-// T is Half or BFloat16 of cuda/element.cuh.
+// Half or BFloat16 of cuda/ptx/element.cuh.
 struct BFloat16;
-template <class T>
-constexpr simt::Type kTypeOf = std::is_same_v<T, BFloat16> ? simt::Type::kBF16 : simt::Type::kF16;
+template <class Element>
+constexpr simt::Type kTypeOf = std::is_same_v<Element, BFloat16> ? simt::Type::kBF16 : simt::Type::kF16;
 
-template <class T, int N, bool kBMajorMN, bool kAMajorMN = false>
-__forceinline__ void wgmma_ss(float (&d)[N / 2], uint64_t a, uint64_t b, bool accumulate) {
-  simt::wgmma({kTypeOf<T>, N, kAMajorMN, kBMajorMN, accumulate}, d, a, nullptr, b);
+template <class Element, int N, bool kRightMajorN>
+__forceinline__ void wgmma_ss(float (&sums)[N / 2], uint64_t left, uint64_t right, bool accumulate) {
+  simt::wgmma({kTypeOf<Element>, N, kRightMajorN, accumulate}, sums, left, nullptr, right);
 }
-template <class T, int N, bool kBMajorMN>
-__forceinline__ void wgmma_rs(float (&d)[N / 2], const uint32_t (&a)[4], uint64_t b, bool accumulate) {
-  simt::wgmma({kTypeOf<T>, N, false, kBMajorMN, accumulate}, d, 0, a, b);
+template <class Element, int N, bool kRightMajorN>
+__forceinline__ void wgmma_rs(float (&sums)[N / 2], const uint32_t (&left)[4], uint64_t right, bool accumulate) {
+  simt::wgmma({kTypeOf<Element>, N, kRightMajorN, accumulate}, sums, 0, left, right);
 }
 
 }  // namespace jax_na::cuda

@@ -3,7 +3,7 @@
 #include <map>
 
 #include "simt/executor/block.h"
-#include "simt/executor/executor_hopper.h"
+#include "simt/executor/executor_sm90.h"
 
 namespace simt {
 namespace {

@@ -10,8 +10,8 @@
 
 #include "simt/executor/executor.h"
 #include "simt/executor/fiber.h"
-#include "simt/executor/hopper.h"
 #include "simt/executor/memory.h"
+#include "simt/executor/schedule_sm90.h"
 
 namespace simt {
 

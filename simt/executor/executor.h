@@ -42,8 +42,7 @@ struct Dim3 {
 };
 extern Dim3 thread_index, block_index, block_dimension, grid_dimension;
 
-// ---- for kernels: what the wrappers in device.h and device_hopper.h call; cuda/ptx.cuh and cuda/hopper.cuh explain
-// ----
+// ---- for kernels: what the wrappers in device/ call; the files of cuda/ptx/ explain ----
 
 char* dynamic_shared();
 uint32_t shared_address(const void* pointer);
@@ -71,7 +70,6 @@ float f16_to_float(uint16_t bits);
 float bf16_to_float(uint16_t bits);
 uint32_t to_tf32(float x);
 float exp2_approx(float x);
-float log2_approx(float x);
 
 [[noreturn]] void trap();
 

@@ -7,9 +7,9 @@
 
 #include <map>
 
-#include "simt/executor/executor_hopper.h"
-#include "simt/executor/hopper.h"
+#include "simt/executor/executor_sm90.h"
 #include "simt/executor/memory.h"
+#include "simt/executor/schedule_sm90.h"
 
 namespace simt {
 namespace {

@@ -24,9 +24,7 @@ std::vector<Finding> all;
 std::string report_text;
 
 // The files that only pass calls on to the executor: a reader wants the line of the kernel.
-bool is_wrapper(const std::string& line) {
-  return line.rfind("device.h:", 0) == 0 || line.rfind("device_hopper.h:", 0) == 0;
-}
+bool is_wrapper(const std::string& line) { return line.rfind("device.h:", 0) == 0 || line.rfind("sm90.h:", 0) == 0; }
 
 // "tile.cuh:31 < fused.cuh:120": the line, then those of the functions that it was inlined into.
 std::map<Site, std::string> source_lines;

@@ -148,7 +148,6 @@ uint32_t to_tf32(float x) {
   return (isfinite(x) ? bits + kTF32Half : bits) & kTF32Bits;
 }
 float exp2_approx(float x) { return flush_subnormal(exp2f(flush_subnormal(x))); }
-float log2_approx(float x) { return log2f(flush_subnormal(x)); }
 
 void trap() {
   fail("trap", text("in block %u", block.index), {{text("thread %d", block.current), __builtin_return_address(0)}});

@@ -7,10 +7,10 @@
 #include <memory>
 
 #include "simt/executor/block.h"
-#include "simt/executor/executor_hopper.h"
-#include "simt/executor/hopper.h"
+#include "simt/executor/executor_sm90.h"
 #include "simt/executor/memory.h"
 #include "simt/executor/numbers.h"
+#include "simt/executor/schedule_sm90.h"
 #include "simt/executor/swizzle.h"
 
 namespace simt {
@@ -28,15 +28,15 @@ struct Sums {
 
 struct Operands {
   WgmmaShape shape;
-  float* d;
-  uint64_t a, b;
-  const uint32_t* a_registers;
+  float* sums;
+  uint64_t left, right;
+  const uint32_t* left_registers;
 };
 
 struct Product {
   WgmmaShape shape;
-  uint64_t a, b;
-  std::vector<uint32_t> a_registers;  // four per thread, if any
+  uint64_t left, right;
+  std::vector<uint32_t> left_registers;  // four per thread, if any
   std::shared_ptr<Sums> sums[kWarpgroup];
   int group;
 };
@@ -52,33 +52,33 @@ std::vector<Warpgroup> warpgroups;
 Warpgroup& current_warpgroup() { return warpgroups[block.current / kWarpgroup]; }
 
 // Shared address of the element (index, term) of an operand, index along M or N; as matrix_descriptor in
-// cuda/wgmma.cuh.
-uint32_t element_address(uint64_t descriptor, bool major_mn, uint32_t index, uint32_t term) {
+// cuda/ptx/wgmma.cuh.
+uint32_t element_address(uint64_t descriptor, bool major_n, uint32_t index, uint32_t term) {
   const auto field = [&](int bit) { return static_cast<uint32_t>(descriptor >> bit & 0x3fff) << 4; };
   const uint32_t begin = field(0), leading = field(16), stride = field(32);
   const int swizzle = static_cast<int>(descriptor >> 62);
   const uint32_t bytes = row_bytes(swizzle), per_row = bytes / 2;
-  const uint32_t offset = major_mn
+  const uint32_t offset = major_n
                               ? index / per_row * leading + term / 8 * stride + term % 8 * bytes + index % per_row * 2
                               : index / 8 * stride + index % 8 * bytes + term * 2;
   return swizzled(begin + offset, swizzle);
 }
 
-void read_operand(uint64_t descriptor, bool major_mn, int extent, Access access) {
+void read_operand(uint64_t descriptor, bool major_n, int extent, Access access) {
   access.swizzle = static_cast<uint8_t>(descriptor >> 62);
   if (access.swizzle == 0 || (descriptor >> 49 & 7) != 0)
     fail("illegal matrix descriptor", "this executor knows swizzled layouts, groups at multiples of 8 rows",
          {{"product", access.site}});
-  for (int i = 0; i < extent; i += major_mn ? 8 : 1)
-    for (int k = 0; k < kTerms; k += major_mn ? 1 : 8)
-      access_shared(element_address(descriptor, major_mn, static_cast<uint32_t>(i), static_cast<uint32_t>(k)), 16, 16,
+  for (int i = 0; i < extent; i += major_n ? 8 : 1)
+    for (int k = 0; k < kTerms; k += major_n ? 1 : 8)
+      access_shared(element_address(descriptor, major_n, static_cast<uint32_t>(i), static_cast<uint32_t>(k)), 16, 16,
                     access);
 }
 
-float element(uint64_t descriptor, bool major_mn, int index, int term, bool bf16) {
+float element(uint64_t descriptor, bool major_n, int index, int term, bool bf16) {
   uint16_t bits;
   memcpy(&bits,
-         shared_at(element_address(descriptor, major_mn, static_cast<uint32_t>(index), static_cast<uint32_t>(term))),
+         shared_at(element_address(descriptor, major_n, static_cast<uint32_t>(index), static_cast<uint32_t>(term))),
          sizeof bits);
   return bf16 ? widen_bf16(bits) : widen_f16(bits);
 }
@@ -95,12 +95,12 @@ void load_left(const Product& p, float (&a)[kRows][kTerms]) {
   const bool bf16 = p.shape.type == Type::kBF16;
   for (int row = 0; row < kRows; ++row)
     for (int k = 0; k < kTerms; ++k) {
-      if (p.a_registers.empty()) {
-        a[row][k] = element(p.a, p.shape.a_major_mn, row, k, bf16);
+      if (p.left_registers.empty()) {
+        a[row][k] = element(p.left, false, row, k, bf16);
         continue;
       }
       const int thread = row / 16 * 32 + row % 8 * 4 + k % 8 / 2, i = row / 8 % 2 + k / 8 * 2;
-      const auto bits = static_cast<uint16_t>(p.a_registers[4 * thread + i] >> (16 * (k % 2)));
+      const auto bits = static_cast<uint16_t>(p.left_registers[4 * thread + i] >> (16 * (k % 2)));
       a[row][k] = bf16 ? widen_bf16(bits) : widen_f16(bits);
     }
 }
@@ -110,7 +110,7 @@ void execute(const Product& p) {
   const int n = p.shape.n;
   load_left(p, a);
   for (int k = 0; k < kTerms; ++k)
-    for (int i = 0; i < n; ++i) b[k][i] = element(p.b, p.shape.b_major_mn, i, k, p.shape.type == Type::kBF16);
+    for (int i = 0; i < n; ++i) b[k][i] = element(p.right, p.shape.right_major_n, i, k, p.shape.type == Type::kBF16);
   for (int row = 0; row < kRows; ++row) {
     std::fill_n(d[row], n, 0.f);
     for (int k = 0; k < kTerms; ++k)
@@ -156,7 +156,7 @@ void start(Operands** all, Site site) {
   Warpgroup& group = current_warpgroup();
   const Operands& o = *all[0];
   for (int t = 1; t < kWarpgroup; ++t)
-    if (all[t]->a != o.a || all[t]->b != o.b)
+    if (all[t]->left != o.left || all[t]->right != o.right)
       fail("divergent matrix descriptors", text("in block %u", block.index), {{text("thread %d", first + t), site}});
   if (!group.fenced)
     record("missing wgmma_fence", text("since the last wait, in block %u", block.index), {{"product", site}});
@@ -169,14 +169,14 @@ void start(Operands** all, Site site) {
   }
   if (group.slot < 0) group.slot = new_slot(text("wgmma of threads %d to %d", first, first + kWarpgroup - 1));
   const Access read{false, true, group.slot, static_cast<Clock>(group.group) + 1, seen.data(), site};
-  if (!o.a_registers) read_operand(o.a, o.shape.a_major_mn, kRows, read);
-  read_operand(o.b, o.shape.b_major_mn, o.shape.n, read);
+  if (!o.left_registers) read_operand(o.left, false, kRows, read);
+  read_operand(o.right, o.shape.right_major_n, o.shape.n, read);
 
-  Product product{o.shape, o.a, o.b, {}, {}, group.group};
+  Product product{o.shape, o.left, o.right, {}, {}, group.group};
   for (int t = 0; t < kWarpgroup; ++t) {
-    if (o.a_registers)
-      product.a_registers.insert(product.a_registers.end(), all[t]->a_registers, all[t]->a_registers + 4);
-    product.sums[t] = sums_under_way(group.sums[t], all[t]->d, o.shape.n / 2, group.group, site);
+    if (o.left_registers)
+      product.left_registers.insert(product.left_registers.end(), all[t]->left_registers, all[t]->left_registers + 4);
+    product.sums[t] = sums_under_way(group.sums[t], all[t]->sums, o.shape.n / 2, group.group, site);
   }
   group.products.push_back(std::move(product));
 }
@@ -221,9 +221,9 @@ void wgmma_wait(int pending) {
   collective<kWarpgroup>("wgmma_wait", __builtin_return_address(0), [&] { finish(pending); });
 }
 
-void wgmma(const WgmmaShape& shape, float* d, uint64_t a, const uint32_t* a_registers, uint64_t b) {
+void wgmma(const WgmmaShape& shape, float* sums, uint64_t left, const uint32_t* left_registers, uint64_t right) {
   const Site site = __builtin_return_address(0);
-  Operands mine{shape, d, a, b, a_registers};
+  Operands mine{shape, sums, left, right, left_registers};
   collective<kWarpgroup>("wgmma", site, mine, [&](Operands** all) { start(all, site); });
 }
 

@@ -8,12 +8,12 @@ using namespace jax_na::cuda;
 
 // A matrix [rows, columns] of 2-byte elements in boxes of box_rows x 64.
 TensorMap matrix_map(const void* data, int rows, int columns, int box_rows) {
-  const auto r = static_cast<uint64_t>(rows), c = static_cast<uint64_t>(columns);
-  TensorView v{data,         {c, r, 1, 1, 1}, {}, {64, static_cast<uint32_t>(box_rows), 1, 1, 1}, {1, 1, 1, 1, 1},
-               Swizzle::k128};
-  for (uint64_t& stride : v.stride) stride = 2 * c;
+  const auto across = static_cast<uint64_t>(columns), down = static_cast<uint64_t>(rows);
+  const auto box = static_cast<uint32_t>(box_rows);
+  TensorView view{data, {across, down, 1, 1, 1}, {}, {64, box, 1, 1, 1}, {1, 1, 1, 1, 1}, Swizzle::k128};
+  for (uint64_t& stride : view.stride) stride = 2 * across;
   TensorMap map;
-  encode_tensor_map(map, v);
+  encode_tensor_map(map, view);
   return map;
 }
 
@@ -48,11 +48,16 @@ void run_exchange(int* out, int fault) {
   simt::launch(exchange, 1, 128, 256, p);
 }
 
-void run_tensor_product(const void* x, const void* y, void* out, int rows, int steps, int fault) {
+void run_tensor_product(const void* x, const void* y, uint16_t* out, int rows, int steps, int fault) {
   const int terms = 64 * steps, claimed = rows + (fault == kMapTooLong ? 64 : 0);
-  const TensorProductParams p{matrix_map(x, claimed, terms, 128), matrix_map(y, terms, 64, 64),
-                              matrix_map(out, rows, 64, 64), steps, fault};
-  simt::launch(tensor_product, static_cast<unsigned>((rows + 127) / 128), 384, Ring::kBytes, p);
+  const TensorProductParams p{
+      matrix_map(x, claimed, terms, 128), matrix_map(y, terms, 64, 64), out, rows, steps, fault};
+  simt::launch(tensor_product, static_cast<unsigned>((rows + 127) / 128), 384, Stages::kBytes, p);
+}
+
+void run_square(const uint16_t* x, float* out, int fault) {
+  const SquareParams p{x, out, fault};
+  simt::launch(square, 1, 128, kTileBytes, p);
 }
 
 const char* launch_with(int threads, int shared_bytes) {

@@ -26,7 +26,7 @@ using Right = HopperShape<BF16Type, 32>;
 struct Wrong : Right {};
 
 template <>
-struct Ring<Wrong> : Ring<Right> {
+struct TileRing<Wrong> : TileRing<Right> {
   __forceinline__ void init_barriers() const {
     for (int stage = 0; stage < Wrong::kStages; ++stage) {
       mbarrier_init(full(stage), 1);
@@ -47,8 +47,8 @@ struct Ring<Wrong> : Ring<Right> {
 
 template <>
 struct HopperShared<Wrong> : HopperShared<Right> {
-  __forceinline__ Ring<Wrong> keys() const { return {HopperShared<Right>::keys()}; }
-  __forceinline__ Ring<Wrong> values() const { return {HopperShared<Right>::values()}; }
+  __forceinline__ TileRing<Wrong> keys() const { return {HopperShared<Right>::keys()}; }
+  __forceinline__ TileRing<Wrong> values() const { return {HopperShared<Right>::values()}; }
   __forceinline__ void init_barriers() const {
     mbarrier_init(query_full(), 1);
     keys().init_barriers();

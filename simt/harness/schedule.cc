@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Which pairs of tokens the fused kernels compute, from the functions of cuda/tile.cuh and cuda/mask.cuh alone: a walk
+// Which pairs of tokens the fused kernels compute, from the functions of cuda/geometry/ alone: a walk
 // over all blocks and boxes as the kernels do it, without computing anything.
 #include <stdint.h>
 
@@ -28,7 +28,7 @@ struct Tokens {
   }
 };
 
-template <Rows rows>
+template <Side kRowSide>
 struct Schedule {
   const Problem& p;
   Tiling tiling;
@@ -48,9 +48,9 @@ struct Schedule {
     Extent extent[kAxes];
     for (int a = kAxes - 1; a >= 0; --a) {
       const int tiles = tiling.tiles[a] * p.axis[a].dilation;
-      extent[a] =
-          locate<rows>(p, tiling, {row_tokens.first[a], row_tokens.count[a]},
-                       {column_tokens.first[a], column_tokens.count[a]}, a, static_cast<int>(tile % tiles), complete);
+      extent[a] = locate<kRowSide>(
+          p, tiling, {{row_tokens.first[a], row_tokens.count[a]}, {column_tokens.first[a], column_tokens.count[a]}}, a,
+          static_cast<int>(tile % tiles), complete);
       tile /= tiles;
       if (extent[a].rows.stop <= extent[a].rows.start) return;
     }
@@ -66,7 +66,7 @@ struct Schedule {
       const Extent& e = extent[a];
       position[a] = e.origin + inside_box(tiling.rows, row, a);
       if (position[a] >= e.rows.stop) return false;
-      const Range all = seen_from<rows>(p.axis[a], e.length, position[a]);
+      const Range all = seen_from<kRowSide>(p.axis[a], e.length, position[a]);
       seen[a] = {max(all.start, e.present.start), min(all.stop, e.present.stop)};
     }
     return true;
@@ -120,7 +120,7 @@ struct Schedule {
   }
 };
 
-template <Rows rows>
+template <Side kRowSide>
 int64_t run(const Problem& p, const int (&row_tile)[kAxes], const int (&column_tile)[kAxes], int warp_rows,
             uint8_t* pairs, Visit* visits, int64_t capacity) {
   Tokens queries{}, keys{};
@@ -128,9 +128,9 @@ int64_t run(const Problem& p, const int (&row_tile)[kAxes], const int (&column_t
     queries.first[a] = p.q0[a], queries.count[a] = p.nq[a];
     keys.first[a] = p.k0[a], keys.count[a] = p.nk[a];
   }
-  const Tiling tiling = make_tiling<rows>(p, row_tile, column_tile);
-  constexpr bool kQueries = rows == Rows::kQueries;
-  Schedule<rows> schedule{
+  const Tiling tiling = make_tiling<kRowSide>(p, row_tile, column_tile);
+  constexpr bool kQueries = kRowSide == Side::kQueries;
+  Schedule<kRowSide> schedule{
       p, tiling,  make_repeats(tiling), kQueries ? queries : keys, kQueries ? keys : queries, warp_rows, pairs, visits,
       0, capacity};
   schedule.run();
@@ -146,8 +146,8 @@ extern "C" int64_t jax_na_schedule(const jax_na::Problem* p, int rows_are_keys, 
                                    int warp_rows, uint8_t* pairs, void* visits, int64_t capacity) {
   using namespace jax_na::cuda;
   auto* v = static_cast<Visit*>(visits);
-  return rows_are_keys ? run<Rows::kKeys>(*p, tiles[0], tiles[1], warp_rows, pairs, v, capacity)
-                       : run<Rows::kQueries>(*p, tiles[0], tiles[1], warp_rows, pairs, v, capacity);
+  return rows_are_keys ? run<Side::kKeys>(*p, tiles[0], tiles[1], warp_rows, pairs, v, capacity)
+                       : run<Side::kQueries>(*p, tiles[0], tiles[1], warp_rows, pairs, v, capacity);
 }
 
 // How many bits owned_columns has wrong for a box with these log2 extents, over all lanes, axes and intervals.
@@ -170,4 +170,13 @@ extern "C" int jax_na_wrong_owned_columns(const int32_t* log2) {
           }
         }
   return wrong;
+}
+
+// Union and intersection of the windows of the queries first..last of a group: start and stop of each.
+extern "C" void jax_na_tile_range(const jax_na::Axis* axis, int group, int first, int last, int32_t* found) {
+  using namespace jax_na;
+  const int length = group_length(*axis, group);
+  const Range all = tile_keys(*axis, length, first, last), inner = tile_inner_keys(*axis, length, first, last);
+  const int32_t values[] = {all.start, all.stop, inner.start, inner.stop};
+  for (int i = 0; i < 4; ++i) found[i] = values[i];
 }

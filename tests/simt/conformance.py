@@ -5,7 +5,7 @@
 
 needs numpy, a C++ compiler, nvcc and a GPU of compute capability 8.0 or later; the instructions of 9.0 are
 compared on 9.0 only. It prints one line per case and fails if one differs. Data movement and conversions must
-agree bit by bit, products and the approximations of exp2 and log2 up to rounding.
+agree bit by bit, products and the approximation of exp2 up to rounding.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SWIZZLE_ROWS = {0: 16, 1: 64, 2: 32, 3: 16}  # elements of a row for each number
 EXTENT = (80, 7, 6, 5, 3)  # innermost first
 WGMMA_BYTES = 96 << 10
 TIMEOUT = 60  # seconds for one case on the GPU
-APPROXIMATE = 4  # units in the last place, for exp2 and log2
+APPROXIMATE = 4  # units in the last place, for exp2
 
 Compare = Callable[[np.ndarray, np.ndarray], str]
 
@@ -74,21 +74,17 @@ def close(gpu: np.ndarray, host: np.ndarray) -> str:
 
 
 def approximately(gpu: np.ndarray, host: np.ndarray) -> str:
-    """Up to a few units in the last place; near 0, where log2 has an absolute error only, up to 2^-22."""
+    """Up to a few units in the last place."""
     steps = np.abs(gpu.view(np.int32).astype(np.int64) - host.view(np.int32).astype(np.int64))
-    a, b = gpu.view(np.float32), host.view(np.float32)
-    finite = np.isfinite(a) & np.isfinite(b)
-    near = np.abs(np.where(finite, a, 1) - np.where(finite, b, 0)) < 2**-22
-    wrong = (steps > APPROXIMATE) & ~near
-    return f"{steps[wrong].max()} units in the last place" if np.any(wrong) else ""
+    return f"{steps.max()} units in the last place" if np.any(steps > APPROXIMATE) else ""
 
 
 def numbers_agree(gpu: np.ndarray, host: np.ndarray) -> str:
-    """Columns as `numbers` in conformance.cuh writes them; NaN of float32 may have any bits."""
-    columns = ("f16, bf16", "f16 pair", "bf16 pair", "TF32", "from f16", "from bf16", "exp2", "log2")
+    """Columns as `numbers` in conformance/sm80.cuh writes them; NaN of float32 may have any bits."""
+    columns = ("f16, bf16", "f16 pair", "bf16 pair", "TF32", "from f16", "from bf16", "exp2")
     problems = []
     for i, name in enumerate(columns):
-        a, b = gpu.reshape(-1, 8)[:, i].copy(), host.reshape(-1, 8)[:, i].copy()
+        a, b = gpu.reshape(-1, 7)[:, i].copy(), host.reshape(-1, 7)[:, i].copy()
         if i >= 3:
             for x in (a, b):
                 x[np.isnan(x.view(np.float32))] = 0x7FFFFFFF
@@ -103,7 +99,7 @@ def ampere_cases(rng: np.random.Generator) -> Iterator[Case]:
     x[: 2**15] = bits(np.ldexp(rng.standard_normal(2**15), rng.integers(-30, 20, 2**15)).astype(np.float32))
     x[: 2**13] &= 0xFFFFF000  # ties
     x[:8] = bits(np.array([0.0, -0.0, np.inf, -np.inf, np.nan, 65504, 65520, 1e-45], np.float32))
-    yield Case("numbers", "run", x, 8 * x.size, numbers_agree, hopper=False)
+    yield Case("numbers", "run", x, 7 * x.size, numbers_agree, hopper=False)
     yield Case("warps", "run", any_bits(3 * 128), 8 * 128, exact, hopper=False)
     yield Case("copies", "run", any_bits(4 * 512 + 5 * 128), 8 * 128, exact, hopper=False)
     parts = [
@@ -121,11 +117,10 @@ def hopper_cases(rng: np.random.Generator) -> Iterator[Case]:
     yield Case("parts", "run", any_bits(128), 256, exact)
     for swizzle in SWIZZLE_ROWS:
         yield from (tensor_load(rng, swizzle, step) for step in (1, 2, 3))
-        yield from (tensor_store(rng, swizzle, step) for step in (1, 2))
     for bfloat16 in (False, True):
-        for n in (32, 64, 96, 128, 192, 256):
+        for n in (32, 64, 128, 256):
             operands = halves(rng, WGMMA_BYTES // 2 + 8 * 128, bfloat16).view(np.uint32)
-            yield Case(f"wgmma_{'bf16' if bfloat16 else 'f16'}_{n}", "run", operands, 128 * 18 * n, close)
+            yield Case(f"wgmma_{'bf16' if bfloat16 else 'f16'}_{n}", "run", operands, 128 * 12 * n, close)
 
 
 def tensor_load(rng: np.random.Generator, swizzle: int, step: int) -> Case:
@@ -139,23 +134,6 @@ def tensor_load(rng: np.random.Generator, swizzle: int, step: int) -> Case:
     out_words = boxes * int(np.prod(count)) // 2
     arguments = (EXTENT, count, steps, swizzle, boxes)
     return Case(f"load, swizzle {swizzle}, step {step}", "load", data, out_words, exact, arguments)
-
-
-def tensor_store(rng: np.random.Generator, swizzle: int, step: int) -> Case:
-    """Boxes side by side, the last ones ending outside; with a step, they leave gaps.
-
-    None begins outside: coordinates of a store must not be negative, an H200 stops at an illegal instruction.
-    """
-    count, steps = (SWIZZLE_ROWS[swizzle], 4, 3, 2, 2), (1, step, step, 1, 1)
-    axes = zip(EXTENT, count, steps, strict=True)
-    starts = [np.arange(0, e, c * s, dtype=np.int32) for e, c, s in axes]
-    coordinates = np.stack([start.ravel() for start in np.meshgrid(*starts)], 1)
-    boxes = len(coordinates)
-    data = rng.integers(0, 2**32, boxes * int(np.prod(count)) // 2, dtype=np.uint32)
-    data = np.concatenate([data, np.ascontiguousarray(coordinates).view(np.uint32).ravel()])
-    arguments = (EXTENT, count, steps, swizzle, boxes)
-    name = f"store, swizzle {swizzle}, step {step}"
-    return Case(name, "store", data, int(np.prod(EXTENT)) // 2, exact, arguments)
 
 
 def cases(seed: int) -> list[Case]:

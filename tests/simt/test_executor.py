@@ -50,15 +50,13 @@ TENSOR_PRODUCT = {
     "MissingWgmmaFence": "missing wgmma_fence",
     "MissingWgmmaWait": "product never waited for",
     "LateWgmmaWait": "race",
-    "MissingProxyFence": "missing fence_proxy_async",
     "MissingNamedBarrier": "race",
-    "MissingStoreWait": "copy never waited for",
     "MisalignedBox": "misaligned",
-    "StoreBeforeTensor": "box before the tensor",
     "MisalignedRows": "misaligned",
     "MissingRegisters": "deadlock",
     "MapTooLong": "out of bounds",
 }
+SQUARE = {"MissingProxyFence": "missing fence_proxy_async"}
 
 
 def read_sources() -> tuple[list[str], dict[str, set[str]]]:
@@ -143,6 +141,13 @@ def tensor_product(seed: int, fault: str, rows: int = 150, steps: int = 5):
     return report, float32(out), float32(x).astype(np.float64) @ float32(y), 4e-3
 
 
+def square(seed: int, fault: str):
+    x = bfloat16(np.random.default_rng(seed).standard_normal((64, 64)))
+    out = np.full((64, 64), np.nan, np.float32)
+    report = call("run_square", seed, fault, {"x": x}, out)
+    return report, out, float32(x).astype(np.float64) @ float32(x), 1e-6
+
+
 CASES = [
     (kernel, fault, kind)
     for kernel, faults in (
@@ -150,13 +155,14 @@ CASES = [
         (window_sum, WINDOW_SUM),
         (exchange, EXCHANGE),
         (tensor_product, TENSOR_PRODUCT),
+        (square, SQUARE),
     )
     for fault, kind in faults.items()
 ]
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("kernel", [product, window_sum, exchange, tensor_product])
+@pytest.mark.parametrize("kernel", [product, window_sum, exchange, tensor_product, square])
 def test_clean_kernels_compute_and_give_no_findings(kernel, seed):
     report, out, expected, tolerance = kernel(seed, "None")
     assert report == ""

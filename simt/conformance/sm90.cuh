@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// As conformance.cuh, with the wrappers of cuda/hopper.cuh and cuda/wgmma.cuh.
+// As sm80.cuh, with the wrappers of cuda/ptx/sm90.cuh and cuda/ptx/wgmma.cuh.
 #pragma once
 
 #include "cuda/ptx/tensor_map.h"
 #include "cuda/ptx/wgmma.cuh"
-#include "simt/conformance/conformance.cuh"
+#include "simt/conformance/sm80.cuh"
 
 namespace jax_na::cuda {
 
@@ -66,7 +66,6 @@ __global__ void tensor_load(const __grid_constant__ LoadParams p) {
     mbarrier_init(barrier, 1);
     fence_mbarrier_init();
     const auto* c = reinterpret_cast<const int*>(p.words.in) + 5 * blockIdx.x;
-    tma_prefetch(&p.map);
     mbarrier_expect_tx(barrier, p.bytes);
     tma_load(box, &p.map, barrier, {c[0], c[1], c[2], c[3], c[4]});
   }
@@ -76,34 +75,20 @@ __global__ void tensor_load(const __grid_constant__ LoadParams p) {
   for (int i = threadIdx.x; i < p.bytes / 4; i += blockDim.x) p.words.out[blockIdx.x * (p.bytes / 4) + i] = words[i];
 }
 
-// Each block stores one box of the words in[bytes / 4 b] at its coordinates, which follow.
-__global__ void tensor_store(const __grid_constant__ LoadParams p) {
-  auto* words = reinterpret_cast<uint32_t*>(dynamic_shared());
-  for (int i = threadIdx.x; i < p.bytes / 4; i += blockDim.x) words[i] = p.words.in[blockIdx.x * (p.bytes / 4) + i];
-  fence_proxy_async();
-  block_sync();
-  if (threadIdx.x != 0) return;
-  const auto* c = reinterpret_cast<const int*>(p.words.in) + gridDim.x * (p.bytes / 4) + 5 * blockIdx.x;
-  tma_store(&p.map, shared_address(dynamic_shared()), {c[0], c[1], c[2], c[3], c[4]});
-  bulk_commit();
-  bulk_wait_read<0>();
-  bulk_wait();
-}
-
 // Products of one warpgroup with every layout, from kWgmmaShared bytes of random operands. in: the operands; then 4
-// words of `a` per thread. out: N / 2 sums per thread and product: 3 swizzles x (4 + 2) combinations of majors, each
-// twice.
+// words of a left operand per thread. out: N / 2 sums per thread and product: 3 swizzles x (2 + 2) combinations of
+// where the left operand is and what the right one's major axis is, each twice.
 constexpr int kWgmmaShared = 96 << 10;
 
 // Two descriptors for each layout: with groups of terms inside of rows of M or N, and the other way round.
-__device__ __forceinline__ uint64_t operand(uint32_t address, bool major_mn, bool outer, int extent, Swizzle swizzle) {
+__device__ __forceinline__ uint64_t operand(uint32_t address, bool major_n, bool outer, int extent, Swizzle swizzle) {
   const int bytes = 256 >> static_cast<int>(swizzle), pattern = 8 * bytes, pieces = extent * 2 / bytes;
-  if (!major_mn)
+  if (!major_n)
     return matrix_descriptor(address + (outer && bytes > 32 ? 32 : 0), 16, outer ? 2 * pattern : pattern, swizzle);
   return matrix_descriptor(address, outer ? pattern : 2 * pattern, outer ? pieces * pattern : pattern, swizzle);
 }
 
-template <class T, int N, bool kAMajorMN, bool kBMajorMN>
+template <class Element, int N, bool kRightMajorN>
 __device__ __forceinline__ void one_wgmma_ss(float* out, Swizzle swizzle) {
   const uint32_t shared = shared_address(dynamic_shared());
   float first[N / 2], second[N / 2];
@@ -111,14 +96,14 @@ __device__ __forceinline__ void one_wgmma_ss(float* out, Swizzle swizzle) {
   keep(first);
   keep(second);
   wgmma_fence();
-  const uint64_t a = operand(shared, kAMajorMN, false, 64, swizzle),
-                 a_outer = operand(shared, kAMajorMN, true, 64, swizzle);
-  const uint64_t b = operand(shared + (32 << 10), kBMajorMN, false, N, swizzle);
-  const uint64_t b_outer = operand(shared + (32 << 10), kBMajorMN, true, N, swizzle);
-  wgmma_ss<T, N, kBMajorMN, kAMajorMN>(first, a, b, true);
+  const uint64_t left = operand(shared, false, false, 64, swizzle),
+                 left_outer = operand(shared, false, true, 64, swizzle);
+  const uint64_t right = operand(shared + (32 << 10), kRightMajorN, false, N, swizzle),
+                 right_outer = operand(shared + (32 << 10), kRightMajorN, true, N, swizzle);
+  wgmma_ss<Element, N, kRightMajorN>(first, left, right, true);
   wgmma_commit();
-  wgmma_ss<T, N, kBMajorMN, kAMajorMN>(second, a_outer, b_outer, false);
-  wgmma_ss<T, N, kBMajorMN, kAMajorMN>(second, a, b_outer, true);
+  wgmma_ss<Element, N, kRightMajorN>(second, left_outer, right_outer, false);
+  wgmma_ss<Element, N, kRightMajorN>(second, left, right_outer, true);
   wgmma_commit();
   wgmma_wait<1>();
   keep(first);
@@ -128,40 +113,38 @@ __device__ __forceinline__ void one_wgmma_ss(float* out, Swizzle swizzle) {
   for (int i = 0; i < N / 2; ++i) out[N / 2 + i] = second[i];
 }
 
-template <class T, int N, bool kBMajorMN>
+template <class Element, int N, bool kRightMajorN>
 __device__ __forceinline__ void one_wgmma_rs(float* out, const uint32_t* registers, Swizzle swizzle) {
   const uint32_t shared = shared_address(dynamic_shared()) + (32 << 10);
-  const uint32_t a[4] = {registers[0], registers[1], registers[2], registers[3]};
+  const uint32_t left[4] = {registers[0], registers[1], registers[2], registers[3]};
   for (int outer = 0; outer < 2; ++outer) {
-    float d[N / 2];
-    for (int i = 0; i < N / 2; ++i) d[i] = static_cast<float>(i);
-    keep(d);
+    float sums[N / 2];
+    for (int i = 0; i < N / 2; ++i) sums[i] = static_cast<float>(i);
+    keep(sums);
     wgmma_fence();
-    wgmma_rs<T, N, kBMajorMN>(d, a, operand(shared, kBMajorMN, outer == 1, N, swizzle), outer == 1);
+    wgmma_rs<Element, N, kRightMajorN>(sums, left, operand(shared, kRightMajorN, outer == 1, N, swizzle), outer == 1);
     wgmma_commit();
     wgmma_wait<0>();
-    keep(d);
-    for (int i = 0; i < N / 2; ++i) out[outer * (N / 2) + i] = d[i];
+    keep(sums);
+    for (int i = 0; i < N / 2; ++i) out[outer * (N / 2) + i] = sums[i];
   }
 }
 
-template <class T, int N>
+template <class Element, int N>
 __global__ void __launch_bounds__(128, 1) wgmmas(const __grid_constant__ Words p) {
   auto* words = reinterpret_cast<uint32_t*>(dynamic_shared());
   for (int i = threadIdx.x; i < kWgmmaShared / 4; i += 128) words[i] = p.in[i];
   fence_proxy_async();
   block_sync();
   const uint32_t* registers = p.in + kWgmmaShared / 4 + 4 * threadIdx.x;
-  auto* out = reinterpret_cast<float*>(p.out) + threadIdx.x * (3 * 6 * N);
+  auto* out = reinterpret_cast<float*>(p.out) + threadIdx.x * (3 * 4 * N);
   const Swizzle all[] = {Swizzle::k128, Swizzle::k64, Swizzle::k32};
   for (const Swizzle swizzle : all) {
-    one_wgmma_ss<T, N, false, false>(out, swizzle);
-    one_wgmma_ss<T, N, false, true>(out + N, swizzle);
-    one_wgmma_ss<T, N, true, false>(out + 2 * N, swizzle);
-    one_wgmma_ss<T, N, true, true>(out + 3 * N, swizzle);
-    one_wgmma_rs<T, N, false>(out + 4 * N, registers, swizzle);
-    one_wgmma_rs<T, N, true>(out + 5 * N, registers, swizzle);
-    out += 6 * N;
+    one_wgmma_ss<Element, N, false>(out, swizzle);
+    one_wgmma_ss<Element, N, true>(out + N, swizzle);
+    one_wgmma_rs<Element, N, false>(out + 2 * N, registers, swizzle);
+    one_wgmma_rs<Element, N, true>(out + 3 * N, registers, swizzle);
+    out += 4 * N;
   }
 }
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The executor's part for compute capability 9.0: what device_hopper.h calls. cuda/hopper.cuh and cuda/wgmma.cuh
+// The executor's part for compute capability 9.0: what device/sm90.h calls. cuda/ptx/sm90.cuh and cuda/ptx/wgmma.cuh
 // explain.
 #pragma once
 
@@ -27,10 +27,6 @@ void mbarrier_expect_tx(uint32_t barrier, int bytes);
 void mbarrier_wait(uint32_t barrier, int parity);
 
 void tensor_load(uint32_t to, const TensorMap* map, uint32_t barrier, const int (&coordinate)[5]);
-void tensor_store(const TensorMap* map, uint32_t from, const int (&coordinate)[5]);
-void bulk_commit();
-void bulk_wait_read(int pending);
-void bulk_wait();
 void fence_proxy_async();
 
 void named_barrier_sync(int id, int threads);
@@ -44,9 +40,9 @@ void wgmma_wait(int pending);
 struct WgmmaShape {
   Type type;
   int n;
-  bool a_major_mn, b_major_mn, accumulate;
+  bool right_major_n, accumulate;
 };
-// d (64 x n) = a b or d += a b; `a` from the descriptor if `a_registers` is null.
-void wgmma(const WgmmaShape& shape, float* d, uint64_t a, const uint32_t* a_registers, uint64_t b);
+// sums (64 x n) = left right or sums += left right; the left operand from its descriptor if `left_registers` is null.
+void wgmma(const WgmmaShape& shape, float* sums, uint64_t left, const uint32_t* left_registers, uint64_t right);
 
 }  // namespace simt
