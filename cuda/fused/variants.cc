@@ -16,11 +16,11 @@ const char* run_backward_key(const BackwardArgs&, Stream);
 
 namespace {
 
-TileSizesList shapes_of(Pass pass, const Query& query) {
+KernelSizes shapes_of(Pass pass, const Query& query) {
   const int element_bytes = kDTypeBytes[static_cast<int>(query.dtype)];
   const int row_bytes = feature_bucket(query.problem.head_dim, query.problem.value_dim) * element_bytes;
   const bool has_tokens = has(query.operands, Operand::kTokenKey);
-  TileSizesList shapes{};
+  KernelSizes shapes{};
   for (int rows = kSmallRows; row_bytes > 0 && rows <= kLargeRows; rows *= 2)
     if (has_shape(pass, row_bytes, element_bytes, rows, has_tokens))
       shapes.at[shapes.count++] = {rows, rows == kLargeRows ? 32 : 16, streamed_tokens(pass, row_bytes, rows)};
@@ -41,7 +41,7 @@ void tile_obstacle(const Query& query, const Tiles& tiles, Text& text) {
 template <Pass pass>
 void tilings(const Query& query, const TilingVisitor& visitor) {
   const int features = feature_bucket(query.problem.head_dim, query.problem.value_dim);
-  for_each_pair(shapes_of(pass, query), pass, query.problem.rank, [&](const Tiles& tiles, const TileSizes& shape) {
+  for_each_pair(shapes_of(pass, query), pass, query.problem.rank, [&](const Tiles& tiles, const KernelSize& shape) {
     visitor.visit(visitor.context, {tiles, shape.rows, shape.warp_rows, shape.columns, features, 0});
   });
 }

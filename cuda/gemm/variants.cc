@@ -12,7 +12,7 @@ const char* run_gemm(Pass, const UnfusedArgs&, Stream);
 
 namespace {
 
-constexpr TileSizesList kShapes = {
+constexpr KernelSizes kShapes = {
     {{kGemmRows[0], 16, gemm_columns(kGemmRows[0])}, {kGemmRows[1], 16, gemm_columns(kGemmRows[1])}}, 2};
 
 GemmShape shape_of(Pass pass, const Query& query, const Tiles& tiles) {
@@ -44,7 +44,7 @@ void tile_obstacle(const Query& query, const Tiles& tiles, Text& text) {
 
 template <Pass pass>
 void tilings(const Query& query, const TilingVisitor& visitor) {
-  for_each_pair(kShapes, pass, query.problem.rank, [&](const Tiles& tiles, const TileSizes& shape) {
+  for_each_pair(kShapes, pass, query.problem.rank, [&](const Tiles& tiles, const KernelSize& shape) {
     const Staging staging = staging_of(pass, query, tiles);
     const int features = shape_of(pass, query, tiles).features;
     if (staging.slots > 0)

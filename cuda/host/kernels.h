@@ -10,12 +10,9 @@
 #include "common/call/args.h"
 #include "common/call/choice.h"
 #include "common/call/variant.h"
-
-struct CUstream_st;
+#include "cuda/host/stream.h"
 
 namespace jax_na::cuda {
-
-using Stream = CUstream_st*;  // cudaStream_t
 
 struct CudaVariant : Variant {
   const char* (*run)(const void* args, Stream);         // the arguments of its target

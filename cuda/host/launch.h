@@ -11,11 +11,9 @@
 #include <cuda_runtime.h>
 #endif
 
-struct CUstream_st;
+#include "cuda/host/stream.h"
 
 namespace jax_na::cuda {
-
-using Stream = CUstream_st*;  // cudaStream_t
 
 // Enqueues kernel(params...) with `blocks` blocks of `threads` threads and `shared_bytes` of dynamic shared memory.
 // Null, or a static text of what went wrong.

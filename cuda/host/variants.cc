@@ -3,7 +3,7 @@
 
 namespace jax_na::cuda {
 
-void shapes_obstacle(const TileSizesList& shapes, Pass pass, const Tiles& tiles, Text& text) {
+void shapes_obstacle(const KernelSizes& shapes, Pass pass, const Tiles& tiles, Text& text) {
   const char* const stay = keys_stay(pass) ? "key" : "query";
   const char* const stream = keys_stay(pass) ? "query" : "key";
   const int (&rows)[kAxes] = keys_stay(pass) ? tiles.key : tiles.query;
@@ -18,7 +18,7 @@ void shapes_obstacle(const TileSizesList& shapes, Pass pass, const Tiles& tiles,
   char known[96] = "";
   int length = 0;
   for (int i = 0; i < shapes.count; ++i) {
-    const TileSizes& shape = shapes.at[i];
+    const KernelSize& shape = shapes.at[i];
     const char* const comma = i > 0 ? ", " : "";
     length += snprintf(known + length, sizeof known - length, "%s%d and %d", comma, shape.rows, shape.columns);
   }

@@ -27,15 +27,15 @@ const char* with_arithmetic(const Args& args, const Run& run) {
 }
 
 // A kernel by the sizes of its tiles.
-struct TileSizes {
+struct KernelSize {
   int rows;       // tokens that stay
   int warp_rows;  // how many of them a warp has
   int columns;    // tokens streamed per step
 };
 
 constexpr int kMostShapes = 4;
-struct TileSizesList {
-  TileSizes at[kMostShapes];
+struct KernelSizes {
+  KernelSize at[kMostShapes];
   int count;
 };
 
@@ -48,13 +48,13 @@ inline bool is_power_of_two(const int (&tile)[kAxes]) {
 constexpr bool keys_stay(Pass pass) { return pass == Pass::kBackwardKey || pass == Pass::kInverse; }
 
 // Why no kernel of these shapes has these tiles.
-void shapes_obstacle(const TileSizesList& shapes, Pass pass, const Tiles& tiles, Text& text);
+void shapes_obstacle(const KernelSizes& shapes, Pass pass, const Tiles& tiles, Text& text);
 
 // Calls body(tiles, shape) for all tiles of these shapes.
 template <class Body>
-void for_each_pair(const TileSizesList& shapes, Pass pass, int rank, const Body& body) {
+void for_each_pair(const KernelSizes& shapes, Pass pass, int rank, const Body& body) {
   for (int i = 0; i < shapes.count; ++i) {
-    const TileSizes& shape = shapes.at[i];
+    const KernelSize& shape = shapes.at[i];
     for_each_tile(rank, shape.rows, [&](const int (&row_tile)[kAxes]) {
       for_each_tile(rank, shape.columns, [&](const int (&column_tile)[kAxes]) {
         Tiles tiles{};

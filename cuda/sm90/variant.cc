@@ -15,7 +15,7 @@ bool device_is_hopper();
 
 namespace {
 
-TileSizesList shapes_of(const Query& query) {
+KernelSizes shapes_of(const Query& query) {
   const int features = feature_bucket(query.problem.head_dim, query.problem.value_dim);
   return {{{kHopperRows, 16, hopper_columns(features)}}, 1};
 }
@@ -38,7 +38,7 @@ void tile_obstacle(const Query& query, const Tiles& tiles, Text& text) {
 
 void tilings(const Query& query, const TilingVisitor& visitor) {
   const int features = feature_bucket(query.problem.head_dim, query.problem.value_dim);
-  for_each_pair(shapes_of(query), Pass::kForward, query.problem.rank, [&](const Tiles& tiles, const TileSizes& shape) {
+  for_each_pair(shapes_of(query), Pass::kForward, query.problem.rank, [&](const Tiles& tiles, const KernelSize& shape) {
     visitor.visit(visitor.context, {tiles, shape.rows, shape.warp_rows, shape.columns, features, 0});
   });
 }
