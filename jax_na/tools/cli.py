@@ -102,10 +102,11 @@ def profile(options: argparse.Namespace) -> None:
 def tune(options: argparse.Namespace) -> None:
     """Finds and stores the fastest implementation and tiles."""
     problem, platform = _problem(options), devices.platform_of()
-    runs = {r.name for r in problem.availability() if r.available}
-    if "fused" not in runs:
-        reason = next(r.reason for r in problem.availability() if r.name == "fused")
-        raise ValueError(f"there is nothing to tune: the fused kernel cannot run this problem, {reason}")
+    fused = next(row for row in problem.availability() if row.name == "fused")
+    if not fused.available:
+        raise ValueError(
+            f"there is nothing to tune: the fused kernel cannot run this problem, {fused.reason}"
+        )
     choices = {f"fused {text}": choice for text, choice in _choices(problem, platform)[: options.tiles]}
     calls = {"xla": _compile(problem, "xla")}
     calls |= {name: _compile(problem, "fused", choice) for name, choice in choices.items()}
