@@ -132,7 +132,11 @@ def qk(op: Op, x: Array, y: Array, offsets: Array) -> Array:
 
     queries = blocks.split_queries(x)
     _, a = scan(step, None, len(queries), (queries,))
-    a = blocks.join_queries(a)
+    return _pad_slots(op, blocks.join_queries(a))
+
+
+def _pad_slots(op: Op, a: Array) -> Array:
+    """Rows of weights with zeros up to op.pitch."""
     return jnp.pad(a, [(0, 0)] * (a.ndim - 1) + [(0, op.pitch - a.shape[-1])])
 
 
