@@ -109,14 +109,7 @@ def attend(
     if padded := any(after for _, after in missing):
         query, key, value = (jnp.pad(x, [(0, 0)] * (x.ndim - rank - 1) + missing + [(0, 0)]) for x in inputs)
         inputs = query, key, value
-    out: jax.Array = jax_na.neighborhood_attention(
-        *project(*inputs),
-        neighborhood.kernel_size,
-        stride=neighborhood.stride,
-        dilation=neighborhood.dilation,
-        is_causal=neighborhood.is_causal,
-        **options,
-    )
+    out: jax.Array = jax_na.neighborhood_attention(*project(*inputs), neighborhood, **options)
     if padded:
         out = out[(..., *map(slice, spatial), slice(None), slice(None))]
     return out

@@ -209,6 +209,23 @@ VALUE_ERRORS = {
         lambda: Neighborhood((3, 3)).bounds((5, 2)),
         "kernel_size 3 * dilation 1 = 3 exceeds length 2 of spatial axis 1",
     ),
+    "a Neighborhood and a stride": (
+        lambda: attend(kernel_size=Neighborhood((3, 3)), stride=2),
+        "stride 2 is given beside a Neighborhood, which has its own, (1, 1); make it part of the "
+        "Neighborhood",
+    ),
+    "a Neighborhood and a flag per axis": (
+        lambda: attend(kernel_size=Neighborhood((3, 3)), is_causal=(False, False)),
+        "is_causal (False, False) is given beside a Neighborhood, which has its own, (False, False)",
+    ),
+    "a Neighborhood of another rank": (
+        lambda: jax_na.na2d(Q, Q, Q, Neighborhood(3)),
+        "na2d takes a Neighborhood of rank 2, got one of rank 1 (kernel 3)",
+    ),
+    "a Neighborhood that does not fit": (
+        lambda: attend(kernel_size=Neighborhood((3, 7))),
+        "kernel_size 7 * dilation 1 = 7 exceeds length 6 of spatial axis 1",
+    ),
     "implementations for a wrong problem": (
         lambda: jax_na.implementations(Q, 7),
         "kernel_size 7 * dilation 1 = 7 exceeds length 5 of spatial axis 0",

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is installed: names, version, types, the built wheel, registration with XLA, every instruction set."""
 
+import ast
+import graphlib
 import importlib
 import importlib.metadata
 import importlib.resources
@@ -67,9 +69,85 @@ def test_signatures_are_one():
     assert names[8:11] == ["rpb", "additional_keys", "additional_values"]
     assert names[11:] == ["return_lse", "implementation", "precision"]
     assert all(expected[name].kind is inspect.Parameter.KEYWORD_ONLY for name in names[4:])
-    region = dict(inspect.signature(jax_na.region_attention).parameters)
-    assert list(region)[4:7] == ["length", "query_start", "key_start"]
-    assert [p for name, p in region.items() if name in expected] == list(expected.values())
+    for function, own in (
+        (jax_na.region_attention, ["length", "query_start", "key_start"]),
+        (jax_na.sharded_neighborhood_attention, ["axis_names", "length"]),
+    ):
+        found = dict(inspect.signature(function).parameters)
+        assert list(found)[4 : 4 + len(own)] == own
+        assert [p for name, p in found.items() if name in expected] == list(expected.values())
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_functions_of_one_rank_have_names_of_their_own(rank):
+    function = getattr(jax_na, f"na{rank}d")
+    assert function.__name__ == function.__qualname__ == f"na{rank}d"
+    assert f"jax_na.na{rank}d(" in function.__doc__
+    q = np.ones((4,) * rank + (1, 2), np.float32)
+    assert function(q, q, q, 3, return_lse=True)[1].shape == q.shape[:-1]
+    with pytest.raises(TypeError, match="value"):
+        function(q, q, kernel_size=3)
+
+
+def test_a_neighborhood_stands_for_its_parameters():
+    """In all public functions that take kernel_size."""
+    q, k, v = np.random.default_rng(0).standard_normal((3, 9, 8, 2, 4)).astype(np.float32)
+    given = {"kernel_size": (3, 4), "stride": (2, 1), "dilation": (2, 1), "is_causal": (False, True)}
+    n = jax_na.Neighborhood(**given)
+    region = {"length": (9, 8), "query_start": 0, "key_start": 0}
+    for function, options in (
+        (jax_na.neighborhood_attention, {}),
+        (jax_na.na2d, {}),
+        (jax_na.region_attention, region),
+    ):
+        expected = function(q, k, v, **given, **options)
+        helpers.assert_identical(function(q, k, v, n, **options), expected)
+    weights = jax_na.neighborhood_qk(q, k, **given)
+    helpers.assert_identical(jax_na.neighborhood_qk(q, k, n), weights)
+    weights = jax.nn.softmax(weights)
+    found = jax_na.neighborhood_av(weights, v, n)
+    helpers.assert_identical(found, jax_na.neighborhood_av(weights, v, **given))
+    assert jax_na.implementations(q, n) == jax_na.implementations(q, **given)
+
+
+LAYERS = ("top", "xla", "kernels", "mesh", "rules", "api", "tools")  # each imports those before it alone
+
+
+def test_packages_import_in_one_direction():
+    """neighborhood.py and op.py are "top"; __init__.py, which collects what is public, is left out."""
+    folder = pathlib.Path(jax_na.__file__).parent
+    for file in folder.rglob("*.py"):
+        parts = file.relative_to(folder).with_suffix("").parts
+        if parts == ("__init__",):
+            continue
+        here = parts[0] if len(parts) > 1 else "top"
+        for name in re.findall(r"^\s*(?:from|import) jax_na\.([\w.]+)", file.read_text(), re.MULTILINE):
+            package = name.split(".")[0]
+            there = package if package in LAYERS else "top"
+            assert LAYERS.index(there) <= LAYERS.index(here), f"{'.'.join(parts)} imports jax_na.{name}"
+
+
+def test_modules_import_in_no_circle():
+    """In a topological order of the modules, one that imports another comes after it."""
+    folder = pathlib.Path(jax_na.__file__).parent
+    names = {
+        ".".join(("jax_na", *file.relative_to(folder).with_suffix("").parts)): file
+        for file in folder.rglob("*.py")
+        if file.name != "__init__.py"
+    }
+    graph = {name: set(imported_by(file)) & set(names) for name, file in names.items()}
+    order = list(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError
+    assert len(order) == len(names)
+
+
+def imported_by(file):
+    """Names of all modules that a file imports, anywhere in it."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
 
 
 def test_table_of_implementations():

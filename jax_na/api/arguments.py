@@ -11,86 +11,18 @@ import math
 import numbers
 import operator
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jax_na.neighborhood import MAX_RANK, Neighborhood, Shape, given_rank, per_axis, positive
+from jax_na.neighborhood import Neighborhood, Shape, given_rank, per_axis, positive
 from jax_na.op import DTYPES
 
-Ints = int | tuple[int, ...]
-Flags = bool | tuple[bool, ...]
 Positions = int | tuple[int | Array, ...] | Array
 Precision = Any  # jax.lax.PrecisionLike
-
-
-class Window(NamedTuple):
-    """The parameters of a neighborhood as they are given: a value for all axes, or one per axis, each."""
-
-    kernel_size: Ints | Neighborhood
-    stride: Ints = 1
-    dilation: Ints = 1
-    is_causal: Flags = False
-
-
-def neighborhood(ndim: int, window: Window) -> Neighborhood:
-    """The Neighborhood of a query with `ndim` axes; the rank is that of a tuple, else ndim - 3."""
-    if isinstance(window.kernel_size, Neighborhood):
-        _require_nothing_besides(window)
-        found = window.kernel_size
-    elif any(isinstance(value, (tuple, list)) for value in window):
-        found = Neighborhood(window.kernel_size, *window[1:])
-    else:
-        kernel_size: Any = (window.kernel_size,) * _spatial_axes(ndim)
-        found = Neighborhood(kernel_size, *window[1:])
-    if ndim < found.rank + 2:
-        raise ValueError(
-            f"query has {ndim} axes; [batch..., *spatial, heads, head_dim] with {found.rank} spatial axes "
-            f"has at least {found.rank + 2}"
-        )
-    return found
-
-
-def _require_nothing_besides(window: Window) -> None:
-    """A Neighborhood comes alone."""
-    for name, default in Window._field_defaults.items():
-        value = getattr(window, name)
-        if not (isinstance(value, (int, bool)) and value == default):
-            raise ValueError(
-                f"{name} {value!r} is given beside a Neighborhood, which has its own, "
-                f"{getattr(window.kernel_size, name)!r}; make it part of the Neighborhood"
-            )
-
-
-def _spatial_axes(ndim: int) -> int:
-    """How many there are with one batch axis."""
-    if not 1 <= ndim - 3 <= MAX_RANK:
-        raise ValueError(
-            f"query has {ndim} axes; [batch, *spatial, heads, head_dim] has 4 to {MAX_RANK + 3}. With none "
-            "or several batch axes make kernel_size a tuple with one value per spatial axis"
-        )
-    return ndim - 3
-
-
-def of_rank(rank: int, window: Window) -> Any:
-    """kernel_size as a tuple of `rank` values, or the Neighborhood; those of another rank are an error."""
-    kernel_size = window.kernel_size
-    if isinstance(kernel_size, Neighborhood):
-        if kernel_size.rank != rank:
-            raise ValueError(
-                f"na{rank}d takes a Neighborhood of rank {rank}, got one of rank {kernel_size.rank} "
-                f"({kernel_size})"
-            )
-        return kernel_size
-    for name, value in window._asdict().items():
-        if isinstance(value, (tuple, list)) and len(value) != rank:
-            raise ValueError(
-                f"na{rank}d takes one value or {rank} for {name}, got {value} of length {len(value)}"
-            )
-    return kernel_size if isinstance(kernel_size, (tuple, list)) else (kernel_size,) * rank
 
 
 def arrays(named: Mapping[str, Any]) -> dict[str, Array]:
@@ -282,14 +214,17 @@ def tokens(
     keys, values = (converted[name] for name in names)
     batch, kv_heads = query.shape[: query.ndim - n.rank - 2], value.shape[-2]
     count = keys.shape[-3] if keys.ndim > 2 else 1
-    for name, x, features in zip(names, (keys, values), (query.shape[-1], value.shape[-1]), strict=True):
-        legal = (*batch, count, kv_heads, features)
-        if x.shape != legal:
-            raise ValueError(
-                f"{name} has shape {x.shape}; [batch..., tokens, kv_heads, features] is {legal} for {count} "
-                "tokens"
-            )
+    _require_tokens(names[0], keys, (*batch, count, kv_heads, query.shape[-1]))
+    _require_tokens(names[1], values, (*batch, count, kv_heads, value.shape[-1]))
     return (None, None) if 0 in keys.shape else (keys, values)  # no token, or an empty batch
+
+
+def _require_tokens(name: str, x: Array, legal: Shape) -> None:
+    if x.shape != legal:
+        raise ValueError(
+            f"{name} has shape {x.shape}; [batch..., tokens, kv_heads, features] is {legal} for {legal[-3]} "
+            "tokens"
+        )
 
 
 def weights_and_value(named: Mapping[str, Any]) -> dict[str, Array]:

@@ -11,8 +11,9 @@ from typing import Any, ParamSpec, TypeVar
 from jax import Array
 
 from jax_na.api import arguments
-from jax_na.api.arguments import Flags, Ints, Precision, Window
+from jax_na.api.arguments import Precision
 from jax_na.api.request import Extras, Options, request
+from jax_na.api.window import Flags, Ints, Window, of_rank
 from jax_na.neighborhood import Neighborhood
 from jax_na.rules import compose
 
@@ -107,7 +108,7 @@ def _of_rank(
         given = signature.bind(*args, **options)
         given.apply_defaults()
         window = Window(*(given.arguments[name] for name in Window._fields))
-        given.arguments["kernel_size"] = arguments.of_rank(rank, window)
+        given.arguments["kernel_size"] = of_rank(rank, window)
         return function(*given.args, **given.kwargs)
 
     attend.__name__ = attend.__qualname__ = f"na{rank}d"

@@ -11,7 +11,8 @@ import jax
 import jax.export
 
 from jax_na.api import arguments
-from jax_na.api.arguments import Flags, Ints, Precision, Window
+from jax_na.api.arguments import Precision
+from jax_na.api.window import Flags, Ints, Window, neighborhood_of
 from jax_na.kernels import contract, devices, plan, register, variants
 from jax_na.kernels import precision as precisions
 from jax_na.kernels.contract import Problem
@@ -118,7 +119,7 @@ def _problem(window: Window | None, arrays: Mapping[str, Any], precision: Precis
     query = arrays["query"]
     neighborhood, length = Neighborhood(1), Shape((1,))
     if window is not None:
-        neighborhood = arguments.neighborhood(query.ndim, window)
+        neighborhood = neighborhood_of(query.ndim, window)
         length = arguments.spatial(neighborhood, query)
     op = Op(neighborhood, length, precision=precisions.resolve(precision))
     return contract.problem(op, arrays)

@@ -6,8 +6,9 @@ from __future__ import annotations
 from jax import Array
 
 from jax_na.api import arguments
-from jax_na.api.arguments import Flags, Ints, Precision, Window
+from jax_na.api.arguments import Precision
 from jax_na.api.request import Arrays, Extras, Options, request, whole_grid
+from jax_na.api.window import Flags, Ints, Window
 from jax_na.neighborhood import Neighborhood, Shape
 from jax_na.rules import compose
 

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from jax_na.api import arguments
-from jax_na.api.arguments import Flags, Ints, Positions, Precision, Window
+from jax_na.api.arguments import Positions, Precision
 from jax_na.api.request import Arrays, Extras, Options, request
+from jax_na.api.window import Flags, Ints, Window
 from jax_na.neighborhood import Neighborhood, Shape
 from jax_na.rules import compose
 

@@ -12,8 +12,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from jax_na.api import arguments
-from jax_na.api.arguments import Flags, Ints, Precision, Window
+from jax_na.api.arguments import Precision
 from jax_na.api.request import Arrays, Extras, Options, request
+from jax_na.api.window import Flags, Ints, Window
 from jax_na.mesh import halo, roles, shards
 from jax_na.mesh.halo import Names
 from jax_na.neighborhood import Neighborhood, Shape

@@ -48,11 +48,19 @@ def call(
         size = plan.scratch_bytes(platform, target, problem, kernels, _work(op, given))
         types["scratch"] = jax.ShapeDtypeStruct((size,), jnp.uint8)
     aliases = {list(given).index(o): list(types).index(r) for o, r in (overwrites or {}).items()}
-    kernel = jax.ffi.ffi_call(target, list(types.values()), input_output_aliases=aliases)
-    attributes = {**_geometry(op), "operands": np.int64(contract.mask(platform, given)), "kernels": kernels}
-    is_exact = np.int64(problem.is_exact)
-    outputs = kernel(*given.values(), **attributes, scale=np.float64(op.scale), is_exact=is_exact)
+    run = jax.ffi.ffi_call(target, list(types.values()), input_output_aliases=aliases)
+    mask = contract.mask(platform, given)
+    outputs = run(*given.values(), **_attributes(op, problem.is_exact, mask, kernels))
     return _named(dict(zip(types, outputs, strict=True)), results)
+
+
+def _attributes(op: Op, is_exact: bool, operands: int, kernels: str) -> dict[str, Any]:
+    """What every kernel is told, see common/call/attributes.h."""
+    columns = zip(*op.axes, strict=True)
+    names = op.axes[0]._fields
+    geometry = {name: np.array(values, np.int64) for name, values in zip(names, columns, strict=True)}
+    numbers = {"scale": np.float64(op.scale), "is_exact": np.int64(is_exact), "operands": np.int64(operands)}
+    return {**geometry, **numbers, "kernels": kernels}
 
 
 def _types(platform: str, target: str, given: Mapping[str, Array], results: Types) -> dict[str, Any]:
@@ -75,13 +83,6 @@ def _named(outputs: Mapping[str, Array], results: Types) -> dict[str, Array]:
         x = x if x.ndim == len(shape) else x.sum(0)  # of partial sums, in a fixed order
         found[name] = x.astype(dtype)
     return found
-
-
-def _geometry(op: Op) -> dict[str, Any]:
-    """The attributes that have one value per axis."""
-    columns = zip(*op.axes, strict=True)
-    names = op.axes[0]._fields
-    return {name: np.array(values, np.int64) for name, values in zip(names, columns, strict=True)}
 
 
 def _work(op: Op, operands: Mapping[str, Any]) -> Any:

@@ -57,14 +57,11 @@ def halo(axis: Axis, local: int, cut: tuple[tuple[str, int], ...], mesh: Names) 
     `cut` are names and sizes of the mesh axes that it is cut over, the first one outermost; `mesh` are the
     axes of the mesh in its order.
     """
-    names, sizes = tuple(name for name, _ in cut), [size for _, size in cut]
-    shards = math.prod(sizes)
-    ordered = tuple(name for name in mesh if name in names)
-    order = [names.index(name) for name in ordered]
-    devices = tuple(np.argsort(np.arange(shards).reshape(sizes).transpose(order).ravel()).tolist())
-    bounds = Neighborhood(*axis[1:]).bounds(axis[:1])[0]
-    own = np.arange(shards) * local
+    names = tuple(name for name, _ in cut)
+    ordered, devices = _numbered(cut, mesh)
+    own = np.arange(len(devices)) * local
     first = np.minimum(own, axis.length - local)
+    bounds = Neighborhood(*axis[1:]).bounds(axis[:1])[0]
     cover = np.array([_hull(bounds[x : x + local]) for x in first])
     need = np.array([_hull(bounds[x : x + local]) if x < axis.length else (x, x) for x in own])
     left = _hops(own - need[:, 0], local, 1, devices)
@@ -77,6 +74,15 @@ def halo(axis: Axis, local: int, cut: tuple[tuple[str, int], ...], mesh: Names) 
     shift = np.clip(own - first, 0, local)
     tables = (np.asarray(t, np.int32) for t in (first, shift, start, buffer - start))
     return Halo(names, devices, ordered, axis.length, left, right, everything, keys, *tables)
+
+
+def _numbered(cut: tuple[tuple[str, int], ...], mesh: Names) -> tuple[Names, tuple[int, ...]]:
+    """The mesh axes of a cut in the order of the mesh; for every shard its device, as collectives count."""
+    names, sizes = [name for name, _ in cut], [size for _, size in cut]
+    ordered = tuple(name for name in mesh if name in names)
+    order = [names.index(name) for name in ordered]
+    grid = np.arange(math.prod(sizes)).reshape(sizes)
+    return ordered, tuple(np.argsort(grid.transpose(order).ravel()).tolist())
 
 
 def _hull(bounds: Table) -> tuple[int, int]:

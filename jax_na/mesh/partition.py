@@ -19,7 +19,7 @@ from jax.sharding import AxisType, NamedSharding
 
 from jax_na.mesh.roles import KEYS, QUERIES, Role, factors
 from jax_na.mesh.roles import of as roles_of
-from jax_na.mesh.shards import Function, Roles, on_shards, placement, split
+from jax_na.mesh.shards import Function, Roles, Split, on_shards, placement, split
 from jax_na.neighborhood import Shape
 from jax_na.op import Op
 
@@ -52,18 +52,28 @@ def automatic(function: Function, op: Op, roles: Roles, operands: Sequence[Array
             _check_unnamed(op, roles, [arguments, outcome])
             as_given = (tuple(x.sharding for x in side) for side in (outcome, arguments))
             return mesh, functools.partial(function, **params), *as_given
-        given = [placement(x.sharding.spec, len(x.shape)) for x in arguments]
-        chosen = split(op, dict(mesh.shape), roles[0], shapes, given)
+        chosen = _chosen(op, roles[0], mesh, shapes, [x.sharding for x in arguments])
         local = functools.partial(on_shards(function, chosen, roles, results), **params)
-        inputs, outputs = (
-            tuple(NamedSharding(mesh, chosen.spec(*x)) for x in zip(*side, strict=True))
-            for side in ((roles[0], shapes), (roles[1], results))
-        )
-        return mesh, local, outputs, inputs
+        placed = _shardings(chosen, mesh, roles[0], shapes)
+        return mesh, local, _shardings(chosen, mesh, roles[1], results), placed
 
     call = custom_partitioning(lambda *operands: tuple(run(*operands)))
     call.def_partition(partition, **_rule(op, roles, shapes, results))
     return call(*operands)
+
+
+def _chosen(
+    op: Op, roles: Sequence[Role], mesh: Any, shapes: Sequence[Shape], shardings: Sequence[Any]
+) -> Split:
+    """The split of a call over a mesh, by the shardings of its operands."""
+    given = [placement(x.spec, len(shape)) for x, shape in zip(shardings, shapes, strict=True)]
+    return split(op, dict(mesh.shape), roles, shapes, given)
+
+
+def _shardings(
+    chosen: Split, mesh: Any, roles: Sequence[Role], shapes: Sequence[Shape]
+) -> tuple[NamedSharding, ...]:
+    return tuple(NamedSharding(mesh, chosen.spec(*x)) for x in zip(roles, shapes, strict=True))
 
 
 NO_NAMES = (
@@ -75,10 +85,10 @@ NO_NAMES = (
 
 def _check_unnamed(op: Op, roles: Roles, sides: Sequence[Sequence[Any]]) -> None:
     """Where only the sizes of shards are known, all arrays must be split alike and no device need another."""
-    batch, cut = len(sides[0][0].shape) - op.neighborhood.rank - 2, dict[str | None, int]()
+    batch, cut = len(sides[0][0].shape) - op.rank - 2, dict[str | None, int]()
     for names, arrays in zip(roles, sides, strict=True):
         for role, x in zip(names, arrays, strict=True):
-            meaning = factors(role, len(x.shape), batch, op.neighborhood.rank)
+            meaning = factors(role, len(x.shape), batch, op.rank)
             parts = [n // m for n, m in zip(x.shape, x.sharding.shard_shape(x.shape), strict=True)]
             whole = any(n > 1 for f, n in zip(meaning, parts, strict=True) if f is None or f[0] == "x")
             alike = all(cut.setdefault(f, n) == n for f, n in zip(meaning, parts, strict=True))
@@ -89,14 +99,14 @@ def _check_unnamed(op: Op, roles: Roles, sides: Sequence[Sequence[Any]]) -> None
 
 def _rule(op: Op, roles: Roles, shapes: Sequence[Shape], results: Sequence[Shape]) -> dict[str, Any]:
     """The axes of operands and results that are split alike, as XLA's propagation takes it."""
-    batch = len(shapes[0]) - op.neighborhood.rank - 2
+    batch = len(shapes[0]) - op.rank - 2
     whole: list[str] = []
     arrays = zip([*roles[0], *roles[1]], [*shapes, *results], strict=True)
     heads = {shape[-2] for role, shape in arrays if role == KEYS}
 
     def one(role: Role, shape: Shape) -> str:
         names = []
-        for factor, size in zip(factors(role, len(shape), batch, op.neighborhood.rank), shape, strict=True):
+        for factor, size in zip(factors(role, len(shape), batch, op.rank), shape, strict=True):
             shared = factor == "h" and heads == {1} and role == KEYS
             if factor is None or shared:
                 whole.append(factor := f"u{len(whole)}")
@@ -125,18 +135,24 @@ def explicit(function: Callable[[Any], Any], op: Op, operands: Any, outcome: Any
     if mesh is None:
         return function(operands)
     shapes, roles = [t.shape for t in types], roles_of(operands)
-    given = [placement(t.sharding.spec, t.ndim) for t in types]
-    chosen = split(op, dict(mesh.shape), roles, shapes, given)
-    specs = [chosen.spec(*x) for x in zip(roles, shapes, strict=True)]
-    moved = [jax.reshard(x, NamedSharding(mesh, s)) for x, s in zip(leaves, specs, strict=True)]
+    chosen = _chosen(op, roles, mesh, shapes, [t.sharding for t in types])
+    placed = _shardings(chosen, mesh, roles, shapes)
 
     def flat(*shards: Array) -> Sequence[Array]:
         return jax.tree.leaves(function(jax.tree.unflatten(tree, shards)))
 
     fields = outcome._fields
     rows = shapes[0][:-1]  # features, if any, are whole
-    local = on_shards(flat, chosen, (roles, [QUERIES for _ in fields]), [rows for _ in fields])
-    names = {n for n, t in zip(mesh.axis_names, mesh.axis_types, strict=True) if t == AxisType.Explicit}
-    outputs = tuple(chosen.spec(QUERIES, rows) for _ in fields)
-    run = jax.shard_map(local, mesh=mesh, in_specs=tuple(specs), out_specs=outputs, axis_names=names)
-    return outcome(*run(*moved))
+    run = jax.shard_map(
+        on_shards(flat, chosen, (roles, [QUERIES for _ in fields]), [rows for _ in fields]),
+        mesh=mesh,
+        in_specs=tuple(sharding.spec for sharding in placed),
+        out_specs=tuple(chosen.spec(QUERIES, rows) for _ in fields),
+        axis_names=_explicit_axes(mesh),
+    )
+    return outcome(*run(*map(jax.reshard, leaves, placed)))
+
+
+def _explicit_axes(mesh: Any) -> set[str]:
+    types = zip(mesh.axis_names, mesh.axis_types, strict=True)
+    return {name for name, kind in types if kind == AxisType.Explicit}

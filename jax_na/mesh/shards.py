@@ -48,7 +48,7 @@ class Split:
 
     @property
     def rank(self) -> int:
-        return self.op.neighborhood.rank
+        return self.op.rank
 
     def shards(self, names: Names) -> int:
         return product(self.sizes, names)
@@ -63,6 +63,11 @@ class Split:
 
     def spec(self, role: Role, shape: Shape) -> PartitionSpec:
         return PartitionSpec(*(names or None for names in self.place(role, shape)))
+
+    def part(self, role: Role, shape: Shape) -> Shape:
+        """The shape of a shard of an array."""
+        places = self.place(role, shape)
+        return tuple(n // self.shards(names) for n, names in zip(shape, places, strict=True))
 
     def spatial(self) -> list[tuple[int, Halo]]:
         """(axis of the grid, exchange) of the spatial axes that are split."""
@@ -117,34 +122,40 @@ def split(
 
     Arrays that must be gathered are named in a warning, once.
     """
-    batch = len(shapes[0]) - op.neighborhood.rank - 2
+    batch = len(shapes[0]) - op.rank - 2
     axes: dict[str, Names] = {}
     refused: dict[str | None, str] = {None: "every device needs all of it"}
     arrays = [x for x in zip(roles, shapes, given, strict=True) if "batch" in x[0]]
     for role, shape, places in arrays:
-        for factor, names in zip(factors(role, len(shape), batch, op.neighborhood.rank), places, strict=True):
+        for factor, names in zip(factors(role, len(shape), batch, op.rank), places, strict=True):
             if factor is None or not names or factor in axes or factor in refused:
                 continue
-            n = product(sizes, names)
-            reason = _obstacle(op, factor, n, batch, arrays)
+            reason = _obstacle(op, factor, product(sizes, names), batch, arrays)
             if reason is not None:
                 refused[factor] = reason
             elif not {*names} & {name for used in axes.values() for name in used}:
                 axes[factor] = tuple(names)
     result = Split(op, batch, sizes, axes)
     for role, shape, places in zip(roles, shapes, given, strict=True):
-        meaning = factors(role, len(shape), batch, op.neighborhood.rank)
-        for d, (have, want) in enumerate(zip(places, result.place(role, shape), strict=True)):
-            if result.shards(tuple(have)) > 1 and tuple(have) != want[: len(have)]:
-                reason = refused.get(meaning[d], "the arrays of the call are split differently")
-                _warn(f"axis {d} of an array of shape {shape}, split over {', '.join(have)}: {reason}")
+        _warn_of_gathers(result, role, shape, places, refused)
     return result
+
+
+def _warn_of_gathers(
+    split: Split, role: Role, shape: Shape, given: Placement, refused: Mapping[str | None, str]
+) -> None:
+    """Names the axes of an array that are split in another way than they are given."""
+    meaning = factors(role, len(shape), split.batch, split.rank)
+    for d, (have, want) in enumerate(zip(given, split.place(role, shape), strict=True)):
+        if split.shards(tuple(have)) > 1 and tuple(have) != want[: len(have)]:
+            reason = refused.get(meaning[d], "the arrays of the call are split differently")
+            _warn(f"axis {d} of an array of shape {shape}, split over {', '.join(have)}: {reason}")
 
 
 def _obstacle(op: Op, factor: str, n: int, batch: int, arrays: Sequence[Any]) -> str | None:
     """Why an axis cannot be split n ways, None if it can."""
     for role, shape, _ in arrays:
-        meaning = factors(role, len(shape), batch, op.neighborhood.rank)
+        meaning = factors(role, len(shape), batch, op.rank)
         if factor not in meaning:
             continue
         size = shape[meaning.index(factor)]
@@ -167,28 +178,36 @@ def on_shards(function: Function, split: Split, roles: Roles, shapes: Sequence[S
     Results that lack an axis which is split are sums over it.
     """
     inputs, outputs = roles
-    used = {name for names in split.axes.values() for name in names}
-
-    def local(role: Role, shape: Shape) -> Shape:
-        places = split.place(role, shape)
-        return tuple(n // split.shards(names) for n, names in zip(shape, places, strict=True))
 
     def run(*shards: Array, **params: Any) -> tuple[Array, ...]:
-        operands = list(shards)
-        keys = [i for i, role in enumerate(inputs) if "keys" in role]
-        for i, x in zip(keys, split.extend([operands[i] for i in keys]), strict=True):
-            operands[i] = x
-        operands = [split.regions(x) if r == OFFSETS else x for r, x in zip(inputs, operands, strict=True)]
         if "keys" in params:  # the grid of a result that no operand shows
             params = params | {"keys": split.key_grid(params["keys"])}
-        results = list(function(*operands, **params))
-        extended = [i for i, role in enumerate(outputs) if "keys" in role]
-        home = split.send_home([results[i] for i in extended], [local(KEYS, shapes[i]) for i in extended])
-        for i, x in zip(extended, home, strict=True):
-            results[i] = x
-        for i, (role, shape) in enumerate(zip(outputs, shapes, strict=True)):
-            summed = tuple(sorted(used - {name for names in split.place(role, shape) for name in names}))
-            results[i] = lax.psum(results[i], summed) if summed else results[i]
-        return tuple(results)
+        results = function(*_with_halos(split, inputs, shards), **params)
+        return tuple(_without_halos(split, outputs, results, shapes))
 
     return run
+
+
+def _with_halos(split: Split, roles: Sequence[Role], shards: Sequence[Array]) -> list[Array]:
+    """The operands for a device's region: keys with their halos, its own offsets."""
+    operands = [split.regions(x) if role == OFFSETS else x for role, x in zip(roles, shards, strict=True)]
+    keys = [i for i, role in enumerate(roles) if "keys" in role]
+    for i, x in zip(keys, split.extend([operands[i] for i in keys]), strict=True):
+        operands[i] = x
+    return operands
+
+
+def _without_halos(
+    split: Split, roles: Sequence[Role], results: Sequence[Array], shapes: Sequence[Shape]
+) -> list[Array]:
+    """The results of a shard, of those of its region; sums over the devices where a split axis is missing."""
+    found = list(results)
+    extended = [i for i, role in enumerate(roles) if "keys" in role]
+    home = split.send_home([found[i] for i in extended], [split.part(KEYS, shapes[i]) for i in extended])
+    for i, x in zip(extended, home, strict=True):
+        found[i] = x
+    used = {name for names in split.axes.values() for name in names}
+    for i, (role, shape) in enumerate(zip(roles, shapes, strict=True)):
+        summed = tuple(sorted(used.difference(*split.place(role, shape))))
+        found[i] = lax.psum(found[i], summed) if summed else found[i]
+    return found

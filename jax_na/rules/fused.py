@@ -129,19 +129,20 @@ def _lower_backward(platform: str, operands: Backward, *, op: Op) -> Inputs:
     inputs, results, cotangents, offsets = operands
     if _is_xla(op, platform, inputs):
         return _backward(op, operands)
-    target = "na_fused_backward"
-    inside = _inside(platform, target, inputs)
     delta = _delta(results, cotangents)
+    inside = _inside(platform, "na_fused_backward", inputs)
     saved = {"offsets": offsets, "lse": results.lse, "delta": delta, "dout": cotangents.out}
-    found = kernels.call(platform, target, op, {**inside._asdict(), **saved}, _gradient_types(inputs))
-    gradients = Inputs(
-        query=found["dquery"],
-        key=found["dkey"],
-        value=found["dvalue"],
-        rpb=found.get("drpb"),
-    )
+    gradients = _kernel_gradients(platform, op, inside, saved)
     whole = tokens.include_gradients(op, gradients, inputs, results.lse, delta, cotangents.out)
     return whole._replace(query=gradients.query) if inside is inputs else whole
+
+
+def _kernel_gradients(platform: str, op: Op, inputs: Inputs, saved: dict[str, Array]) -> Inputs:
+    """The gradients of a backward kernel; it has none of additional tokens."""
+    named = {"dquery": inputs.query, "dkey": inputs.key, "dvalue": inputs.value, "drpb": inputs.rpb}
+    types = {name: (x.shape, x.dtype) for name, x in named.items() if x is not None}
+    found = kernels.call(platform, "na_fused_backward", op, {**inputs._asdict(), **saved}, types)
+    return Inputs(found["dquery"], found["dkey"], found["dvalue"], rpb=found.get("drpb"))
 
 
 def _is_xla(op: Op, platform: str, inputs: Inputs) -> bool:
@@ -154,12 +155,6 @@ def _inside(platform: str, target: str, inputs: Inputs) -> Inputs:
     if inputs.token_key is None or variants.takes(platform, target, "token_key"):
         return inputs
     return inputs._replace(token_key=None, token_value=None)
-
-
-def _gradient_types(inputs: Inputs) -> kernels.Types:
-    """Shapes and dtypes of the results of a backward kernel: those of the inputs."""
-    names = {"dquery": inputs.query, "dkey": inputs.key, "dvalue": inputs.value, "drpb": inputs.rpb}
-    return {name: (x.shape, x.dtype) for name, x in names.items() if x is not None}
 
 
 attention_p = Primitive("na_attention", _attention_types, _lower_attention)

@@ -54,21 +54,26 @@ def _rows_at_a_time(k: Shape, heads: int) -> int:
 def attend_everywhere(op: Op, q: Array, k: Array, v: Array) -> Results:
     """Attention of all queries [*batch, *Sq, H, D] to tokens: k [*batch, T, G, D], v [*batch, T, G, E]."""
     batch, groups, heads = k.ndim - 3, k.shape[-2], q.shape[-2]
+    leading = k.shape[:batch]
 
     @jax.checkpoint
     def one(query: Array) -> tuple[Array, Array]:  # [*batch, H, D]
-        query = query.reshape(*k.shape[:batch], groups, heads // groups, q.shape[-1])
+        query = query.reshape(*leading, groups, heads // groups, q.shape[-1])
         s = op.scale * dot(op, "...grd,...tgd->...grt", query, k, q.dtype)
         lse = jax.nn.logsumexp(s, axis=-1)
         out = dot(op, "...grt,...tge->...gre", jnp.exp(s - lse[..., None]), v, q.dtype)
-        shape = (*k.shape[:batch], heads)
-        return out.reshape(*shape, v.shape[-1]).astype(q.dtype), lse.reshape(shape)
+        return out.reshape(*leading, heads, v.shape[-1]).astype(q.dtype), lse.reshape(*leading, heads)
 
-    grid = q.shape[batch:-2]
-    rows = jnp.moveaxis(q.reshape(*q.shape[:batch], math.prod(grid), *q.shape[-2:]), batch, 0)
-    out, lse = jax.lax.map(one, rows, batch_size=min(_rows_at_a_time(k.shape, heads), len(rows)))
-    out, lse = (jnp.moveaxis(x, 0, batch) for x in (out, lse))
+    rows = jnp.moveaxis(_one_axis(q, batch, op.rank), batch, 0)
+    size = min(_rows_at_a_time(k.shape, heads), len(rows))
+    out, lse = (jnp.moveaxis(x, 0, batch) for x in jax.lax.map(one, rows, batch_size=size))
     return Results(out.reshape(*q.shape[:-1], v.shape[-1]), lse.reshape(q.shape[:-1]))
+
+
+def _one_axis(x: Array, batch: int, rank: int) -> Array:
+    """[*batch, *Sq, ...] with one axis for all queries."""
+    queries = math.prod(x.shape[batch : batch + rank])
+    return x.reshape(*x.shape[:batch], queries, *x.shape[batch + rank :])
 
 
 @functools.partial(jax.jit, static_argnums=0, inline=True)
@@ -82,31 +87,43 @@ def backward(
 
     LSE and delta = rowsum(dO * O) - dLSE are those of the whole attention.
     """
-    batch, groups, heads = k.ndim - 3, k.shape[-2], q.shape[-2]
-    grid, acc = q.shape[batch:-2], accumulator(q.dtype)
-    queries = math.prod(grid)
-    size = min(_rows_at_a_time(k.shape, heads), queries)
+    batch, groups = k.ndim - 3, k.shape[-2]
+    queries = math.prod(q.shape[batch : batch + op.rank])
+    size = min(_rows_at_a_time(k.shape, q.shape[-2]), queries)
 
-    def split(x: Array, fill: float = 0.0) -> Array:
-        """[*batch, *Sq, H, *rest] -> [blocks, size, *batch, G, R, *rest]"""
-        rest = x.shape[batch + len(grid) + 1 :]
-        x = jnp.moveaxis(x.reshape(*x.shape[:batch], queries, groups, heads // groups, *rest), batch, 0)
-        x = jnp.pad(x, [(0, -queries % size)] + [(0, 0)] * (x.ndim - 1), constant_values=fill)
-        return x.reshape(-1, size, *x.shape[1:])
+    def blocks(x: Array, fill: float = 0.0) -> Array:
+        return _blocks(_one_axis(x, batch, op.rank), batch, groups, size, fill)
 
-    def step(sums: tuple[Array, Array], x: tuple[Array, ...]) -> tuple[tuple[Array, Array], Array]:
-        (dk, dv), (query, lse, delta, dout) = sums, x
-        s = op.scale * dot(op, "n...grd,...tgd->n...grt", query, k, q.dtype)
-        p = jnp.exp(s - lse[..., None])
-        ds = p * (dot(op, "n...gre,...tge->n...grt", dout, v, q.dtype) - delta[..., None])
-        dk += op.scale * dot(op, "n...grt,n...grd->...tgd", ds, query, q.dtype)
-        dv += dot(op, "n...grt,n...gre->...tge", p, dout, q.dtype)
-        return (dk, dv), (op.scale * dot(op, "n...grt,...tgd->n...grd", ds, k, q.dtype)).astype(q.dtype)
-
-    rows = (split(q), split(lse, jnp.inf), split(delta), split(dout))  # P = 0 in rows that only fill a block
-    (dk, dv), dq = jax.lax.scan(step, (jnp.zeros_like(k, acc), jnp.zeros_like(v, acc)), rows)
+    rows = (blocks(q), blocks(lse, jnp.inf), blocks(delta), blocks(dout))  # P = 0 in rows that fill a block
+    acc = accumulator(q.dtype)
+    zeros = (jnp.zeros_like(k, acc), jnp.zeros_like(v, acc))
+    (dk, dv), dq = jax.lax.scan(functools.partial(_backward_step, op, k, v), zeros, rows)
     dq = jnp.moveaxis(dq.reshape(-1, *dq.shape[2:])[:queries], 0, batch)
     return dq.reshape(q.shape), dk, dv
+
+
+def _blocks(x: Array, batch: int, groups: int, size: int, fill: float) -> Array:
+    """[*batch, queries, H, *rest] -> [blocks, size, *batch, G, H / G, *rest]; `fill` completes the last."""
+    head = batch + 1
+    x = x.reshape(*x.shape[:head], groups, x.shape[head] // groups, *x.shape[head + 1 :])
+    x = jnp.moveaxis(x, batch, 0)
+    x = jnp.pad(x, [(0, -len(x) % size)] + [(0, 0)] * (x.ndim - 1), constant_values=fill)
+    return x.reshape(-1, size, *x.shape[1:])
+
+
+def _backward_step(
+    op: Op, k: Array, v: Array, sums: tuple[Array, Array], rows: tuple[Array, ...]
+) -> tuple[tuple[Array, Array], Array]:
+    """The formulas of `backward` for some queries n: adds to dK and dV, gives dQ."""
+    (dk, dv), (query, lse, delta, dout) = sums, rows
+    product = functools.partial(dot, op, dtype=query.dtype)
+    s = op.scale * product("n...grd,...tgd->n...grt", query, k)
+    p = jnp.exp(s - lse[..., None])
+    ds = p * (product("n...gre,...tge->n...grt", dout, v) - delta[..., None])
+    dk += op.scale * product("n...grt,n...grd->...tgd", ds, query)
+    dv += product("n...grt,n...gre->...tge", p, dout)
+    dq = op.scale * product("n...grt,...tgd->n...grd", ds, k)
+    return (dk, dv), dq.astype(query.dtype)
 
 
 def merge(outputs: Sequence[Array], lses: Sequence[Array]) -> tuple[Array, Array]:

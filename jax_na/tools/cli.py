@@ -102,10 +102,11 @@ def profile(options: argparse.Namespace) -> None:
 def tune(options: argparse.Namespace) -> None:
     """Finds and stores the fastest implementation and tiles."""
     problem, platform = _problem(options), devices.platform_of()
-    runs = {r.name for r in problem.availability() if r.available}
-    if "fused" not in runs:
-        reason = next(r.reason for r in problem.availability() if r.name == "fused")
-        raise ValueError(f"there is nothing to tune: the fused kernel cannot run this problem, {reason}")
+    fused = next(row for row in problem.availability() if row.name == "fused")
+    if not fused.available:
+        raise ValueError(
+            f"there is nothing to tune: the fused kernel cannot run this problem, {fused.reason}"
+        )
     choices = {f"fused {text}": choice for text, choice in _choices(problem, platform)[: options.tiles]}
     calls = {"xla": _compile(problem, "xla")}
     calls |= {name: _compile(problem, "fused", choice) for name, choice in choices.items()}
@@ -203,23 +204,25 @@ def _parser() -> argparse.ArgumentParser:
         summary = (run.__doc__ or "").splitlines()[0]
         command = commands.add_parser(run.__name__, help=summary, description=summary)
         command.set_defaults(run=run)
-        if run is not info:
-            _add_window(command)
-        if run is window:
-            command.add_argument("--query", type=_sizes, help="its coordinates (default: the centre)")
-            command.add_argument("--output", metavar="FILE", help="write a picture: .png, .svg, .pdf")
-            command.add_argument("--ascii", action="store_true", help="text without special symbols")
-        if run in (profile, tune):
-            _add_problem(command)
-        if run is profile:
-            command.add_argument(
-                "--implementation", action="append", choices=NAMES, help="repeat for several; default: all"
-            )
-        if run is tune:
-            command.add_argument(
-                "--tiles", type=_count, default=6, help="how many tiles to try, cheapest first"
-            )
+        _add_options(command, run)
     return parser
+
+
+def _add_options(command: argparse.ArgumentParser, run: Callable[..., None]) -> None:
+    if run is not info:
+        _add_window(command)
+    if run is window:
+        command.add_argument("--query", type=_sizes, help="its coordinates (default: the centre)")
+        command.add_argument("--output", metavar="FILE", help="write a picture: .png, .svg, .pdf")
+        command.add_argument("--ascii", action="store_true", help="text without special symbols")
+    if run in (profile, tune):
+        _add_problem(command)
+    if run is profile:
+        help_text = "repeat for several; default: all"
+        command.add_argument("--implementation", action="append", choices=NAMES, help=help_text)
+    if run is tune:
+        help_text = "how many tiles to try, cheapest first"
+        command.add_argument("--tiles", type=_count, default=6, help=help_text)
 
 
 def _add_window(command: argparse.ArgumentParser) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jax_na.neighborhood import Neighborhood, by
+from jax_na.neighborhood import Axis, Neighborhood, by
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,16 +34,9 @@ def window_cells(neighborhood: Neighborhood, shape: Sequence[int], query: Sequen
         raise ValueError(
             f"query {tuple(query)} is not on the grid; the last one is {tuple(n - 1 for n in shape)}"
         )
-    lines = []
-    for x, line, axis in zip(query, bounds, neighborhood.axes(shape), strict=True):
-        cell, (start, stop) = np.arange(axis.length), line[x]
-        group = cell % axis.dilation == x % axis.dilation
-        seen = group & (start <= cell) & (cell < stop)
-        sharer = seen & (line == line[x]).all(1) & ((cell == x) | (axis.stride > 1))
-        lines.append((group, seen, sharer))
-    group, seen, sharer = (
-        functools.reduce(np.logical_and.outer, parts) for parts in zip(*lines, strict=True)
-    )
+    axes = zip(query, bounds, neighborhood.axes(shape), strict=True)
+    lines = zip(*(_on_axis(*axis) for axis in axes), strict=True)
+    group, seen, sharer = (functools.reduce(np.logical_and.outer, parts) for parts in lines)
     cells = np.full(group.shape, OUTSIDE, np.int8)
     if max(neighborhood.dilation) > 1:
         cells[group] = GROUP
@@ -51,6 +44,15 @@ def window_cells(neighborhood: Neighborhood, shape: Sequence[int], query: Sequen
     cells[sharer] = SHARER
     cells[tuple(query)] = QUERY
     return cells
+
+
+def _on_axis(x: int, bounds: np.ndarray, axis: Axis) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of every cell of an axis: in the group of x, seen by x, sharing its window."""
+    cell, (start, stop) = np.arange(axis.length), bounds[x]
+    group = cell % axis.dilation == x % axis.dilation
+    seen = group & (start <= cell) & (cell < stop)
+    sharer = seen & (bounds == bounds[x]).all(1) & ((cell == x) | (axis.stride > 1))
+    return group, seen, sharer
 
 
 def text_window(

@@ -10,6 +10,8 @@ All are differentiable.
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -74,35 +76,40 @@ def attention_backward(
     delta = rowsum(dO * O) - dLSE;  P = exp(S - LSE);  dS = P * (dO V^T - delta)
     dQ = scale dS K;  dK = scale dS^T Q;  dV = P^T dO;  d_rpb = sum of dS
     """
-    q, k, v, _, _, rpb = inputs
-    acc = accumulator(q.dtype)
-    blocks = Blocks.of(op, q.shape, k.shape, offsets)
-    keys, values = blocks.split_keys(k), blocks.split_keys(v)
+    acc = accumulator(inputs.query.dtype)
+    blocks = Blocks.of(op, inputs.query.shape, inputs.key.shape, offsets)
+    keys, values = blocks.split_keys(inputs.key), blocks.split_keys(inputs.value)
     delta = (cotangents.out.astype(acc) * results.out.astype(acc)).sum(-1) - cotangents.lse
-
-    def step(sums: Inputs, x: tuple[Array, ...]) -> tuple[Inputs, Array]:
-        tile, q_t, do_t, lse_t, delta_t = x
-        spans = blocks.spans(tile)
-        k_t, v_t = blocks.take_keys(keys, spans), blocks.take_keys(values, spans)
-        p = jnp.exp(_scores(op, blocks, spans, q_t, k_t, rpb) - lse_t[..., None])
-        ds = p * (dot(op, "...grte,...gue->...grtu", do_t, v_t, q.dtype) - delta_t[..., None])
-        dq_t = op.scale * dot(op, "...grtu,...gud->...grtd", ds, k_t, q.dtype)
-        dk_t = op.scale * dot(op, "...grtu,...grtd->...gud", ds, q_t, q.dtype)
-        dv_t = dot(op, "...grtu,...grte->...gue", p, do_t, q.dtype)
-        sums = sums._replace(
-            key=blocks.add_keys(sums.key, dk_t, spans),
-            value=blocks.add_keys(sums.value, dv_t, spans),
-            rpb=None if rpb is None else sums.rpb + _bias_gradient(blocks, spans, rpb, ds),
-        )
-        return sums, dq_t.astype(q.dtype)
-
     # P = 0 in rows that only fill a tile
-    fills = ((q, 0), (cotangents.out, 0), (results.lse, jnp.inf), (delta, 0))
+    fills = ((inputs.query, 0), (cotangents.out, 0), (results.lse, jnp.inf), (delta, 0))
     rows = tuple(blocks.split_queries(x, fill) for x, fill in fills)
-    zeros = jax.tree.map(lambda x: jnp.zeros_like(x, acc), Inputs(None, keys, values, rpb=rpb))
+    split = Inputs(None, keys, values, rpb=inputs.rpb)
+    zeros = jax.tree.map(lambda x: jnp.zeros_like(x, acc), split)
+    step = functools.partial(_backward_step, op, blocks, split)
     sums, dq = scan(step, zeros, len(rows[0]), rows)
-    dk, dv = (blocks.join_keys(x).astype(q.dtype) for x in (sums.key, sums.value))
+    dk, dv = (blocks.join_keys(x).astype(inputs.query.dtype) for x in (sums.key, sums.value))
     return Inputs(blocks.join_queries(dq), dk, dv, rpb=sums.rpb)
+
+
+def _backward_step(
+    op: Op, blocks: Blocks, split: Inputs, sums: Inputs, rows: tuple[Array, ...]
+) -> tuple[Inputs, Array]:
+    """The formulas of `attention_backward` for a tile: adds to dK, dV and d_rpb, gives dQ."""
+    tile, q, do, lse, delta = rows
+    spans = blocks.spans(tile)
+    product = functools.partial(dot, op, dtype=q.dtype)
+    k, v = blocks.take_keys(split.key, spans), blocks.take_keys(split.value, spans)
+    p = jnp.exp(_scores(op, blocks, spans, q, k, split.rpb) - lse[..., None])
+    ds = p * (product("...grte,...gue->...grtu", do, v) - delta[..., None])
+    dq = op.scale * product("...grtu,...gud->...grtd", ds, k)
+    dk = op.scale * product("...grtu,...grtd->...gud", ds, q)
+    dv = product("...grtu,...grte->...gue", p, do)
+    sums = sums._replace(
+        key=blocks.add_keys(sums.key, dk, spans),
+        value=blocks.add_keys(sums.value, dv, spans),
+        rpb=None if split.rpb is None else sums.rpb + _bias_gradient(blocks, spans, split.rpb, ds),
+    )
+    return sums, dq.astype(q.dtype)
 
 
 def _bias_gradient(blocks: Blocks, spans: tuple[Span, ...], rpb: Array, dscores: Array) -> Array:
@@ -125,7 +132,11 @@ def qk(op: Op, x: Array, y: Array, offsets: Array) -> Array:
 
     queries = blocks.split_queries(x)
     _, a = scan(step, None, len(queries), (queries,))
-    a = blocks.join_queries(a)
+    return _pad_slots(op, blocks.join_queries(a))
+
+
+def _pad_slots(op: Op, a: Array) -> Array:
+    """Rows of weights with zeros up to op.pitch."""
     return jnp.pad(a, [(0, 0)] * (a.ndim - 1) + [(0, op.pitch - a.shape[-1])])
 
 

@@ -111,15 +111,19 @@ def _over_residues(pick: np.ufunc, x: np.ndarray, d: int) -> Any:
 def cut(op: Op, queries: Shape, keys: Shape, blocks: int) -> tuple[Line, ...]:
     """The tiles with the fewest steps and scores outside the windows; `blocks` is batch times heads."""
 
-    def candidates(axis: Axis, n: int, m: int) -> list[Line]:
-        positions = -(-n // axis.dilation)
-        sizes = {min(1 << i, positions) for i in range(positions.bit_length() + 1)}
-        return [Line(axis, n, m, size) for size in sorted(sizes)]
+    every = itertools.product(*map(_candidates, op.axes, queries, keys))
+    return min(every, key=functools.partial(_cost, blocks))
 
-    def cost(lines: tuple[Line, ...]) -> tuple[bool, int]:
-        scores = blocks * math.prod(line.axis.dilation * line.tile * line.extent for line in lines)
-        if scores > MAX_SCORES:
-            return True, scores  # too many; if all have too many, the fewest
-        return False, math.prod(line.tiles for line in lines) * (scores + STEP_COST)
 
-    return min(itertools.product(*map(candidates, op.axes, queries, keys)), key=cost)
+def _candidates(axis: Axis, queries: int, keys: int) -> list[Line]:
+    """The axis cut into tiles of every power of two, and not cut."""
+    positions = -(-queries // axis.dilation)
+    sizes = {min(1 << i, positions) for i in range(positions.bit_length() + 1)}
+    return [Line(axis, queries, keys, size) for size in sorted(sizes)]
+
+
+def _cost(blocks: int, lines: tuple[Line, ...]) -> tuple[bool, int]:
+    scores = blocks * math.prod(line.axis.dilation * line.tile * line.extent for line in lines)
+    if scores > MAX_SCORES:
+        return True, scores  # too many; if all have too many, the fewest
+    return False, math.prod(line.tiles for line in lines) * (scores + STEP_COST)
