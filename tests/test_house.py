@@ -2,10 +2,12 @@
 """The tools of the build and of .ci: what they find, and what they let pass."""
 
 import importlib
+import itertools
 import pathlib
 import random
 import subprocess
 import sys
+from typing import NamedTuple
 
 import pytest
 
@@ -85,6 +87,20 @@ def test_covering():
         assert {rows[i]["kind"] for i in numbers} == set("abcd")
         assert len(numbers) == 20
     assert chosen[0] != chosen[1]
+
+
+class Problem(NamedTuple):
+    features: frozenset
+
+
+def test_covering_of_features():
+    """Not every problem is needed, but each of their features with every value beside it."""
+    problems = [Problem(frozenset(pair)) for pair in itertools.combinations("abcdef", 2)]
+    rows = [{"case": problem, "kind": kind} for problem in problems for kind in (1, 2)]
+    chosen = [rows[i] for i in thinning.covering(rows, random.Random(0))]
+    seen = {(feature, row["kind"]) for row in chosen for feature in row["case"].features}
+    assert seen == set(itertools.product("abcdef", (1, 2)))
+    assert len(chosen) < len(problems)
 
 
 def test_successive():

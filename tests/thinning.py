@@ -3,8 +3,9 @@
 
 A test with several parameters stands for all combinations of their values. A run takes so many of them that
 every value of every parameter occurs; which combinations these are follows from the seed, so that another run
-tries others. Tests marked `@pytest.mark.some(n)`, whose parameter only counts random problems, are run for n
-successive numbers.
+tries others. A value that has `features`, a problem, need not occur itself: all its features must, each with
+every value of the other parameters that it has anywhere. Tests marked `@pytest.mark.some(n)`, whose parameter
+only counts random problems, are run for n successive numbers.
 """
 
 from __future__ import annotations
@@ -17,9 +18,16 @@ import pytest
 Values = Mapping[str, object]
 
 
+def marks_of(row: Values) -> set[tuple[str, ...]]:
+    """What a row shows that a choice of rows must show."""
+    values = {(name, repr(value)) for name, value in row.items() if not hasattr(value, "features")}
+    features = {f for value in row.values() for f in getattr(value, "features", ())}
+    return values | {(feature, *value) for feature in features for value in (values or {()})}
+
+
 def covering(rows: Sequence[Values], order: random.Random) -> list[int]:
-    """Numbers of few rows in which every value of every name occurs that occurs in any row."""
-    marks = [{(name, repr(value)) for name, value in row.items()} for row in rows]
+    """Numbers of few rows that show together what all of them show."""
+    marks = [marks_of(row) for row in rows]
     missing = set().union(*marks)
     candidates = order.sample(range(len(rows)), len(rows))
     chosen = []
