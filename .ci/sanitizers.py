@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Builds the CPU module with AddressSanitizer and UndefinedBehaviorSanitizer and runs the kernel tests on it."""
+"""Builds the CPU module with AddressSanitizer and UndefinedBehaviorSanitizer, and runs tests of it."""
 
 from __future__ import annotations
 
