@@ -113,7 +113,7 @@ class Plan:
                 step.seconds = time.monotonic() - begin
 
     def report(self, step: Step, error: BaseException | None, stop: bool) -> list[str]:
-        """Prints the log of a step; the first failure ends all others. Returns the name of what has failed."""
+        """Prints the log of a step; the first failure ends all others. Returns what has failed."""
         if error is not None and stop:
             return []
         print(f"\n== {step.name}: {step.seconds:.0f} s ==", flush=True)

@@ -16,11 +16,16 @@ from . import thinning
 ROOT = pathlib.Path(__file__).parent.parent
 
 
-@pytest.fixture(scope="module")
-def house():
+def tool(name):
+    """A module of .ci."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(ROOT / ".ci")
-        return importlib.import_module("house")
+        return importlib.import_module(name)
+
+
+@pytest.fixture(scope="module")
+def house():
+    return tool("house")
 
 
 def sentences(house, root, files):
@@ -150,3 +155,49 @@ def test_compile_cache_passes_on_what_it_does_not_know(compiled):
 def test_compile_cache_reports_errors(compiled):
     with pytest.raises(subprocess.CalledProcessError):
         compiled("one", "int value(")
+
+
+def test_steps(tmp_path, capsys):
+    """They wait for what they need; the end shows times and how the tests went."""
+    steps = tool("steps")
+    order = []
+
+    def step(name, *needs, text="nothing"):
+        def action(run):
+            run(sys.executable, "-c", f"print({text!r})")
+            order.append(name)
+
+        return steps.Step(name, action, needs)
+
+    plan = [step("last", "first", text="3 passed, 1 skipped in 2.00s"), step("first"), step("not asked for")]
+    assert steps.Plan(plan).run(["last"], tmp_path, cores=2) == 0
+    assert order == ["first", "last"]
+    text = capsys.readouterr().out
+    assert "last: 3 passed, 1 skipped in 2.00s" in text
+    assert text.endswith("all checks passed\n")
+
+
+def test_steps_end_with_the_first_failure(tmp_path, capsys):
+    steps = tool("steps")
+
+    def action(code):
+        return lambda run: run(sys.executable, "-c", code)
+
+    plan = [
+        steps.Step("wrong", action("print('why'); raise SystemExit(3)")),
+        steps.Step("long", action("import time; time.sleep(60)")),
+        steps.Step("never", action(""), needs=("wrong",)),
+    ]
+    assert steps.Plan(plan).run([], tmp_path, cores=2) == 1
+    text = capsys.readouterr().out
+    assert "why" in text
+    assert "never" not in text
+    assert text.endswith("failed: wrong\n")
+
+
+def test_requirements_name_no_extra_of_our_own():
+    """Environments of CI get what the package needs, but the package as a wheel."""
+    found = tool("environments").requirements("test")
+    assert any(r.startswith("jax>=") for r in found)
+    assert any(r.startswith("flax>=") for r in found)
+    assert not any(r.startswith("jax-na") for r in found)
