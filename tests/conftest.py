@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Eight CPU devices, fresh random numbers, 64-bit on request. Warnings are errors (pyproject.toml).
 
-Without --exhaustive a run takes a part of the combinations of parameters: thinning.py says which.
+Without --exhaustive a run takes a part of the combinations of parameters (thinning.py says which), and XLA
+compiles quickly rather than well.
 
 The tests run on the platform that JAX has: on a GPU, products of float32 values are exact there too.
 """
@@ -38,7 +39,9 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "some(n): without --exhaustive, n successive ones of these tests")
     for name, number in EXAMPLES.items():
         hypothesis.settings.register_profile(name, max_examples=number)
-    hypothesis.settings.load_profile("exhaustive" if config.getoption("exhaustive") else "thinned")
+    is_exhaustive = config.getoption("exhaustive")
+    hypothesis.settings.load_profile("exhaustive" if is_exhaustive else "thinned")
+    jax.config.update("jax_disable_most_optimizations", not is_exhaustive)
 
 
 def pytest_report_header(config: pytest.Config) -> str:
@@ -70,10 +73,11 @@ def x64() -> Iterator[None]:
 
 @pytest.fixture
 def quick_compile() -> Iterator[None]:
-    """Compile quickly rather than well: halves the time of tests whose programs are large and run once."""
+    """Compile quickly rather than well in every run: halves the time of large programs that run once."""
+    before = jax.config.jax_disable_most_optimizations
     jax.config.update("jax_disable_most_optimizations", True)
     yield
-    jax.config.update("jax_disable_most_optimizations", False)
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture
