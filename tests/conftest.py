@@ -72,12 +72,11 @@ def x64() -> Iterator[None]:
 
 
 @pytest.fixture
-def quick_compile() -> Iterator[None]:
+def quick_compile(pytestconfig: pytest.Config) -> Iterator[None]:
     """Compile quickly rather than well in every run: halves the time of large programs that run once."""
-    before = jax.config.jax_disable_most_optimizations
     jax.config.update("jax_disable_most_optimizations", True)
     yield
-    jax.config.update("jax_disable_most_optimizations", before)
+    jax.config.update("jax_disable_most_optimizations", not pytestconfig.getoption("exhaustive"))
 
 
 @pytest.fixture
