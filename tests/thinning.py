@@ -5,7 +5,7 @@ A test with several parameters stands for all combinations of their values. A ru
 every value of every parameter occurs; which combinations these are follows from the seed, so that another run
 tries others. A value that has `features`, a problem, need not occur itself: all its features must, each with
 every value of the other parameters that it has anywhere. Tests marked `@pytest.mark.some(n)`, whose parameter
-only counts random problems, are run for n successive numbers.
+only counts random problems, are run for n successive numbers, of which 0 is none.
 """
 
 from __future__ import annotations
