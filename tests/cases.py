@@ -56,6 +56,34 @@ class Case:
         """The arguments of a Neighborhood."""
         return {name: self.per_axis(name) for name in ("kernel_size", "stride", "dilation", "is_causal")}
 
+    @property
+    def features(self) -> set[str]:
+        """What is special about it."""
+        heads, dims = (
+            (self.heads, self.kv_heads or self.heads),
+            (self.head_dim, self.value_dim or self.head_dim),
+        )
+        return {f"rank {len(self.grid)}", f"batch axes {min(len(self.batch), 2)}"} | {
+            feature
+            for feature, is_there in {
+                "stride": any(axis.stride > 1 for axis in self.axes),
+                "dilation": any(axis.dilation > 1 for axis in self.axes),
+                "causal": any(axis.is_causal for axis in self.axes),
+                "even window": any(axis.kernel_size % 2 == 0 for axis in self.axes),
+                "whole axis": any(axis.kernel_size == axis.length for axis in self.axes),
+                "long window": any(axis.kernel_size > 64 for axis in self.axes),
+                "bias": self.rpb,
+                "tokens": self.additional > 0,
+                "shared heads": heads[0] > heads[1],
+                "value features": dims[0] != dims[1],
+                "features of no lane": dims[0] % 4 > 0,
+                "many features": dims[0] > 32,
+                "scale": self.scale is not None,
+                "no batch entry": 0 in self.batch,
+            }.items()
+            if is_there
+        }
+
     def shapes(self) -> dict[str, tuple[int, ...]]:
         kv_heads, value_dim = self.kv_heads or self.heads, self.value_dim or self.head_dim
         shapes = {

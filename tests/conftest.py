@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Eight CPU devices, fresh random numbers, 64-bit on request. Warnings are errors (pyproject.toml).
 
+Without --exhaustive a run takes a part of the combinations of parameters (thinning.py says which), and XLA
+compiles quickly rather than well.
+
 The tests run on the platform that JAX has: on a GPU, products of float32 values are exact there too.
 """
 
@@ -10,9 +13,12 @@ import os
 import zlib
 from collections.abc import Iterator
 
+import hypothesis
 import jax
 import numpy as np
 import pytest
+
+from . import thinning
 
 os.environ["JAX_NA_TUNING"] = "off"  # what was measured on this machine is no part of a test
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # several processes share a GPU
@@ -21,10 +27,35 @@ if jax.default_backend() == "gpu":
     jax.config.update("jax_default_matmul_precision", "highest")
 
 SEED = int(os.environ.get("JAX_NA_TEST_SEED") or np.random.SeedSequence().entropy % 2**32)
+os.environ["JAX_NA_TEST_SEED"] = str(SEED)  # the processes of pytest-xdist take the same
+EXAMPLES = {"thinned": 4, "exhaustive": 12}  # of one test by hypothesis
 
 
-def pytest_report_header() -> str:
-    return f"random numbers: JAX_NA_TEST_SEED={SEED}"
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--exhaustive", action="store_true", help="all combinations of parameters")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "some(n): without --exhaustive, n successive ones of these tests")
+    for name, number in EXAMPLES.items():
+        hypothesis.settings.register_profile(name, max_examples=number)
+    is_exhaustive = config.getoption("exhaustive")
+    hypothesis.settings.load_profile("exhaustive" if is_exhaustive else "thinned")
+    jax.config.update("jax_disable_most_optimizations", not is_exhaustive)
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    part = "all" if config.getoption("exhaustive") else "some of all, see --exhaustive"
+    return f"random numbers: JAX_NA_TEST_SEED={SEED}; combinations of parameters: {part}"
+
+
+@pytest.hookimpl(trylast=True)  # after -k and -m have chosen
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("exhaustive") or any("[" in argument for argument in config.args):
+        return
+    kept = thinning.thinned(items, SEED)
+    config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
+    items[:] = kept
 
 
 @pytest.fixture
@@ -41,11 +72,11 @@ def x64() -> Iterator[None]:
 
 
 @pytest.fixture
-def quick_compile() -> Iterator[None]:
-    """Compile quickly rather than well: halves the time of tests whose programs are large and run once."""
+def quick_compile(pytestconfig: pytest.Config) -> Iterator[None]:
+    """Compile quickly rather than well in every run: halves the time of large programs that run once."""
     jax.config.update("jax_disable_most_optimizations", True)
     yield
-    jax.config.update("jax_disable_most_optimizations", False)
+    jax.config.update("jax_disable_most_optimizations", not pytestconfig.getoption("exhaustive"))
 
 
 @pytest.fixture

@@ -108,6 +108,7 @@ def test_windows_outside_the_keys_are_nan(reason, rng):
         assert np.isnan(x[:, lost_queries(problem)].astype(np.float32)).all()
 
 
+@pytest.mark.some(6)
 @pytest.mark.parametrize("number", range(40))
 def test_random_problems(number, rng):
     problem = any_problem(rng)

@@ -180,6 +180,7 @@ def test_deterministic(name, mode, rng):
     helpers.assert_identical(both(any_seed(rng)), both(any_seed(rng)))
 
 
+@pytest.mark.some(12)
 @pytest.mark.parametrize("number", range(48))
 def test_random_problems(number, rng):
     problem, mode = any_problem(rng), MODES[number % len(MODES)]

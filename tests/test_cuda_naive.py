@@ -45,6 +45,7 @@ def test_naive_windows_outside_the_keys_are_nan(reason, rng):
     assert np.isnan(found["av"][:, lost].astype(np.float32)).all()
 
 
+@pytest.mark.some(5)
 @pytest.mark.parametrize("number", range(16))
 def test_random_problems_naive(number, rng):
     problem = any_problem(rng)

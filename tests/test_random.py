@@ -54,7 +54,6 @@ def cases(draw):
 @pytest.mark.usefixtures("quick_compile")
 @pytest.mark.parametrize("implementation", helpers.IMPLEMENTATIONS)
 @hypothesis.settings(
-    max_examples=12,
     deadline=None,
     database=None,
     suppress_health_check=list(hypothesis.HealthCheck),

@@ -68,6 +68,7 @@ def test_collectives_are_read_from_the_text():
     assert communication.received(found) == {1: 24, 0: 32}
 
 
+@pytest.mark.some(0)  # half a minute; .ci/run runs the example too
 def test_sharded_training():
     """The example; it checks its losses and its communication itself."""
     pytest.importorskip("skimage")
