@@ -69,7 +69,6 @@ def test_signatures_are_one():
     assert names[8:11] == ["rpb", "additional_keys", "additional_values"]
     assert names[11:] == ["return_lse", "implementation", "precision"]
     assert all(expected[name].kind is inspect.Parameter.KEYWORD_ONLY for name in names[4:])
-<<<<<<< HEAD
     for function, own in (
         (jax_na.region_attention, ["length", "query_start", "key_start"]),
         (jax_na.sharded_neighborhood_attention, ["axis_names", "length"]),
@@ -149,16 +148,6 @@ def imported_by(file):
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
-=======
-    more = {
-        jax_na.region_attention: ["length", "query_start", "key_start"],
-        jax_na.sharded_neighborhood_attention: ["axis_names", "length"],
-    }
-    for function, own in more.items():
-        found = inspect.signature(function).parameters
-        assert list(found)[4 : 4 + len(own)] == own
-        assert [p for name, p in found.items() if name not in own] == list(expected.values())
->>>>>>> hF
 
 
 def test_table_of_implementations():
