@@ -38,7 +38,8 @@ class Results:
 
     def __init__(self, document: dict[str, Any]) -> None:
         self.document = document
-        measured = results.summary(document["results"]).with_columns(pl.col("method").alias("form"))
+        rows = results.summary(document["results"])
+        measured = pl.DataFrame(rows, infer_schema_length=None).with_columns(form=pl.col("method"))
         pure = measured.filter(pl.col("method").is_in(PURE_JAX)).sort("median_s", maintain_order=True)
         best = pure.group_by(results.KEYS[:-1], maintain_order=True).first()
         best = best.with_columns(pl.lit(BEST_JAX).alias("method")).select(measured.columns)

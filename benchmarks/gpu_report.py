@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import polars as pl
 import results
 from results import Row
 
@@ -21,8 +20,9 @@ def report(document: dict[str, Any], markdown: bool = False) -> str:
     """The whole report."""
     table: Table = markdown_table if markdown else text_table
     parts = ["\n".join(conditions(document))]
-    frame = results.summary(document["results"]) if document["results"] else pl.DataFrame()
-    groups = frame.partition_by("problem", "dtype", maintain_order=True, as_dict=True) if len(frame) else {}
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in results.summary(document["results"]):
+        groups.setdefault((row["problem"], row["dtype"]), []).append(row)
     for (name, dtype), rows in groups.items():
         title = f"{'### ' if markdown else ''}{name}, {dtype}: {BY_NAME[name].about}"
         parts.append(f"{title}\n\n{table([COLUMNS, *cells(rows, document['ceilings'])], 2)}")
@@ -47,12 +47,11 @@ def conditions(document: dict[str, Any]) -> list[str]:
     ]
 
 
-def cells(rows: pl.DataFrame, ceilings: dict[str, float]) -> list[list[str]]:
+def cells(rows: Sequence[Row], ceilings: dict[str, float]) -> list[list[str]]:
     """One problem: by direction, fastest first; "fused" is how many times longer than the fused kernel."""
-    fused = rows.filter(method="fused").select("direction", pl.col("median_s").alias("fused_s"))
-    order = pl.col("direction").replace_strict({name: i for i, name in enumerate(PASSES)})
-    joined = rows.join(fused, on="direction", how="left").sort(order, "median_s")
-    return [_row(r, ceilings) for r in joined.iter_rows(named=True)]
+    fused = {r["direction"]: r["median_s"] for r in rows if r["method"] == "fused"}
+    order = lambda r: (list(PASSES).index(r["direction"]), r["median_s"])  # noqa: E731
+    return [_row(r, ceilings, fused.get(r["direction"])) for r in sorted(rows, key=order)]
 
 
 def floor(r: Row, ceilings: dict[str, float]) -> float:
@@ -62,8 +61,8 @@ def floor(r: Row, ceilings: dict[str, float]) -> float:
     return float(max(computing, moving) * r["median_s"])
 
 
-def _row(r: Row, ceilings: dict[str, float]) -> list[str]:
-    tflop_per_s, is_fused = r["rate"] / 1e12, r["method"] == "fused"
+def _row(r: Row, ceilings: dict[str, float], fused: float | None) -> list[str]:
+    tflop_per_s = r["rate"] / 1e12
     return [
         r["method"],
         r["direction"],
@@ -72,7 +71,7 @@ def _row(r: Row, ceilings: dict[str, float]) -> list[str]:
         f"{tflop_per_s / ceilings['tflop_per_s']:.0%}",
         f"{r['byte_rate'] / 1e9:.4g}",
         f"{floor(r, ceilings) / r['median_s']:.0%}" if r["exact"] else "",
-        "" if r["fused_s"] is None or is_fused else f"{r['median_s'] / r['fused_s']:.2f}x",
+        "" if fused is None or r["method"] == "fused" else f"{r['median_s'] / fused:.2f}x",
         "" if r["error"] is None else f"{r['error']:.0e}",
         r["note"] or ("" if r["exact"] else "all tokens: another result"),
     ]

@@ -12,12 +12,13 @@ import json
 import pathlib
 import statistics
 from collections.abc import Iterable, Sequence
-from typing import Any
-
-import polars as pl
+from typing import TYPE_CHECKING, Any
 
 from jax_na.tools.clock import quartiles
 from jax_na.tools.report import milliseconds
+
+if TYPE_CHECKING:
+    import polars as pl
 
 KEYS = ("problem", "dtype", "direction", "threads", "method")
 YARDSTICK = "sgemm"
@@ -35,6 +36,8 @@ def read(file: pathlib.Path) -> dict[str, Any]:
 
 def samples(document: dict[str, Any]) -> pl.DataFrame:
     """One row per sample, with the versions and the machine; none of files that have no samples."""
+    import polars as pl  # machines that measure need not have it
+
     lists = ("seconds", "calls", "waited")
     rows = [
         {
@@ -51,13 +54,19 @@ def samples(document: dict[str, Any]) -> pl.DataFrame:
     return pl.DataFrame(rows).with_columns(pl.lit(where.get("gpu", where["cpu"])).alias("machine"), *versions)
 
 
-def summary(rows: Iterable[Row]) -> pl.DataFrame:
+def summary(rows: Iterable[Row]) -> list[Row]:
     """One row per method on a problem; "rate" is in FLOP/s, "of_sgemm" over that of a matrix product."""
-    frame = pl.DataFrame([_summary(row) for row in rows], infer_schema_length=None)
-    keys = KEYS[:-1]
-    sgemm = frame.filter(method=YARDSTICK).select(*keys, pl.col("rate").alias("sgemm"))
-    joined = frame.join(sgemm, on=keys, how="left", maintain_order="left")
-    return joined.with_columns((pl.col("rate") / pl.col("sgemm")).alias("of_sgemm")).drop("sgemm")
+    found = [_summary(row) for row in rows]
+    sgemm = {_place(row): row["rate"] for row in found if row["method"] == YARDSTICK}
+    for row in found:
+        beside = sgemm.get(_place(row))
+        row["of_sgemm"] = None if beside is None else row["rate"] / beside
+    return found
+
+
+def _place(row: Row) -> tuple[Any, ...]:
+    """What the methods of the same rounds have in common."""
+    return tuple(row[name] for name in KEYS[:-1])
 
 
 def _summary(row: Row) -> Row:
@@ -97,8 +106,8 @@ def extra_bytes(memory: dict[str, int]) -> int | None:
 def cpu_cells(rows: Sequence[Row]) -> list[list[str]]:
     """One problem on a CPU, fastest first within a number of threads, yardsticks last."""
     head = ["method", "threads", "median ms", "quartiles ms", "GFLOP/s", "of SGEMM", "extra MB", "error", ""]
-    order = (pl.col("threads"), pl.col("method").is_in(YARDSTICKS), pl.col("median_s"))
-    return [head, *(_cpu_row(r) for r in summary(rows).sort(*order).iter_rows(named=True))]
+    order = lambda r: (r["threads"], r["method"] in YARDSTICKS, r["median_s"])  # noqa: E731
+    return [head, *map(_cpu_row, sorted(summary(rows), key=order))]
 
 
 def _cpu_row(r: Row) -> list[str]:

@@ -169,6 +169,7 @@ def checked(request):
     return problem, functools.cache(jax_methods.planes_of(case(problem), attend, inputs, []))
 
 
+@pytest.mark.usefixtures("quick_compile")
 def test_directions_agree():
     attend, inputs = profiler.attention(BIASED, "fused"), profiler.arrays(BIASED)
     programs = {d: profiler.program(replace(BIASED, direction=d), attend, inputs) for d in problems.PASSES}
@@ -214,6 +215,14 @@ def test_wrong_results_do_not(checked, name):
         assert text == f"it is WRONG: the relative error of {name} is 2.0e-02"
     else:
         assert problem.rpb  # the sample has no gradients of keys where there is a bias
+
+
+@pytest.mark.usefixtures("quick_compile")
+@pytest.mark.parametrize("name", ["jax-blocked", "jax-gather", "jax-dense"])
+def test_peers_compute_the_same(name):
+    method = next(m for m in jax_methods.METHODS if m.name == name)
+    prepared = method.prepare(case(GRID, gradients=False))
+    assert prepared.errors()["out"] < 1e-5
 
 
 def test_not_a_number_is_wrong():
@@ -279,20 +288,18 @@ def test_a_problem_is_measured(process, tmp_path):
     file = tmp_path / "case.npz"
     assert process.ask("reference", problem=asdict(GRID), file=str(file)) == {}
     problem = replace(GRID, direction=BOTH)
-    plan = session.Plan(("fused", "jax-blocked", "identity"), 2, 5.0, tries=2)
+    plan = session.Plan(("fused", "identity"), 2, 5.0)
     rows, skipped = session.measure(problem, file, [process], plan, lambda text, steps: None)
-    by_method = {row["method"]: row for row in rows}
-    assert set(by_method) == {"fused", "jax-blocked", "sgemm"}
+    fused, sgemm = rows
+    assert (fused["method"], sgemm["method"]) == ("fused", "sgemm")
     assert [s["method"] for s in skipped] == ["identity"]
-    fused = by_method["fused"]
     assert set(fused["errors"]) == {"out", "dquery", "dkey", "dvalue"}
+    assert max(fused["errors"].values()) < 1e-5
     assert fused["flops"] == profiler.flops(problem)
     assert len(fused["seconds"]) == len(fused["waited"]) == 2
-    assert by_method["jax-blocked"]["note"].startswith("tile ")
-    assert not by_method["sgemm"]["exact"]
+    assert (fused["exact"], sgemm["exact"]) == (True, False)
     cells = results.cpu_cells(rows)
-    assert cells[-1][0] == "sgemm"
-    assert cells[-1][5] == "100%"
+    assert [cells[-1][0], cells[-1][5]] == ["sgemm", "100%"]
 
 
 def test_a_failure_is_an_obstacle(process):
@@ -416,11 +423,12 @@ def test_committed_results_are_readable(file):
     names = {r["problem"] for r in document["results"]} - {"tiny-16-w3"}
     assert names <= set(BY_NAME)
     assert all(name in text for name in names)
-    medians = results.summary(document["results"])["median_s"]
+    medians = [row["median_s"] for row in results.summary(document["results"])]
     assert len(medians) == len(document["results"])
-    assert medians.min() > 0
+    assert min(medians) > 0
 
 
+@pytest.mark.skipif(not FILES, reason="this copy of the sources has no results")
 def test_the_page_has_the_committed_results():
     page = (FOLDER.parent / "docs" / "benchmarks.md").read_text()
     text = report.report(results.read(FOLDER / "results" / "cpu-epyc-2core-float32.json"))
@@ -436,7 +444,7 @@ def row(method, seconds, **other):
 
 def test_summary_has_the_ratios():
     rows = [row("fused", [3.0, 1.0, 2.0], waited=[0.5] * 3), row("sgemm", [1.0])]
-    fused = results.summary(rows).row(0, named=True)
+    fused, _ = results.summary(rows)
     assert (fused["median_s"], fused["low_s"], fused["high_s"]) == (2.0, 1.5, 2.5)
     assert (fused["rate"], fused["of_sgemm"], fused["is_loaded"]) == (1e9, 0.5, True)
 
@@ -468,6 +476,7 @@ def test_extra_memory():
     assert results.extra_bytes({}) is None
 
 
+@pytest.mark.skipif(not FILES, reason="this copy of the sources has no results")
 def test_chart(tmp_path):
     arguments = [str(FOLDER / "results" / "cpu-epyc-2core-float32.json")]
     assert report.main([*arguments, "--chart", str(tmp_path / "chart.png")]) == 0
