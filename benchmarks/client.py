@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pathlib
 import re
@@ -104,9 +105,11 @@ class Client:
 
     def _reply(self, seconds: float | None) -> dict[str, Any]:
         try:
-            return dict(self._channel.receive(seconds))
+            return dict(json.loads(self._channel.receive(seconds)))
         except EOFError:
             raise WorkerDied("the process ended") from None
+        except execnet.RemoteError as error:
+            raise WorkerDied(str(error).strip().splitlines()[-1]) from None
         except self._channel.TimeoutError:
             raise WorkerDied("no time was left") from None
 

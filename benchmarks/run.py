@@ -101,8 +101,8 @@ def workers(options: argparse.Namespace, threads: Sequence[int]) -> Iterator[lis
     clients: list[Client] = []
     try:
         for framework, python in pythons.items():
-            roles = [Role(framework, CPU, n, weighs, python, "cpu", options.log) for n, weighs in numbers]
-            clients += [Client(role) for role in roles]
+            for n, weighs in numbers:
+                clients.append(Client(Role(framework, CPU, n, weighs, python, "cpu", options.log)))
         if clients[-1].missing is not None:
             raise SystemExit(f"run.py: {clients[-1].missing}")
         for framework, why in {c.role.framework: c.missing for c in clients if c.missing}.items():

@@ -10,11 +10,13 @@ from __future__ import annotations
 import functools
 import gc
 import importlib.util
+import json
 import os
 import sys
 import time
 import traceback
 import types
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -184,17 +186,17 @@ def begin(framework: str, device: str, threads: int, folder: str, log: str, envi
     return Worker(importlib.import_module(MODULES[framework]), device)
 
 
-def answer(function: Any) -> Reply:
+def answer(function: Callable[[], Reply]) -> str:
     """The reply of a command, or of what went wrong: the driver reports it and goes on."""
     try:
-        return dict(function())
+        return json.dumps(function())
     except Exception as error:
         traceback.print_exc()
-        return {"failed": f"{type(error).__name__}: {error}"}
+        return json.dumps({"failed": f"{type(error).__name__}: {error}"})
 
 
 def serve(channel: Any) -> None:
-    """Answers what comes through the channel: first how to begin, then (command, arguments)."""
+    """Answers what comes through the channel, in JSON: first how to begin, then (command, arguments)."""
     worker: Worker | None = None
 
     def hello() -> Reply:

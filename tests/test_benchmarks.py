@@ -320,7 +320,7 @@ def test_a_process_that_is_too_slow_is_started_again(process):
 
 
 def test_a_missing_framework_is_said():
-    assert worker.answer(lambda: {"a": 1}) == {"a": 1}
+    assert json.loads(worker.answer(lambda: {"a": 1})) == {"a": 1}
     role = client.Role("no_such_framework", CPU, 1)
     found = client.Client(role)
     assert found.missing == "ModuleNotFoundError: no_such_framework is not installed"
