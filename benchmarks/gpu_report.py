@@ -27,7 +27,7 @@ def report(document: dict[str, Any], markdown: bool = False) -> str:
         title = f"{'### ' if markdown else ''}{name}, {dtype}: {BY_NAME[name].about}"
         parts.append(f"{title}\n\n{table([COLUMNS, *cells(rows, document['ceilings'])], 2)}")
     if document.get("tiles"):
-        parts.append(f"Tiles\n\n{table(tile_cells(document['tiles']), 1)}")
+        parts.append(f"Tiles\n\n{table(tile_cells(document['tiles']), 2)}")
     skipped: dict[str, list[str]] = {}
     for s in document["skipped"]:
         skipped.setdefault(f"{s['method']}: {s['reason']}", []).append(s["problem"])

@@ -64,7 +64,9 @@ class Operands:
     def __init__(self, case: Case, attend: Attend, order: Array) -> None:
         self.case, self.attend, self.order = case, attend, order
         self.random = torch.Generator("cuda").manual_seed(0) if case.device == GPU else None
-        self.inputs = [self._tensor(name).requires_grad_(case.gradients) for name in ("query", "key", "value")]
+        self.inputs = [
+            self._tensor(name).requires_grad_(case.gradients) for name in ("query", "key", "value")
+        ]
         self.dout = self._tensor("dout")
 
     def _tensor(self, name: str) -> torch.Tensor:

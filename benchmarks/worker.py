@@ -81,19 +81,9 @@ class Worker:
         np.savez(file, **self.module.reference(_case(self.device, problem, [], "", False)))
         return {}
 
-    def setup(
-        self,
-        id: int,
-        method: str,
-        problem: Reply,
-        bounds: list[bytes],
-        file: str,
-        gradients: bool,
-        tries: int,
-        choice: str,
-    ) -> Reply:
+    def setup(self, id: int, method: str, **arguments: Any) -> Reply:
         """Prepares, runs, and verifies; says how long that took, or why it cannot be."""
-        case = _case(self.device, problem, bounds, file, gradients, tries=tries, choice=choice)
+        case = _case(self.device, **arguments)
         obstacle = self.methods[method].obstacle(case)
         if obstacle is not None:
             return {"cannot": obstacle}
