@@ -15,23 +15,25 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from method import Case, Prepared, fastest, too_large
-from specs import Spec
+from method import Array, Case, Prepared, fastest, too_large
+
+from jax_na.tools.profiler import Attend
 
 TILES = {1: ((64,), (128,)), 2: ((4, 4), (8, 8)), 3: ((2, 4, 4), (4, 4, 4))}
+LEAST = float(np.finfo(np.float32).min)  # the score of a key that is not seen
 CHUNK = 1 << 19  # scores of the tiles computed together where tiles go chunk by chunk: 2 MB
 
 
 class Tables(NamedTuple):
     """One axis cut into T tiles of t queries, each with u keys."""
 
-    queries: np.ndarray  # [T, t] coordinates
-    keys: np.ndarray  # [T, u] coordinates
-    visible: np.ndarray  # [T, t, u]
-    place: np.ndarray  # [length] index of a coordinate in the flattened queries
+    queries: Array  # [T, t] coordinates
+    keys: Array  # [T, u] coordinates
+    visible: Array  # [T, t, u]
+    place: Array  # [length] index of a coordinate in the flattened queries
 
 
-def cut(bounds: np.ndarray, dilation: int, tile: int) -> Tables:
+def cut(bounds: Array, dilation: int, tile: int) -> Tables:
     """The tables of an axis. A tile stays in a dilation group; the last one of it repeats the last query."""
     length = len(bounds)
     groups = [np.arange(g, length, dilation) for g in range(dilation)]
@@ -59,7 +61,7 @@ def split(x: jax.Array, tables: Sequence[jax.Array]) -> jax.Array:
 
 
 def join(x: jax.Array, tables: Sequence[jax.Array], places: Sequence[jax.Array]) -> jax.Array:
-    """The reverse for queries."""
+    """Queries in tiles, back on their grid."""
     n = len(tables)
     counts, sizes = zip(*(t.shape for t in tables), strict=True)
     _, batch, heads, _, features = x.shape
@@ -72,51 +74,50 @@ def join(x: jax.Array, tables: Sequence[jax.Array], places: Sequence[jax.Array])
     return x
 
 
-def _tile(spec: Spec, q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array) -> jax.Array:
+def _tile(scale: float, q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array) -> jax.Array:
     """Attention of the queries of tiles [..., B, H, t, D] to their keys [..., B, G, u, D]."""
     grouped = q.reshape(*k.shape[:-2], -1, *q.shape[-2:])  # [..., B, G, heads of a kv head, t, D]
-    s = (
-        jnp.einsum("...grtd,...gud->...grtu", grouped, k, preferred_element_type=jnp.float32)
-        * spec.softmax_scale
-    )
-    s = jnp.where(visible[..., None, None, None, :, :], s, jnp.finfo(s.dtype).min)
+    s = scale * jnp.einsum("...grtd,...gud->...grtu", grouped, k, preferred_element_type=jnp.float32)
+    s = jnp.where(visible[..., None, None, None, :, :], s, LEAST)
     out = jnp.einsum("...grtu,...gud->...grtd", jax.nn.softmax(s).astype(v.dtype), v)
     return out.reshape(q.shape)
 
 
-def _attend(case: Case, tile: Sequence[int], chunked: bool) -> tuple[Callable[..., jax.Array], list[Any]]:
+def _attend(case: Case, tile: Sequence[int], chunked: bool) -> tuple[Attend, list[Any]]:
     """The function of (query, key, value, *constants), and the constants."""
-    spec, rank = case.spec, case.spec.rank
-    axes = [cut(b, d, t) for b, d, t in zip(case.bounds, spec.dilation, tile, strict=True)]
+    problem, rank = case.problem, case.problem.rank
+    axes = [cut(b, d, t) for b, d, t in zip(case.bounds, problem.dilation, tile, strict=True)]
     lead = functools.reduce(np.multiply.outer, [a.visible for a in axes])  # [T0, t0, u0, T1, t1, u1, ..]
     lead = lead.transpose(*range(0, 3 * rank, 3), *range(1, 3 * rank, 3), *range(2, 3 * rank, 3))
     visible = lead.reshape(math.prod(lead.shape[:rank]), math.prod(lead.shape[rank : 2 * rank]), -1)
-    together = max(1, CHUNK // (spec.batch * spec.heads * visible[0].size))
+    together = max(1, CHUNK // (problem.batch * problem.heads * visible[0].size))
 
-    def attend(q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array, *tables: jax.Array) -> jax.Array:
+    def attend(
+        q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array, *tables: jax.Array
+    ) -> tuple[jax.Array, None]:
         queries, keys, places = tables[:rank], tables[rank : 2 * rank], tables[2 * rank :]
         tiles = (split(q, queries), split(k, keys), split(v, keys), visible)
-        one = functools.partial(_tile, spec)
+        one = functools.partial(_tile, problem.softmax_scale)
         if chunked:
             out = jax.lax.map(lambda x: jax.checkpoint(one)(*x), tiles, batch_size=together)
         else:
             out = one(*tiles)
-        return join(out, queries, places)
+        return join(out, queries, places), None
 
     return attend, [visible, *(a.queries for a in axes), *(a.keys for a in axes), *(a.place for a in axes)]
 
 
 def obstacle(case: Case) -> str | None:
-    return too_large("the masks of its tiles", 3.0 * case.spec.tokens * case.spec.window, 1)
+    return too_large(case, "the masks of its tiles", 3.0 * case.problem.tokens * case.problem.window, 1)
 
 
-def prepare(compile_case: Callable[..., Prepared], case: Case) -> Prepared:
+def prepared(prepare: Callable[..., Prepared], case: Case) -> Prepared:
     """The best of some tiles, all tiles at once or chunk by chunk."""
     candidates = {
         f"tile {'x'.join(map(str, tile))}{', chunked' if chunked else ''}": functools.partial(
-            lambda tile, chunked: compile_case(case, *_attend(case, tile, chunked)), tile, chunked
+            lambda tile, chunked: prepare(case, *_attend(case, tile, chunked)), tile, chunked
         )
         for chunked in (True, False)
-        for tile in TILES[case.spec.rank]
+        for tile in TILES[case.problem.rank]
     }
     return fastest(case, candidates)

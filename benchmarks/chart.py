@@ -6,11 +6,12 @@ from __future__ import annotations
 import pathlib
 
 import matplotlib as mpl
+from cpu_report import BEST_JAX, Results
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from report import BEST_JAX, Result, Results
-from session import FORWARD
-from specs import BY_NAME
+from results import Row
+
+from jax_na.tools.problems import BY_NAME, FORWARD
 
 DTYPE = "float32"
 # (method, what it is called, marker, colour)
@@ -27,15 +28,15 @@ SERIES = (
 def draw(results: Results, file: pathlib.Path) -> None:
     """Dots on a logarithmic axis, with a whisker from quartile to quartile; no axis is cut."""
     mpl.use("Agg")
-    specs = results.specs(DTYPE, FORWARD)
-    figure = Figure(figsize=(9.5, 1.9 + 0.36 * len(specs)), layout="constrained")
+    names = results.problems(DTYPE, FORWARD)
+    figure = Figure(figsize=(9.5, 1.9 + 0.36 * len(names)), layout="constrained")
     ax = figure.add_subplot()
-    for row in range(len(specs)):
+    for row in range(len(names)):
         ax.axhline(row, color="#e5e5e5", linewidth=0.8, zorder=0)
     for method, label, marker, colour in SERIES:
-        found = [(row, results.get(spec, DTYPE, FORWARD, method)) for row, spec in enumerate(specs)]
+        found = [(row, results.get(name, DTYPE, FORWARD, method)) for row, name in enumerate(names)]
         _dots(ax, [(row, r) for row, r in found if r is not None], label, marker, colour)
-    limits = [(row, _at_sgemm(results, spec)) for row, spec in enumerate(specs)]
+    limits = [(row, _at_sgemm(results, name)) for row, name in enumerate(names)]
     known = [(row, ms) for row, ms in limits if ms is not None]
     ax.plot(
         [ms for _, ms in known],
@@ -47,8 +48,8 @@ def draw(results: Results, file: pathlib.Path) -> None:
     )
     ax.set_xscale("log")
     ax.set_xlabel("milliseconds per call (logarithmic; left is faster)")
-    ax.set_yticks(range(len(specs)), [f"{BY_NAME[s].about}\n{s}" for s in specs], fontsize=7.5)
-    ax.set_ylim(len(specs) - 0.4, -0.6)
+    ax.set_yticks(range(len(names)), [f"{BY_NAME[s].about}\n{s}" for s in names], fontsize=7.5)
+    ax.set_ylim(len(names) - 0.4, -0.6)
     ax.xaxis.set_major_formatter("{x:g}")
     ax.spines[["top", "right"]].set_visible(False)
     ax.grid(axis="x", color="#eeeeee")
@@ -58,22 +59,21 @@ def draw(results: Results, file: pathlib.Path) -> None:
     figure.savefig(file, dpi=130)
 
 
-def _dots(ax: Axes, found: list[tuple[int, Result]], label: str, marker: str, colour: str) -> None:
+def _dots(ax: Axes, found: list[tuple[int, Row]], label: str, marker: str, colour: str) -> None:
     if not found:
         return
     x = [r["median_s"] * 1e3 for _, r in found]
-    low, high = zip(*(r["quartiles_s"] for _, r in found), strict=True)
-    below = [max(0.0, m - 1e3 * q) for m, q in zip(x, low, strict=True)]
-    above = [max(0.0, 1e3 * q - m) for m, q in zip(x, high, strict=True)]
+    below = [max(0.0, (r["median_s"] - r["low_s"]) * 1e3) for _, r in found]
+    above = [max(0.0, (r["high_s"] - r["median_s"]) * 1e3) for _, r in found]
     rows = [row for row, _ in found]
     ax.errorbar(
         x, rows, xerr=(below, above), fmt=marker, color=colour, label=label, markersize=6, elinewidth=1.2
     )
 
 
-def _at_sgemm(results: Results, spec: str) -> float | None:
+def _at_sgemm(results: Results, name: str) -> float | None:
     """Milliseconds of the useful FLOPs at the rate of the matrix product in the same rounds."""
-    r = results.get(spec, DTYPE, FORWARD, "fused")
+    r = results.get(name, DTYPE, FORWARD, "fused")
     return None if r is None or r["of_sgemm"] is None else r["median_s"] * 1e3 * r["of_sgemm"]
 
 

@@ -3,91 +3,119 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import pathlib
 import re
-import subprocess
-from typing import IO, Any
+import sys
+from dataclasses import dataclass
+from typing import Any
 
-SCRIPT = pathlib.Path(__file__).with_name("worker.py")
+import execnet
+import memory
+
+import jax_na
+
+FOLDER = pathlib.Path(__file__).parent
+SERVE = "import sys; sys.path.insert(0, channel.receive()); import worker; worker.serve(channel)"
 PATHS = re.compile(r"(?:/[\w.+-]+){2,}/?")
 LONGEST_REASON = 200
-
-
-# glibc gives every block of this size back to the system when it is freed: slow, so never where time counts
-MEMORY_ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+LONGEST_EXIT = 5.0  # seconds
 
 
 class WorkerDied(RuntimeError):
-    """The process has ended without a reply: out of memory, or a crash."""
+    """The process has ended without a reply: out of memory, or a crash. Or it was ended: no time was left."""
+
+
+@dataclass(frozen=True)
+class Role:
+    """What a process is for. `threads` 0: as many as it likes. `weighs`: it measures memory, not time."""
+
+    framework: str
+    device: str = "cpu"
+    threads: int = 0
+    weighs: bool = False
+    python: str = sys.executable
+    platform: str = ""  # of JAX; "" for its own choice
+    log: str = os.devnull
+
+    def specification(self) -> str:
+        """For execnet."""
+        options = [f"popen//python={self.python}"]
+        options += [f"env:{k}={v}" for k, v in memory.ENVIRONMENT.items() if self.weighs]
+        return "//".join(options)
+
+    def beginning(self) -> dict[str, Any]:
+        """The arguments of worker.begin."""
+        environment = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # frameworks share the memory of a GPU
+        if self.platform:
+            environment["JAX_PLATFORMS"] = self.platform
+        return {
+            "framework": self.framework,
+            "device": self.device,
+            "threads": self.threads,
+            "folder": str(pathlib.Path(jax_na.__file__).parent),
+            "log": os.path.abspath(self.log),
+            "environment": environment,
+        }
 
 
 class Client:
-    """A worker: the process, and what it said about itself. `missing` says why it offers nothing.
+    """A worker: the process, and what it said about itself. `missing` says why it offers nothing."""
 
-    `weighs`: whether the process is one to measure memory in, and not time.
-    """
-
-    def __init__(self, framework: str, threads: int, python: str, log: IO[str], weighs: bool = False) -> None:
-        self.framework, self.threads, self.weighs = framework, threads, weighs
-        self._environment = {**os.environ, **(MEMORY_ENVIRONMENT if weighs else {})}
-        self._command = [python, str(SCRIPT), framework, str(threads)]
-        self._log = log
+    def __init__(self, role: Role) -> None:
+        self.role = role
+        self.starts = 0
+        self._group = execnet.Group()
         self.start()
 
     def start(self) -> None:
         """Starts the process, or starts it again."""
         self.close()
-        streams: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self._log}
+        self.starts += 1
         try:
-            self._process = subprocess.Popen(self._command, text=True, env=self._environment, **streams)
-            hello = self._reply()
-        except (OSError, WorkerDied) as error:
-            hello = {"missing": f"its process does not start: {reason(str(error))}"}
-        self.missing: str | None = hello.get("missing")
+            gateway = self._group.makegateway(self.role.specification())
+            self._channel = gateway.remote_exec(SERVE)
+            self._channel.send(str(FOLDER))
+            self._channel.send(self.role.beginning())
+            hello = self._reply(None)
+        except (OSError, EOFError, WorkerDied) as error:
+            hello = {"failed": f"its process does not start: {error}"}
+        failed: str | None = hello.get("failed")
+        self.missing = None if failed is None else reason(failed)
         self.methods: dict[str, str] = hello.get("methods", {})
         self.versions: dict[str, str] = hello.get("versions", {})
         self.instruction_set: str | None = hello.get("isa")
 
-    def ask(self, cmd: str, **arguments: Any) -> dict[str, Any]:
-        """One command, one reply.
+    def ask(self, command: str, seconds: float | None = None, **arguments: Any) -> dict[str, Any]:
+        """One command, one reply; the process is started again if there is none, or not within `seconds`.
 
         Raises:
-            WorkerDied: if there is none.
+            WorkerDied: if that happens. All that it had prepared is lost.
         """
-        assert self._process.stdin is not None
         try:
-            self._process.stdin.write(json.dumps({"cmd": cmd, **arguments}) + "\n")
-            self._process.stdin.flush()
-        except BrokenPipeError:
-            raise WorkerDied(f"the process ended with {self._process.wait()}") from None
-        reply = self._reply()
+            self._channel.send((command, arguments))
+            reply = self._reply(seconds)
+        except (OSError, WorkerDied) as error:
+            self.start()
+            raise WorkerDied(str(error)) from None
         if "failed" in reply:
             reply["failed"] = reason(reply["failed"])
         return reply
 
-    def _reply(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise WorkerDied(f"the process ended with {self._process.wait()}")
-        reply: dict[str, Any] = json.loads(line)
-        return reply
+    def _reply(self, seconds: float | None) -> dict[str, Any]:
+        try:
+            return dict(json.loads(self._channel.receive(seconds)))
+        except EOFError:
+            raise WorkerDied("the process ended") from None
+        except execnet.RemoteError as error:
+            raise WorkerDied(str(error).strip().splitlines()[-1]) from None
+        except self._channel.TimeoutError:
+            raise WorkerDied("no time was left") from None
 
     def close(self) -> None:
-        process = getattr(self, "_process", None)
-        if process is None:
-            return
-        with contextlib.suppress(BrokenPipeError):
-            process.stdin.close()
-        try:
-            process.wait(5)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        process.stdout.close()
+        """Ends the process."""
+        self._group.terminate(LONGEST_EXIT)
 
 
 def reason(text: str) -> str:

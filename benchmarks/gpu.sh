@@ -16,7 +16,8 @@
 #   --bench "ARGS"    other arguments for benchmarks/gpu.py
 #   --workers N       test processes; default 8 or the number of cores, whichever is less
 #
-# Needs no network: Python, jax with CUDA, nvcc, scikit-build-core, nanobind, cmake, ninja, pytest and hypothesis.
+# Needs no network: Python, jax with CUDA, nvcc, scikit-build-core, nanobind, cmake, ninja, pytest, hypothesis and
+# execnet (which pytest-xdist brings).
 set -euo pipefail
 
 script=$(cd "$(dirname "$0")" && pwd)/$(basename "$0")
@@ -149,7 +150,8 @@ sanitized() {
 phase_bench() {
   cd "$root"
   # shellcheck disable=SC2086
-  "$python" benchmarks/gpu.py --output "$output/gpu.json" --table "$output/gpu.txt" $bench_arguments
+  "$python" benchmarks/gpu.py --output "$output/gpu.json" --table "$output/gpu.txt" --log "$output/workers.log" \
+    $bench_arguments
 }
 
 if [ -n "$inside" ]; then

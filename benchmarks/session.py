@@ -1,198 +1,226 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measuring one case: every method in every process compiled, verified, and timed in turns."""
+"""Measuring a problem: every method in every process prepared, verified, and timed in turns."""
 
 from __future__ import annotations
 
+import datetime
+import json
 import pathlib
-import random
-import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatch
 from typing import Any
 
+import check
+import machine
+import numpy as np
 from client import Client, WorkerDied
-from method import SGEMM_SIZE
-from specs import Spec
 
-FORWARD, BOTH = "forward", "forward+backward"
-YARDSTICKS = ("sgemm", "torch-sgemm")  # measured with every case
-TOLERANCE = {"float32": 2e-4, "bfloat16": 4e-2}  # relative error of a tensor above which a method is wrong
-PASSES = {FORWARD: 1.0, BOTH: 3.5}  # useful FLOPs, in forward passes
-LEAST_SAMPLES = 3
+from jax_na.tools import profiler
+from jax_na.tools.clock import Sample, in_turns
+from jax_na.tools.problems import BOTH, FORWARD, Problem
+
+YARDSTICKS = ("sgemm", "torch-sgemm")  # measured with every problem of a CPU
+Row = dict[str, Any]
+Tick = Callable[[str, int], None]  # what is going on, and steps done
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is asked of every case."""
+    """What is asked of every problem. A method that has used its `seconds` sits out the remaining rounds."""
 
     methods: tuple[str, ...]  # patterns of names
     rounds: int
-    seconds: float  # a method that has used this much on a case sits out the remaining rounds
-    tries: int
+    seconds: float
+    tries: int = 1
 
     def wants(self, method: str) -> bool:
+        """Whether a method of a CPU is to be measured."""
         return method in YARDSTICKS or any(fnmatch(method, pattern) for pattern in self.methods)
-
-
-@dataclass(frozen=True)
-class Problem:
-    """A case as the driver sees it: names, and the file with its arrays."""
-
-    spec: Spec
-    dtype: str
-    direction: str
-    flops: float  # useful ones, of all passes
-    file: pathlib.Path
-
-    @property
-    def key(self) -> dict[str, str]:
-        return {"spec": self.spec.name, "dtype": self.dtype, "direction": self.direction}
 
 
 @dataclass
 class Entry:
-    """One method in one process."""
+    """One method in one process, on a problem. `end`: when no more time is left (time.monotonic)."""
 
     client: Client
     method: str
-    id: int
-    facts: dict[str, Any] = field(default_factory=dict)
-    samples: list[dict[str, float]] = field(default_factory=list)
-    spent: float = 0.0
+    problem: Problem
+    id: int = 0
+    end: float | None = None
+    facts: Row = field(default_factory=dict)
+    samples: tuple[Sample, ...] = ()
     obstacle: str | None = None
 
-    def ask(self, command: str, **arguments: Any) -> dict[str, Any]:
+    def __post_init__(self) -> None:
+        self._started = self.client.starts
+
+    def ask(self, command: str, **arguments: Any) -> Row:
         """Asks the process; whatever goes wrong becomes the obstacle."""
-        start = time.perf_counter()
-        try:
-            reply = self.client.ask(command, id=self.id, **arguments)
-        except WorkerDied as error:
-            reply = {"failed": str(error)}
-        self.spent += time.perf_counter() - start
+        seconds = None if self.end is None else max(0.0, self.end - time.monotonic())
+        if self._started != self.client.starts:
+            reply = {"failed": "its process has ended"}
+        else:
+            try:
+                reply = self.client.ask(command, seconds, id=self.id, **arguments)
+            except WorkerDied as error:
+                reply = {"failed": str(error)}
         if "failed" in reply:
             self.obstacle = f"it failed: {reply['failed']}"
         return reply
 
-    def sits_out(self, seconds: float) -> bool:
-        enough = len(self.samples) >= LEAST_SAMPLES or (self.samples and self.samples[0]["seconds"] > seconds)
-        return self.obstacle is not None or bool(enough and self.spent > seconds)
+    def setup(self, file: pathlib.Path | None, gradients: bool, tries: int = 1, choice: str = "") -> Entry:
+        """Prepares and verifies; an obstacle if either is impossible, nothing if there was one before."""
+        if self.obstacle is not None:
+            return self
+        device = self.client.role.device
+        reply = self.ask(
+            "setup",
+            method=self.method,
+            problem=asdict(self.problem),
+            bounds=bounds(self.problem),
+            file="" if file is None else str(file),
+            gradients=gradients,
+            tries=tries,
+            choice=choice,
+        )
+        if "cannot" in reply:
+            self.obstacle = reply["cannot"]
+        elif self.obstacle is None:
+            self.facts = {name: reply[name] for name in ("setup_s", "note", "errors")}
+            self.obstacle = check.wrong(reply["errors"], self.problem.dtype, device)
+        return self
+
+    def start(self, direction: str) -> None:
+        """Compiles a direction, if nothing went wrong before."""
+        if self.obstacle is not None:
+            return
+        self.problem = replace(self.problem, direction=direction)
+        reply = self.ask("start", direction=direction)
+        if self.obstacle is None:
+            own = reply["flops"]
+            exact = {"exact": own is None, "flops": profiler.flops(self.problem) if own is None else own}
+            self.facts |= {**exact, "bytes": self.problem.least_bytes}
+
+    def sample(self) -> Sample | None:
+        """One sample, None if that failed."""
+        reply = self.ask("sample")
+        return Sample(**reply) if self.obstacle is None else None
+
+    @property
+    def who(self) -> Row:
+        """The columns by which a row is found."""
+        p, role = self.problem, self.client.role
+        key = {"problem": p.name, "dtype": p.dtype, "direction": p.direction}
+        return {**key, "framework": role.framework, "method": self.method, "threads": role.threads}
+
+    def row(self) -> Row:
+        """The measurement; ratios are the report's business."""
+        columns = {name: [getattr(s, name) for s in self.samples] for name in Sample._fields}
+        return {**self.who, **columns, **self.facts}
+
+    def skipped(self) -> Row:
+        """Why there is no measurement."""
+        return {**self.who, "reason": self.obstacle}
 
 
-Tick = Callable[[str, int], None]  # what is going on, and steps done
+def bounds(problem: Problem) -> list[bytes]:
+    """Of the windows, for a process without jax-na."""
+    lines = profiler.neighborhood(problem).bounds(problem.spatial)
+    return [np.ascontiguousarray(line, np.int32).tobytes() for line in lines]
 
 
 def measure(
-    problem: Problem, clients: Sequence[Client], plan: Plan, tick: Tick
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The results of a case, and the methods that have none with the reason."""
-    entries = []
-    timed = [c for c in clients if not c.weighs]
+    problem: Problem, file: pathlib.Path, clients: Sequence[Client], plan: Plan, tick: Tick
+) -> tuple[list[Row], list[Row]]:
+    """All methods on a CPU: rows of those measured, and the others with the reason."""
+    entries: list[Entry] = []
+    timed = [c for c in clients if not c.role.weighs]
     for client in timed:
         for method in filter(plan.wants, client.methods):
-            tick(f"compiling {method}, {client.threads} threads", 0)
-            entries.append(_setup(Entry(client, method, len(entries)), problem, plan))
-            tick("", 1 if entries[-1].obstacle is None else 1 + plan.rounds)
-    _rounds([e for e in entries if e.obstacle is None], plan, tick)
+            tick(f"compiling {method}, {client.role.threads} threads", 1)
+            entry = Entry(client, method, problem, len(entries))
+            entry.setup(file, problem.needs_gradients, plan.tries).start(problem.direction)
+            entries.append(entry)
+    names = {f"{e.method}, {e.client.role.threads} threads": e for e in entries if e.obstacle is None}
+    clocks = {name: e.sample for name, e in names.items()}
+    samples = in_turns(clocks, plan.rounds, plan.seconds, lambda name: tick(f"timing {name}", 1))
+    for name, entry in names.items():
+        entry.samples = samples[name]
+    tick("", plan.rounds * (len(entries) - len(names)))
     for client in timed:
         _drop(client)
     for client in clients:
-        if client.weighs:
-            _weigh(client, entries, problem, tick)
+        if client.role.weighs:
+            _weigh(client, entries, file, tick)
     done = [e for e in entries if e.samples and e.obstacle is None]
-    rates = {e.client.threads: _rate(e) for e in done if e.method == YARDSTICKS[0]}
-    results = [_result(e, problem, rates.get(e.client.threads)) for e in done]
-    skipped = [{**problem.key, **_who(e), "reason": e.obstacle} for e in entries if e.obstacle is not None]
-    return results, skipped
+    return [e.row() for e in done], [e.skipped() for e in entries if e.obstacle is not None]
 
 
-def _setup(entry: Entry, problem: Problem, plan: Plan) -> Entry:
-    """Compiles and verifies; an obstacle if either is impossible."""
-    reply = _compile(entry, problem, plan.tries)
-    entry.facts = {"setup_s": reply.get("first"), "note": reply.get("note", "")}
-    entry.spent = 0.0
-    errors = reply.get("errors")
-    if "cannot" in reply:
-        entry.obstacle = reply["cannot"]
-    elif errors:
-        worst = max(errors, key=lambda name: errors[name] if errors[name] == errors[name] else float("inf"))
-        entry.facts["error"] = errors[worst]
-        if not errors[worst] <= TOLERANCE[problem.dtype]:  # NaN is wrong too
-            entry.obstacle = f"it is WRONG: the relative error of {worst} is {errors[worst]:.1e}"
-    return entry
-
-
-def _compile(entry: Entry, problem: Problem, tries: int, choice: str = "") -> dict[str, Any]:
-    return entry.ask(
-        "setup",
-        method=entry.method,
-        spec=problem.spec.name,
-        dtype=problem.dtype,
-        backward=problem.direction == BOTH,
-        file=str(problem.file),
-        tries=tries,
-        choice=choice,
-    )
-
-
-def _weigh(client: Client, entries: Sequence[Entry], problem: Problem, tick: Tick) -> None:
-    """Adds the memory of the methods that were timed with as many threads."""
+def _weigh(client: Client, entries: Sequence[Entry], file: pathlib.Path, tick: Tick) -> None:
+    """Adds the memory of the methods that were timed with as many threads, measured in another process."""
+    where = client.role.framework, client.role.threads
     for e in entries:
-        same = (e.client.framework, e.client.threads) == (client.framework, client.threads)
+        same = (e.client.role.framework, e.client.role.threads) == where
         if same and e.obstacle is None and e.method not in YARDSTICKS:
             tick(f"memory of {e.method}", 0)
-            twin = Entry(client, e.method, 0)
-            _compile(twin, problem, 1, e.facts["note"])
+            twin = Entry(client, e.method, e.problem)
+            twin.setup(file, e.problem.needs_gradients, choice=e.facts["note"])
             reply = twin.ask("memory") if twin.obstacle is None else {}
             e.facts["memory"] = reply if twin.obstacle is None else None
             _drop(client)
 
 
-def _rounds(entries: Sequence[Entry], plan: Plan, tick: Tick) -> None:
-    """Rounds of one sample of every method, in changing order: nobody always has the same neighbour."""
-    shuffle = random.Random(0).sample
-    for number in range(plan.rounds):
-        for e in shuffle(entries, len(entries)):
-            if not e.sits_out(plan.seconds):
-                tick(f"round {number + 1}: {e.method}, {e.client.threads} threads", 0)
-                reply = e.ask("sample")
-                if e.obstacle is None:
-                    e.samples.append(reply)
-            tick("", 1)
-
-
 def _drop(client: Client) -> None:
     try:
         client.ask("drop")
-    except WorkerDied:
-        client.start()
+    except WorkerDied:  # it has been started again
+        return
 
 
-def _who(e: Entry) -> dict[str, Any]:
-    return {"framework": e.client.framework, "method": e.method, "threads": e.client.threads}
+def measure_on_gpu(entry: Entry, directions: Sequence[str], plan: Plan, choice: str = "") -> list[Row]:
+    """One method, verified once, then timed in every direction; if an obstacle turns up, rows before it."""
+    rows = []
+    gradients = set(directions) != {FORWARD}
+    entry.problem = replace(entry.problem, direction=BOTH if gradients else FORWARD)
+    entry.setup(None, gradients, choice=choice)
+    for direction in directions:
+        entry.start(direction)
+        if entry.obstacle is None:
+            samples = in_turns({entry.method: entry.sample}, plan.rounds, plan.seconds)
+            entry.samples = samples[entry.method]
+        if entry.obstacle is None:
+            rows.append(entry.row())
+    _drop(entry.client)
+    return rows
 
 
-def _rate(e: Entry) -> float:
-    return 2 * SGEMM_SIZE**3 / 1e9 / statistics.median(s["seconds"] for s in e.samples)
+class Document:
+    """The results of a run, written after every problem."""
 
+    def __init__(
+        self, script: str, arguments: Sequence[str], clients: Sequence[Client], **facts: Any
+    ) -> None:
+        self.content: dict[str, Any] = {
+            "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+            "command": machine.command_line(arguments, script),
+            "machine": machine.describe(),
+            "versions": machine.versions(clients),
+            "about": {name: about for client in clients for name, about in client.methods.items()},
+            **facts,
+            "results": [],
+            "skipped": [],
+        }
 
-def _result(e: Entry, problem: Problem, sgemm: float | None) -> dict[str, Any]:
-    seconds = [s["seconds"] for s in e.samples]
-    median = statistics.median(seconds)
-    low, _, high = (
-        statistics.quantiles(seconds, n=4, method="inclusive") if len(seconds) > 1 else [median] * 3
-    )
-    rate = _rate(e) if e.method in YARDSTICKS else problem.flops / 1e9 / median
-    return {
-        **problem.key,
-        **_who(e),
-        "median_s": median,
-        "quartiles_s": [low, high],
-        "samples": len(seconds),
-        "calls_per_sample": e.samples[-1]["calls"],
-        "waited": statistics.median(s["waited"] for s in e.samples),
-        "gflop_per_s": rate,
-        "of_sgemm": None if sgemm is None else rate / sgemm,
-        **e.facts,
-    }
+    def add(self, rows: Sequence[Row], skipped: Sequence[Row] = (), to: str = "results") -> None:
+        """Appends rows."""
+        self.content[to] += rows
+        self.content["skipped"] += skipped
+
+    def write(self, file: pathlib.Path | None) -> None:
+        """Replaces the file, if there is to be one: an interruption leaves the last complete one."""
+        if file is not None:
+            part = file.with_suffix(".part")
+            part.write_text(json.dumps(self.content, indent=1) + "\n")
+            part.replace(file)

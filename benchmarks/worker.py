@@ -1,20 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One process of the benchmark: one framework with one number of threads.
+"""One process of the benchmark: one framework, with one number of threads or on a GPU.
 
-    python worker.py FRAMEWORK THREADS
-
-Commands are JSON objects, one a line on the standard input, and so are the replies. It measures one sample
-when it is told to, so that the driver can take turns between processes. The first reply says what it offers,
-or why nothing. The commands:
-
-    {"cmd": "reference", "spec": NAME, "dtype": D, "file": F}        writes Case.arrays (JAX only)
-    {"cmd": "setup", "id": N, "method": M, "spec": NAME, "dtype": D, "backward": B, "file": F, "tries": T,
-     "choice": NOTE}
-    {"cmd": "sample", "id": N}     {"cmd": "memory", "id": N}     {"cmd": "drop"}
+client.py starts it through execnet, in whichever Python has the framework, and calls the methods of Worker by
+name. It measures one sample when it is told to, so that the driver can take turns between processes.
 """
 
 from __future__ import annotations
 
+import functools
 import gc
 import importlib.util
 import json
@@ -22,9 +15,19 @@ import os
 import sys
 import time
 import traceback
-from typing import Any
+import types
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
-MODULES = {"jax": "methods", "torch": "torch_methods"}
+if TYPE_CHECKING:
+    from method import Case, Method, Prepared
+
+    from jax_na.tools.clock import Clock
+    from jax_na.tools.problems import Problem
+
+MODULES = {"jax": "jax_methods", "torch": "torch_methods"}
+Reply = dict[str, Any]
 
 
 def limit_threads(threads: int) -> None:
@@ -34,104 +37,163 @@ def limit_threads(threads: int) -> None:
         os.sched_setaffinity(0, cpus[-threads:])  # the first CPU often serves interrupts
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NPROC"):
         os.environ[name] = str(threads)
-    os.environ["JAX_PLATFORMS"] = "cpu"
     os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # no pool of compilers beside the measurement
     if threads == 1:
         flags = os.environ.get("XLA_FLAGS", "")
         os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false".strip()
 
 
+def without_jax(folder: str) -> None:
+    """Makes the modules of jax_na that need the standard library only importable in a Python without JAX."""
+    package = types.ModuleType("jax_na")
+    package.__path__ = [folder]
+    sys.modules["jax_na"] = package
+
+
+@dataclass
+class Live:
+    """A method on a case, while it is measured."""
+
+    problem: Problem
+    prepared: Prepared
+    clock: Clock | None = None
+
+
 class Worker:
-    """The commands. Every one returns the reply as a dictionary."""
+    """The commands. Every one returns the reply."""
 
-    def __init__(self, module: Any) -> None:
-        self.module = module
-        self.methods = {method.name: method for method in module.METHODS}
-        self.live: dict[int, tuple[Any, Any]] = {}
+    def __init__(self, module: Any, device: str) -> None:
+        self.module, self.device = module, device
+        every: tuple[Method, ...] = module.METHODS
+        self.methods = {method.name: method for method in every if device in method.devices}
+        self.live: dict[int, Live] = {}
+        self.verified: dict[tuple[str, str, str], dict[str, float]] = {}
 
-    def hello(self) -> dict[str, Any]:
-        methods = {name: method.about for name, method in self.methods.items()}
-        return {"methods": methods, "versions": self.module.versions(), "isa": self.module.instruction_set()}
+    def hello(self) -> Reply:
+        """What this process offers."""
+        about = {name: method.about for name, method in self.methods.items()}
+        return {"methods": about, "versions": self.module.versions(), "isa": self.module.instruction_set()}
 
-    def reference(self, spec: str, dtype: str, file: str) -> dict[str, Any]:
+    def reference(self, problem: Reply, file: str) -> Reply:
+        """Writes Case.arrays of a problem into a file (JAX on a CPU only)."""
         import numpy as np
-        from specs import BY_NAME
 
-        arrays = self.module.reference(BY_NAME[spec], dtype)
-        np.savez(file, **arrays)
-        return {"flops": int(arrays["flops"])}
+        np.savez(file, **self.module.reference(_case(self.device, problem, [], "", False)))
+        return {}
 
-    def setup(self, id: int, method: str, **case: Any) -> dict[str, Any]:
-        """Compiles, runs, and compares with the reference; says how long that took, or why it cannot be."""
-        from measure import Sampler
-
-        case_ = _case(**case)
-        obstacle = self.methods[method].obstacle(case_)
+    def setup(self, id: int, method: str, **arguments: Any) -> Reply:
+        """Prepares, runs, and verifies; says how long that took, or why it cannot be."""
+        case = _case(self.device, **arguments)
+        obstacle = self.methods[method].obstacle(case)
         if obstacle is not None:
             return {"cannot": obstacle}
         start = time.perf_counter()
-        prepared = self.methods[method].prepare(case_)
-        results = prepared.call()
-        first = time.perf_counter() - start
-        errors = _errors(case_, prepared, results)
-        del results
-        self.live[id] = (prepared, Sampler(prepared.call))
-        return {"first": first, "errors": errors, "note": prepared.note}
+        prepared = self.methods[method].prepare(case)
+        errors = self._errors(method, case, prepared)
+        self.live[id] = Live(case.problem, prepared)
+        return {"setup_s": time.perf_counter() - start, "errors": errors, "note": prepared.note}
 
-    def sample(self, id: int) -> dict[str, Any]:
-        return dict(self.live[id][1].sample())
+    def _errors(self, method: str, case: Case, prepared: Prepared) -> dict[str, float]:
+        """The errors of a case; on a GPU other tiles of a method that was verified are not verified again."""
+        key = method, case.problem.name, case.problem.dtype
+        if self.device == "cpu" or not case.choice or key not in self.verified:
+            self.verified[key] = prepared.errors()
+        return self.verified[key]
 
-    def memory(self, id: int) -> dict[str, Any]:
-        from measure import peak_memory
+    def start(self, id: int, direction: str) -> Reply:
+        """Compiles one direction, for the samples that follow; says the FLOPs of something else."""
+        live = self.live[id]
+        problem, own = replace(live.problem, direction=direction), live.prepared.flops
+        live.clock = None  # the memory of another direction
+        live.clock = live.prepared.clock(problem)
+        return {"flops": None if own is None else own(problem)}
 
-        prepared = self.live[id][0]
-        planned = None if prepared.temporary_bytes is None else prepared.temporary_bytes()
-        return {"temporary": planned, **(peak_memory(prepared.call) or {})}
+    def sample(self, id: int) -> Reply:
+        """One sample."""
+        clock = self.live[id].clock
+        assert clock is not None
+        return clock.sample()._asdict()
 
-    def drop(self) -> dict[str, Any]:
+    def memory(self, id: int) -> Reply:
+        """What the compiler plans, and what one call needs."""
+        import memory
+
+        live = self.live[id]
+        planned = live.prepared.temporary_bytes
+        found = {} if planned is None else {"temporary": planned(live.problem)}
+        return {**found, **memory.peak(live.prepared.call(live.problem))}
+
+    def ceilings(self, matmul_size: int, copy_bytes: int) -> Reply:
+        """What the GPU gives."""
+        return dict(self.module.ceilings(matmul_size, copy_bytes))
+
+    def tiles(self, problem: Reply, number: int) -> Reply:
+        """Tiles of the fused CUDA kernels to try."""
+        import tiles
+
+        case = _case(self.device, problem, [], "", False)
+        return {"trials": [vars(trial) for trial in tiles.trials(case.problem, number)]}
+
+    def drop(self) -> Reply:
+        """Forgets all cases."""
         self.live.clear()
         gc.collect()
         return {}
 
 
-def _case(spec: str, dtype: str, backward: bool, file: str, tries: int, choice: str) -> Any:
+def _case(
+    device: str, problem: Reply, bounds: list[bytes], file: str, gradients: bool, **options: Any
+) -> Case:
     import numpy as np
     from method import Case
-    from specs import BY_NAME
 
-    with np.load(file) as arrays:
-        return Case(BY_NAME[spec], dtype, backward, dict(arrays), tries, choice)
+    from jax_na.tools.problems import Problem
 
-
-def _errors(case: Any, prepared: Any, results: Any) -> dict[str, float] | None:
-    """Per result ||x - reference|| / ||reference||; None for a method that computes something else."""
-    import numpy as np
-
-    if prepared.to_numpy is None:
-        return None
-    found = dict(zip(case.results, prepared.to_numpy(results), strict=True))
-    right = {name: case.arrays[name] for name in found}
-    return {n: float(np.linalg.norm(found[n] - x) / np.linalg.norm(x)) for n, x in right.items()}
+    lines = tuple(np.frombuffer(line, np.int32).reshape(-1, 2) for line in bounds)
+    arrays = {}
+    if file:
+        with np.load(file) as stored:
+            arrays = dict(stored)
+    return Case(Problem(**problem), device, lines, arrays, gradients, **options)
 
 
-def main(framework: str, threads: str) -> None:
-    replies = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # what libraries print is no reply
-    limit_threads(int(threads))
+def begin(framework: str, device: str, threads: int, folder: str, log: str, environment: Reply) -> Worker:
+    """Sets the process up.
+
+    Raises:
+        ModuleNotFoundError: if it has not got the framework.
+    """
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    for stream in (1, 2):
+        os.dup2(output, stream)
+    os.environ.update(environment)
+    if threads:
+        limit_threads(threads)
     if importlib.util.find_spec(framework) is None:
-        replies.write(json.dumps({"missing": f"{framework} is not installed"}) + "\n")
-        return
-    worker = Worker(importlib.import_module(MODULES[framework]))
-    replies.write(json.dumps(worker.hello()) + "\n")
-    for line in sys.stdin:
-        arguments = json.loads(line)
-        try:
-            reply = getattr(worker, arguments.pop("cmd"))(**arguments)
-        except Exception as error:  # the driver reports it and goes on
-            traceback.print_exc()
-            reply = {"failed": f"{type(error).__name__}: {error}"}
-        replies.write(json.dumps(reply) + "\n")
+        raise ModuleNotFoundError(f"{framework} is not installed")
+    if framework != "jax":
+        without_jax(folder)
+    return Worker(importlib.import_module(MODULES[framework]), device)
 
 
-if __name__ == "__main__":
-    main(*sys.argv[1:])
+def answer(function: Callable[[], Reply]) -> str:
+    """The reply of a command, or of what went wrong: the driver reports it and goes on."""
+    try:
+        return json.dumps(function())
+    except Exception as error:
+        traceback.print_exc()
+        return json.dumps({"failed": f"{type(error).__name__}: {error}"})
+
+
+def serve(channel: Any) -> None:
+    """Answers what comes through the channel, in JSON: first how to begin, then (command, arguments)."""
+    worker: Worker | None = None
+
+    def hello() -> Reply:
+        nonlocal worker
+        worker = begin(**channel.receive())
+        return worker.hello()
+
+    channel.send(answer(hello))
+    for command, arguments in channel:
+        channel.send(answer(functools.partial(getattr(worker, command), **arguments)))

@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import platform
 import re
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 
@@ -19,10 +20,11 @@ from jax_na.kernels.platforms import CUDA, PLATFORMS
 from jax_na.kernels.table import NAMES
 from jax_na.neighborhood import Neighborhood
 from jax_na.op import DTYPES
-from jax_na.tools import plot, report
+from jax_na.tools import plot, problems, profiler, report
+from jax_na.tools.clock import Clock
+from jax_na.tools.problems import BOTH, FORWARD, Problem
 
-if TYPE_CHECKING:
-    from jax_na.tools.profiler import Problem
+SIZES = r"\d+([x,]\d+)*"  # like 56x56
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -88,43 +90,44 @@ def profile(options: argparse.Namespace) -> None:
     """Times the implementations on one problem."""
     problem = _problem(options)
     rows = [
-        r for r in problem.availability() if not options.implementation or r.name in options.implementation
+        r
+        for r in profiler.availability(problem)
+        if not options.implementation or r.name in options.implementation
     ]
     names = [r.name for r in rows if r.available]
     missing = {r.name: str(r.reason) for r in rows if not r.available}
     if options.dry_run:
         report.dry_run(problem, options.rounds, names, missing)
         return
-    timings = report.progress({name: _compile(problem, name) for name in names}, options.rounds)
+    timings = report.measure({name: _clock(problem, name) for name in names}, options.rounds)
     report.results(problem, timings, missing, as_json=options.json)
 
 
 def tune(options: argparse.Namespace) -> None:
     """Finds and stores the fastest implementation and tiles."""
     problem, platform = _problem(options), devices.platform_of()
-    fused = next(row for row in problem.availability() if row.name == "fused")
-    if not fused.available:
-        raise ValueError(
-            f"there is nothing to tune: the fused kernel cannot run this problem, {fused.reason}"
-        )
+    rows = profiler.availability(problem)
+    reason = next(r.reason for r in rows if r.name == "fused")
+    if reason is not None:
+        raise ValueError(f"there is nothing to tune: the fused kernel cannot run this problem, {reason}")
     choices = {f"fused {text}": choice for text, choice in _choices(problem, platform)[: options.tiles]}
-    calls = {"xla": _compile(problem, "xla")}
-    calls |= {name: _compile(problem, "fused", choice) for name, choice in choices.items()}
+    calls = {"xla": _clock(problem, "xla")}
+    calls |= {name: _clock(problem, "fused", choice) for name, choice in choices.items()}
     if options.dry_run:
         report.dry_run(problem, options.rounds, list(calls), {})
         return
-    timings = report.progress(calls, options.rounds)
+    timings = report.measure(calls, options.rounds)
     best = min(timings, key=lambda name: timings[name].median)
     choice = choices[min(choices, key=lambda name: timings[name].median)]
-    file = tuning.store(problem.op, {"attention": best.split()[0], **choice}, platform)
+    file = tuning.store(profiler.op(problem), {"attention": best.split()[0], **choice}, platform)
     report.results(problem, timings, {}, as_json=options.json)
     print(f"stored {best} in {file}", file=sys.stderr)
 
 
 def _choices(problem: Problem, platform: str) -> list[tuple[str, tuning.Choice]]:
     """What to try, the cheapest first: a text, and the kernels of the targets with their tiles."""
-    targets = ["na_fused_forward", "na_fused_backward"] if problem.backward else ["na_fused_forward"]
-    planned = contract.problem(problem.op, problem.types())
+    targets = ["na_fused_forward", "na_fused_backward"] if problem.needs_gradients else ["na_fused_forward"]
+    planned = contract.problem(profiler.op(problem), profiler.types(problem))
     tried = [plan.candidates(platform, target, planned) for target in targets]
     return [
         (" ".join(kernels), {"kernels": dict(zip(targets, kernels, strict=True))})
@@ -132,54 +135,58 @@ def _choices(problem: Problem, platform: str) -> list[tuple[str, tuning.Choice]]
     ]
 
 
-def _compile(
-    problem: Problem, implementation: str, choice: tuning.Choice | None = None
-) -> Callable[[], Callable[[], Any]]:
+def _clock(problem: Problem, implementation: str, choice: tuning.Choice | None = None) -> Callable[[], Clock]:
     """A function that compiles the problem: there may be many, so each is compiled when its turn comes."""
 
-    def compiled() -> Callable[[], Any]:
+    def compiled() -> Clock:
         if choice is None:
-            return problem.compile(implementation)
-        with tuning.trial(problem.op, choice, devices.platform_of()):
-            return problem.compile(implementation)
+            return profiler.implementation_clock(problem, implementation)
+        with tuning.trial(profiler.op(problem), choice, devices.platform_of()):
+            return profiler.implementation_clock(problem, implementation)
 
     return compiled
 
 
 def _problem(options: argparse.Namespace) -> Problem:
-    from jax_na.tools.profiler import Problem
-
+    """The problem of that grid or name; what was not given is a default, or the problem's own."""
     if not options.json and not options.dry_run:
         report.rich("rich.table")  # to miss it now, not after the measurement
     if options.dtype == "float64":
         jax.config.update("jax_enable_x64", True)
-    problem = Problem(
-        _neighborhood(options),
-        options.shape,
-        batch=options.batch,
-        heads=options.heads,
-        kv_heads=options.kv_heads or options.heads,
-        head_dim=options.head_dim,
-        value_dim=options.value_dim or options.head_dim,
-        dtype=options.dtype,
-        rpb=options.rpb,
-        backward=options.backward,
-    )
-    problem.neighborhood.axes(problem.shape)
+    fields = {f.name for f in dataclasses.fields(Problem)}
+    given = {k: v for k, v in vars(options).items() if k in fields and v is not None}
+    for name, default in (("kv_heads", "heads"), ("value_dim", "head_dim")):
+        if default in given:
+            given.setdefault(name, given[default])
+    base = problems.BY_NAME.get(options.shape)
+    base = base or problems.problem("", "", (1, *_sizes(options.shape)), (4, 32), 7)
+    for name in base.geometry:
+        if len(given.get(name, ())) == 1:
+            given[name] *= base.rank
+    if "is_causal" in given:
+        given["is_causal"] = tuple(map(bool, given["is_causal"]))
+    problem = dataclasses.replace(base, **given, direction=BOTH if options.backward else FORWARD)
+    profiler.neighborhood(problem).axes(problem.spatial)
     return problem
 
 
 def _neighborhood(options: argparse.Namespace) -> Neighborhood:
     rank = len(options.shape)
-    values = (options.kernel_size, options.stride, options.dilation, tuple(map(bool, options.causal)))
+    values = (options.kernel_size, options.stride, options.dilation, tuple(map(bool, options.is_causal)))
     return Neighborhood(*(v * rank if len(v) == 1 else v for v in values))
 
 
 def _sizes(text: str) -> tuple[int, ...]:
     """ "56x56" or "56,56" or "56"."""
-    if not re.fullmatch(r"\d+([x,]\d+)*", text):
+    if not re.fullmatch(SIZES, text):
         raise argparse.ArgumentTypeError(f"{text!r} is not a size like 7, 7x7 or 3,7,7")
     return tuple(map(int, re.split("[x,]", text)))
+
+
+def _grid_or_name(text: str) -> str:
+    if text not in problems.BY_NAME and not re.fullmatch(SIZES, text):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a grid like 56x56 nor a problem's name")
+    return text
 
 
 def _count(text: str) -> int:
@@ -210,7 +217,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_options(command: argparse.ArgumentParser, run: Callable[..., None]) -> None:
     if run is not info:
-        _add_window(command)
+        _add_window(command, run is window)
     if run is window:
         command.add_argument("--query", type=_sizes, help="its coordinates (default: the centre)")
         command.add_argument("--output", metavar="FILE", help="write a picture: .png, .svg, .pdf")
@@ -225,29 +232,35 @@ def _add_options(command: argparse.ArgumentParser, run: Callable[..., None]) -> 
         command.add_argument("--tiles", type=_count, default=6, help=help_text)
 
 
-def _add_window(command: argparse.ArgumentParser) -> None:
-    command.add_argument("shape", type=_sizes, help="the grid, like 56x56 (1 to 3 axes)")
-    for name, default in (("--kernel-size", (7,)), ("--stride", (1,)), ("--dilation", (1,))):
-        command.add_argument(
-            name, type=_sizes, default=default, help=f"one value or one per axis, default {default[0]}"
-        )
+def _add_window(command: argparse.ArgumentParser, grid_only: bool) -> None:
+    shape = "the grid, like 56x56 (1 to 3 axes)"
+    command.add_argument(
+        "shape",
+        type=_sizes if grid_only else _grid_or_name,
+        help=shape if grid_only else f"{shape}, or a problem by name, like nat-s1-56",
+    )
+    defaults: dict[str, tuple[int, ...]] = {"--kernel-size": (7,), "--stride": (1,), "--dilation": (1,)}
+    for name, default in defaults.items():
+        about = f"one value or one per axis, default {default[0]}"
+        command.add_argument(name, type=_sizes, default=default if grid_only else None, help=about)
     command.add_argument(
         "--causal",
+        dest="is_causal",
         type=_sizes,
         nargs="?",
         const=(1,),
-        default=(0,),
+        default=(0,) if grid_only else None,
         help="all axes, or 1 and 0 per axis, like 1,0,0",
     )
 
 
 def _add_problem(command: argparse.ArgumentParser) -> None:
     for name, default in (("--batch", 1), ("--heads", 4), ("--head-dim", 32)):
-        command.add_argument(name, type=_count, default=default, help=f"default {default}")
+        command.add_argument(name, type=_count, help=f"default {default}, or the problem's own")
     command.add_argument("--kv-heads", type=_count, help="default: as many as heads")
     command.add_argument("--value-dim", type=_count, help="default: the head dim")
-    command.add_argument("--dtype", choices=DTYPES, default="float32", help="default float32")
-    command.add_argument("--rpb", action="store_true", help="with a relative positional bias")
+    command.add_argument("--dtype", choices=DTYPES, help="default float32")
+    command.add_argument("--rpb", action="store_true", default=None, help="with a relative positional bias")
     command.add_argument("--backward", action="store_true", help="forward and backward pass together")
     command.add_argument("--rounds", type=_count, default=20, help="samples per implementation, default 20")
     command.add_argument("--json", action="store_true", help="print JSON instead of a table")

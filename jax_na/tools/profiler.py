@@ -1,145 +1,164 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Timing implementations, and tiles, against each other on one problem."""
+"""Problems as programs of JAX, and their clocks: what `jax-na profile`, `jax-na tune` and benchmarks time."""
 
 from __future__ import annotations
 
 import functools
-import math
-import statistics
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jax_na.api.attention import neighborhood_attention
-from jax_na.api.availability import Availability, implementations
-from jax_na.neighborhood import Neighborhood, Shape
+import jax_na
+from jax_na.neighborhood import Neighborhood
 from jax_na.op import Op
+from jax_na.tools.clock import Clock, QueueClock, WallClock
+from jax_na.tools.problems import BACKWARD, FORWARD, PASSES, Problem
 
-LEAST_SECONDS = 2e-3  # a sample repeats the call until it is this long, so that the clock does not matter
+SHORT_CALL = (
+    300e-6  # seconds: below, enqueueing may take longer than computing, and programs make several calls
+)
+TOGETHER = 16  # calls of such a program, each with a query of its own
 
-
-@dataclass(frozen=True)
-class Problem:
-    """One attention: the grid, the window, and the sizes of the arrays."""
-
-    neighborhood: Neighborhood
-    shape: Shape
-    batch: int = 1
-    heads: int = 4
-    kv_heads: int = 4
-    head_dim: int = 32
-    value_dim: int = 32
-    dtype: str = "float32"
-    rpb: bool = False
-    backward: bool = False
-
-    @property
-    def op(self) -> Op:
-        return Op(self.neighborhood, self.shape, self.head_dim**-0.5)
-
-    def types(self) -> dict[str, Any]:
-        """Shapes and dtypes of query, key, value and, with `rpb`, the bias."""
-        grid = (self.batch, *self.shape)
-        table = (self.heads, *(2 * w - 1 for w in self.neighborhood.kernel_size))
-        return {
-            "query": jax.ShapeDtypeStruct((*grid, self.heads, self.head_dim), self.dtype),
-            "key": jax.ShapeDtypeStruct((*grid, self.kv_heads, self.head_dim), self.dtype),
-            "value": jax.ShapeDtypeStruct((*grid, self.kv_heads, self.value_dim), self.dtype),
-        } | ({"rpb": jax.ShapeDtypeStruct(table, "float32")} if self.rpb else {})
-
-    @property
-    def flops(self) -> int:
-        """Useful FLOPs of the forward pass, with `backward` of both passes."""
-        count = functools.partial(
-            self.neighborhood.flops, self.shape, self.heads, self.head_dim, self.value_dim, self.batch
-        )
-        return count() + count(backward=True) if self.backward else count()
-
-    @property
-    def weight_bytes(self) -> int:
-        """Size of the stored weights, for the implementations that store them."""
-        itemsize = max(jnp.dtype(self.dtype).itemsize, 4)
-        return self.batch * math.prod(self.shape) * self.heads * self.op.pitch * itemsize
-
-    def availability(self) -> tuple[Availability, ...]:
-        """Which implementations can run it here, and why the others cannot."""
-        types = self.types()
-        return implementations(types["query"], self.neighborhood, value=types["value"], rpb=types.get("rpb"))
-
-    def inputs(self) -> tuple[jax.Array, ...]:
-        """query, key, value and, with `rpb`, the bias: random numbers."""
-        types = self.types().values()
-        keys = jax.random.split(jax.random.key(0), 4)[: len(types)]
-        return tuple(jax.random.normal(k, x.shape, x.dtype) for k, x in zip(keys, types, strict=True))
-
-    def compile(self, implementation: str | None) -> Callable[[], Any]:
-        """The compiled computation with its inputs: the output, or the gradients of all inputs."""
-
-        def attend(query: jax.Array, key: jax.Array, value: jax.Array, rpb: Any = None) -> jax.Array:
-            out: jax.Array = neighborhood_attention(
-                query,
-                key,
-                value,
-                self.neighborhood,
-                rpb=rpb,
-                implementation=implementation,
-            )
-            return out
-
-        def gradients(*inputs: jax.Array) -> tuple[jax.Array, ...]:
-            out, pullback = jax.vjp(attend, *inputs)
-            return (out, *pullback(out))
-
-        inputs = self.inputs()
-        compiled = jax.jit(gradients if self.backward else attend).lower(*inputs).compile()
-        return lambda: jax.block_until_ready(compiled(*inputs))
+Arrays = Mapping[str, jax.Array]
+Attend = Callable[..., tuple[jax.Array, jax.Array | None]]  # (*inputs, *constants) -> (out, lse)
 
 
-@dataclass(frozen=True)
-class Timing:
-    """Seconds per call, one sample a round."""
-
-    samples: tuple[float, ...]
-
-    @property
-    def median(self) -> float:
-        return statistics.median(self.samples)
-
-    @property
-    def quartiles(self) -> tuple[float, float]:
-        if len(self.samples) < 2:
-            return self.samples[0], self.samples[0]
-        low, _, high = statistics.quantiles(self.samples, n=4, method="inclusive")
-        return low, high
+def neighborhood(problem: Problem) -> Neighborhood:
+    """The window of a problem."""
+    return Neighborhood(**problem.geometry)
 
 
-def measure(
-    calls: Mapping[str, Callable[[], Any]], rounds: int, tick: Callable[[str], None] = lambda name: None
-) -> dict[str, Timing]:
-    """Times the calls in turns, `rounds` times, so that a slow moment of the machine hits all of them alike.
-
-    `tick` is called with the name before every sample.
-    """
-    repeats = {name: _repeats(call) for name, call in calls.items()}
-    samples: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds):
-        for name, call in calls.items():
-            tick(name)
-            samples[name].append(_seconds(call, repeats[name]))
-    return {name: Timing(tuple(values)) for name, values in samples.items()}
+def op(problem: Problem) -> Op:
+    """The static argument of a call, by which plans and tuning are looked up."""
+    return Op(neighborhood(problem), problem.spatial, problem.softmax_scale)
 
 
-def _repeats(call: Callable[[], Any]) -> int:
-    call()  # first touches of memory
-    return max(1, round(LEAST_SECONDS / max(_seconds(call, 1), 1e-7)))
+def types(problem: Problem) -> dict[str, Any]:
+    """Shapes and dtypes of the inputs by name; a bias is float32 at least."""
+    bias = problem.dtype if problem.dtype == "float64" else "float32"
+    return {
+        name: jax.ShapeDtypeStruct(shape, bias if name == "rpb" else problem.dtype)
+        for name, shape in problem.shapes.items()
+    }
 
 
-def _seconds(call: Callable[[], Any], repeats: int) -> float:
-    start = time.perf_counter()
-    for _ in range(repeats):
-        call()
-    return (time.perf_counter() - start) / repeats
+def flops(problem: Problem) -> int:
+    """Useful FLOPs: those of queries with keys that they see, 2 * (head_dim + value_dim) forward."""
+    p = problem
+    forward = neighborhood(p).flops(p.spatial, p.heads, p.head_dim, p.value_dim, p.batch)
+    return int(forward * PASSES[p.direction])
+
+
+def weight_bytes(problem: Problem) -> int:
+    """Size of the stored weights, for the implementations that store them."""
+    itemsize = max(jnp.dtype(problem.dtype).itemsize, 4)
+    return problem.batch * problem.tokens * problem.heads * op(problem).pitch * itemsize
+
+
+def availability(problem: Problem) -> Sequence[Any]:
+    """Rows of jax_na.implementations: which can run the problem here, and why the others cannot."""
+    inputs = types(problem)
+    window = neighborhood(problem)
+    return jax_na.implementations(inputs["query"], window, value=inputs["value"], rpb=inputs.get("rpb"))
+
+
+def arrays(problem: Problem) -> dict[str, jax.Array]:
+    """Random inputs by name, and the cotangent "dout"; a bias is float32 at least."""
+    every = {**types(problem), "dout": jax.ShapeDtypeStruct(problem.out_shape, problem.dtype)}
+    keys = jax.random.split(jax.random.key(0), len(every))
+    return {
+        name: jax.random.normal(key, x.shape, x.dtype)
+        for key, (name, x) in zip(keys, every.items(), strict=True)
+    }
+
+
+def attention(problem: Problem, implementation: str | None, **options: Any) -> Attend:
+    """The public function, as one of the problem's inputs in order; `options` go to it."""
+
+    def attend(*inputs: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+        named: dict[str, Any] = dict(zip(problem.shapes, inputs, strict=True))
+        every = {"scale": problem.scale, "implementation": implementation, **problem.geometry, **options}
+        result = jax_na.neighborhood_attention(**named, **every)
+        return result if options.get("return_lse") else (result, None)
+
+    return attend
+
+
+class Program(NamedTuple):
+    """One direction of an attention: function(vary(i), *others), with another argument for every i."""
+
+    function: Callable[..., Any]
+    vary: Callable[[int], Any]
+    others: tuple[Any, ...]
+
+    def compile(self) -> Callable[[], Any]:
+        """What computes it once and returns when it is done."""
+        function, first = jax.jit(self.function), self.vary(0)
+        return lambda: jax.block_until_ready(function(first, *self.others))
+
+    def temporary_bytes(self) -> int:
+        """Memory that the compiler plans besides inputs and results."""
+        compiled: Any = jax.jit(self.function).lower(self.vary(0), *self.others).compile()
+        return int(compiled.memory_analysis().temp_size_in_bytes)
+
+
+def program(problem: Problem, attend: Attend, inputs: Arrays, constants: Sequence[Any] = ()) -> Program:
+    """The direction of the problem. Results are (out,), the gradients, or (out, *gradients)."""
+    query, *others = (inputs[name] for name in problem.shapes)
+
+    def forward(query: Any, others: Sequence[Any], constants: Sequence[Any]) -> tuple[jax.Array]:
+        return (attend(query, *others, *constants)[0],)
+
+    def both(query: Any, others: Sequence[Any], constants: Sequence[Any], dout: Any) -> tuple[jax.Array, ...]:
+        out, pull = jax.vjp(lambda *x: attend(*x, *constants)[0], query, *others)
+        return (out, *pull(dout))
+
+    def vary(i: int) -> jax.Array:
+        return query + jnp.asarray(i / 64, query.dtype) if i else query
+
+    if problem.direction == FORWARD:
+        return Program(forward, vary, (others, constants))
+    if problem.direction != BACKWARD:
+        return Program(both, vary, (others, constants, inputs["dout"]))
+
+    @jax.jit
+    def save(query: Any, others: Sequence[Any], constants: Sequence[Any]) -> Any:
+        return jax.vjp(lambda *x: attend(*x, *constants)[0], query, *others)[1]
+
+    run = lambda pull, dout: pull(dout)  # noqa: E731
+    return Program(run, lambda i: save(vary(i), others, constants), (inputs["dout"],))
+
+
+def clock(program: Program, platform: str) -> Clock:
+    """Compiles a program and gives its clock on "cpu", or on an accelerator."""
+    if platform != "cpu":
+        return _queue_clock(program)
+    call = program.compile()
+    call()  # the first touches of memory
+    return WallClock(call)
+
+
+def _queue_clock(program: Program) -> QueueClock:
+    """Short programs are computed for several i at once: for one i the compiler would remove repetitions."""
+    first = program.vary(0)
+    compiled = jax.jit(program.function).lower(first, *program.others).compile()
+    one = QueueClock(lambda: compiled(first, *program.others), jax.block_until_ready)
+    if one.estimate > SHORT_CALL:
+        return one
+    several = [program.vary(i) for i in range(TOGETHER)]
+
+    def together(several: Sequence[Any], *others: Any) -> list[Any]:
+        return [program.function(x, *others) for x in several]
+
+    whole = jax.jit(together).lower(several, *program.others).compile()
+    call = functools.partial(whole, several, *program.others)
+    return QueueClock(call, jax.block_until_ready, together=TOGETHER)
+
+
+def implementation_clock(problem: Problem, implementation: str | None) -> Clock:
+    """The clock of an implementation of jax-na on random inputs, on JAX's default platform."""
+    inputs = arrays(problem)
+    platform = next(iter(inputs["query"].devices())).platform
+    return clock(program(problem, attention(problem, implementation), inputs), platform)

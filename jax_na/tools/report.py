@@ -1,19 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `jax-na profile` and `jax-na tune` show: a progress bar, a table or JSON, and what they would do."""
+"""What measurements look like: a progress bar, text tables, and the output of `jax-na profile` and `tune`."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import importlib
 import importlib.util
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from jax_na.kernels import contract, devices, plan
 from jax_na.neighborhood import by
-from jax_na.tools.profiler import Problem, Timing, measure
+from jax_na.tools import profiler
+from jax_na.tools.clock import Clock, Timing, in_turns
+from jax_na.tools.problems import FORWARD, Problem
 
-Call = Callable[[], Any]
+Tick = Callable[[str, int], None]  # what is going on, and steps done
 
 
 def rich(module: str) -> Any:
@@ -24,40 +28,45 @@ def rich(module: str) -> Any:
         raise ImportError('tables and progress bars need rich: pip install "jax-na[cli]"') from error
 
 
-def progress(compile_each: Mapping[str, Callable[[], Call]], rounds: int) -> dict[str, Timing]:
-    """Compiles all, then times them in turns, under a progress bar if rich is installed."""
+@contextlib.contextmanager
+def progress(steps: int) -> Iterator[Tick]:
+    """A progress bar on the standard error, if rich is installed and that is a terminal."""
     if importlib.util.find_spec("rich") is None:
-        return measure({name: compile_one() for name, compile_one in compile_each.items()}, rounds)
+        yield lambda text, steps: None
+        return
     bars = rich("rich.progress")
     columns = (
         bars.SpinnerColumn(),
-        bars.TextColumn("{task.description}"),
         bars.BarColumn(),
         bars.MofNCompleteColumn(),
         bars.TimeElapsedColumn(),
+        bars.TextColumn("{task.description}"),
     )
     console = rich("rich.console").Console(stderr=True)
     with bars.Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=len(compile_each) * (rounds + 1))
+        task = bar.add_task("", total=steps)
+        yield lambda text, steps: bar.update(task, advance=steps, description=text or None)
 
-        def compiled(name: str) -> Call:
-            bar.update(task, description=f"compiling {name:12}")
-            call = compile_each[name]()
-            bar.advance(task)
-            return call
 
-        def tick(name: str) -> None:
-            bar.update(task, description=f"timing {name:12}   ", advance=1)
-
-        return measure({name: compiled(name) for name in compile_each}, rounds, tick)
+def measure(clocks: Mapping[str, Callable[[], Clock]], rounds: int) -> dict[str, Timing]:
+    """Compiles all, then times them in turns, under a progress bar."""
+    with progress(len(clocks) * (rounds + 1)) as tick:
+        ready = {}
+        for name, compiled in clocks.items():
+            tick(f"compiling {name}", 0)
+            ready[name] = compiled().sample
+            tick("", 1)
+        samples = in_turns(ready, rounds, tick=lambda name: tick(f"timing {name}", 1))
+    return {name: Timing(samples[name]) for name in clocks}
 
 
 def results(
     problem: Problem, timings: Mapping[str, Timing], missing: Mapping[str, str], *, as_json: bool
 ) -> None:
     """Prints the timings, and why the others could not run."""
+    flops = profiler.flops(problem)
     if as_json:
-        print(json.dumps(_document(problem, timings, missing)))
+        print(json.dumps(_document(problem, flops, timings, missing)))
         return
     table = rich("rich.table").Table(box=rich("rich.box").SIMPLE_HEAD)
     table.add_column("implementation", no_wrap=True)
@@ -65,11 +74,10 @@ def results(
         table.add_column(name, justify="right", no_wrap=True)
     medians = [t.median for t in timings.values()]
     for name, t in timings.items():
-        low, high = (f"{q * 1e3:.3g}" for q in t.quartiles)
-        rate = f"{problem.flops / t.median / 1e9:.3g}"
-        speed = f"{max(medians) / t.median:.1f}x"
+        low, high = map(milliseconds, t.quartiles)
+        rate, speed = f"{flops / t.median / 1e9:.3g}", f"{max(medians) / t.median:.1f}x"
         style = "bold green" if t.median == min(medians) else None
-        table.add_row(name, f"{t.median * 1e3:.3g}", f"{low} - {high}", rate, speed, style=style)
+        table.add_row(name, milliseconds(t.median), f"{low} - {high}", rate, speed, style=style)
     console = rich("rich.console").Console()
     console.print(title(problem), highlight=False, soft_wrap=True)
     console.print(table)
@@ -77,29 +85,54 @@ def results(
         console.print(f"  {name} cannot run: {reason}", style="dim", highlight=False)
 
 
+def milliseconds(seconds: float) -> str:
+    """Three digits."""
+    value = seconds * 1e3
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
 def title(problem: Problem) -> str:
     """One line that says what is measured."""
     p = problem
     heads = f"{p.heads} heads" if p.kv_heads == p.heads else f"{p.heads} heads on {p.kv_heads}"
     dims = f"{p.head_dim}" if p.value_dim == p.head_dim else f"{p.head_dim} and {p.value_dim}"
-    passes = "forward and backward" if p.backward else "forward"
+    passes = "forward" if p.direction == FORWARD else "forward and backward"
     bias = ", rpb" if p.rpb else ""
-    grid = f"batch {p.batch}, {by(p.shape)}, {p.neighborhood}"
-    return f"{passes}: {grid}, {heads} of {dims}{bias}, {p.dtype}: {p.flops / 1e9:.3g} useful GFLOP"
+    grid = f"batch {p.batch}, {by(p.spatial)}, {profiler.neighborhood(p)}"
+    useful = f"{profiler.flops(p) / 1e9:.3g} useful GFLOP"
+    return f"{passes}: {grid}, {heads} of {dims}{bias}, {p.dtype}: {useful}"
 
 
-def _document(problem: Problem, timings: Mapping[str, Timing], missing: Mapping[str, str]) -> dict[str, Any]:
+def text_table(cells: Sequence[Sequence[str]], labels: int = 1) -> str:
+    """Columns as wide as they need; the first `labels` and the last one aligned to the left."""
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    left = {*range(labels), len(widths) - 1}
+    lines = (
+        "  ".join(
+            c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in cells
+    )
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def markdown_table(cells: Sequence[Sequence[str]], labels: int = 1) -> str:
+    """A table of a Markdown page; the first row is the header."""
+    head, *body = cells
+    lines = [head, ["---"] * labels + ["---:"] * (len(head) - labels), *body]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _document(
+    problem: Problem, flops: int, timings: Mapping[str, Timing], missing: Mapping[str, str]
+) -> dict[str, Any]:
     measured = {
-        name: {
-            "median_s": t.median,
-            "quartiles_s": t.quartiles,
-            "gflop_per_s": problem.flops / t.median / 1e9,
-        }
+        name: {"median_s": t.median, "quartiles_s": t.quartiles, "gflop_per_s": flops / t.median / 1e9}
         for name, t in timings.items()
     }
     return {
         "problem": dataclasses.asdict(problem),
-        "useful_flop": problem.flops,
+        "useful_flop": flops,
         "results": measured,
         "cannot_run": dict(missing),
     }
@@ -108,12 +141,17 @@ def _document(problem: Problem, timings: Mapping[str, Timing], missing: Mapping[
 def dry_run(problem: Problem, rounds: int, names: list[str], missing: Mapping[str, str]) -> None:
     """Prints what would be measured, and computes nothing."""
     print(title(problem))
-    print(f"weights of a stored neighborhood: {problem.weight_bytes / 1e6:.3g} MB (naive, gemm)")
+    print(f"weights of a stored neighborhood: {profiler.weight_bytes(problem) / 1e6:.3g} MB (naive, gemm)")
     if any(name.startswith("fused") for name in names):
-        planned = contract.problem(problem.op, problem.types())
-        kernels = plan.plan(devices.platform_of(), "na_fused_forward", problem.op, planned)
-        print(f"kernel of the fused forward pass: {kernels}")
+        print(f"kernel of the fused forward pass: {_planned(problem)}")
     for name in names:
         print(f"would time {name}, {rounds} rounds")
     for name, reason in missing.items():
         print(f"would not time {name}: {reason}")
+
+
+def _planned(problem: Problem) -> str:
+    """What the planner chooses for the fused forward pass, with its tiles."""
+    op = profiler.op(problem)
+    planned = contract.problem(op, profiler.types(problem))
+    return plan.plan(devices.platform_of(), "na_fused_forward", op, planned)
