@@ -65,9 +65,9 @@ inline bool parse_choice(std::string_view text, WrittenChoice& choice) {
   choice = WrittenChoice{};
   choice.name = split(text, ':');
   if (!has_extents) return true;
-  for (bool more = true; more; ++choice.groups) {
+  for (bool continues = true; continues; ++choice.groups) {
     if (choice.groups == 2) return false;
-    more = text.find(',') != std::string_view::npos;
+    continues = text.find(',') != std::string_view::npos;
     std::string_view group = split(text, ',');
     int& count = choice.count[choice.groups];
     for (bool longer = true; longer; ++count) {

@@ -10,7 +10,7 @@ namespace jax_na::cuda {
 
 // Two warps hand 32 values over, eight times, through two buffers; the second warp returns them with its own sum so
 // far. in, out: 8 x 32 words.
-__global__ void hand_over(const __grid_constant__ Words p) {
+__global__ void hand_over(const __grid_constant__ Words params) {
   const int thread = threadIdx.x, lane = thread % 32;
   auto* words = reinterpret_cast<uint32_t*>(dynamic_shared());
   const uint32_t barriers = shared_address(dynamic_shared()) + 256;  // full 0, full 1, empty 0, empty 1
@@ -25,32 +25,32 @@ __global__ void hand_over(const __grid_constant__ Words p) {
     const uint32_t full = barriers + 8 * (step % 2), empty = full + 16;
     if (thread < 32) {
       mbarrier_wait(empty, step / 2 % 2 ^ 1);
-      buffer[lane] = p.in[32 * step + lane];
+      buffer[lane] = params.in[32 * step + lane];
       mbarrier_arrive(full);
     } else {
       mbarrier_wait(full, step / 2 % 2);
       sum += buffer[31 - lane];
       mbarrier_arrive(empty);
-      p.out[32 * step + lane] = sum;
+      params.out[32 * step + lane] = sum;
     }
   }
 }
 
 // Three warpgroups: the first writes words, arrives, and gives up registers; the others wait for it, each at a barrier
 // of its own. in: 128 words, out: 256.
-__global__ void __launch_bounds__(384, 1) parts(const __grid_constant__ Words p) {
+__global__ void __launch_bounds__(384, 1) parts(const __grid_constant__ Words params) {
   const int thread = threadIdx.x % 128;
   const int group = shuffle(static_cast<int>(threadIdx.x) / 128, 0);
   auto* words = reinterpret_cast<uint32_t*>(dynamic_shared());
   if (group == 0) {
     set_max_registers_dec<40>();
-    words[thread] = p.in[thread];
+    words[thread] = params.in[thread];
     named_barrier_arrive(1, 256);
     named_barrier_arrive(2, 256);
   } else {
     set_max_registers_inc<232>();
     named_barrier_sync(group, 256);
-    p.out[(group - 1) * 128 + thread] = words[127 - thread] + group;
+    params.out[(group - 1) * 128 + thread] = words[127 - thread] + group;
   }
 }
 
@@ -60,19 +60,20 @@ struct LoadParams {
   Words words;
   int bytes;
 };
-__global__ void tensor_load(const __grid_constant__ LoadParams p) {
-  const uint32_t box = shared_address(dynamic_shared()), barrier = box + p.bytes;
+__global__ void tensor_load(const __grid_constant__ LoadParams params) {
+  const uint32_t box = shared_address(dynamic_shared()), barrier = box + params.bytes;
   if (threadIdx.x == 0) {
     mbarrier_init(barrier, 1);
     fence_mbarrier_init();
-    const auto* c = reinterpret_cast<const int*>(p.words.in) + 5 * blockIdx.x;
-    mbarrier_expect_tx(barrier, p.bytes);
-    tma_load(box, &p.map, barrier, {c[0], c[1], c[2], c[3], c[4]});
+    const auto* c = reinterpret_cast<const int*>(params.words.in) + 5 * blockIdx.x;
+    mbarrier_expect_tx(barrier, params.bytes);
+    tma_load(box, &params.map, barrier, {c[0], c[1], c[2], c[3], c[4]});
   }
   block_sync();
   mbarrier_wait(barrier, 0);
   const auto* words = reinterpret_cast<const uint32_t*>(dynamic_shared());
-  for (int i = threadIdx.x; i < p.bytes / 4; i += blockDim.x) p.words.out[blockIdx.x * (p.bytes / 4) + i] = words[i];
+  for (int i = threadIdx.x; i < params.bytes / 4; i += blockDim.x)
+    params.words.out[blockIdx.x * (params.bytes / 4) + i] = words[i];
 }
 
 // Products of one warpgroup with every layout, from kWgmmaShared bytes of random operands. in: the operands; then 4
@@ -131,13 +132,13 @@ __device__ __forceinline__ void one_wgmma_rs(float* out, const uint32_t* registe
 }
 
 template <class Element, int N>
-__global__ void __launch_bounds__(128, 1) wgmmas(const __grid_constant__ Words p) {
+__global__ void __launch_bounds__(128, 1) wgmmas(const __grid_constant__ Words params) {
   auto* words = reinterpret_cast<uint32_t*>(dynamic_shared());
-  for (int i = threadIdx.x; i < kWgmmaShared / 4; i += 128) words[i] = p.in[i];
+  for (int i = threadIdx.x; i < kWgmmaShared / 4; i += 128) words[i] = params.in[i];
   fence_proxy_async();
   block_sync();
-  const uint32_t* registers = p.in + kWgmmaShared / 4 + 4 * threadIdx.x;
-  auto* out = reinterpret_cast<float*>(p.out) + threadIdx.x * (3 * 4 * N);
+  const uint32_t* registers = params.in + kWgmmaShared / 4 + 4 * threadIdx.x;
+  auto* out = reinterpret_cast<float*>(params.out) + threadIdx.x * (3 * 4 * N);
   const Swizzle all[] = {Swizzle::k128, Swizzle::k64, Swizzle::k32};
   for (const Swizzle swizzle : all) {
     one_wgmma_ss<Element, N, false>(out, swizzle);

@@ -59,8 +59,8 @@ void distribute(Matrices** all, bool transposed) {
 
 struct Product {
   float* d;
-  const uint32_t* a;
-  uint32_t b[2];
+  const uint32_t* left;
+  uint32_t right[2];
 };
 
 float widen_half(uint32_t pair, int half, bool bf16) {
@@ -69,38 +69,39 @@ float widen_half(uint32_t pair, int half, bool bf16) {
 }
 
 template <int kTerms>
-void multiply_add(Product** all, const float (&a)[16][kTerms], const float (&b)[kTerms][8]) {
+void multiply_add(Product** all, const float (&left)[16][kTerms], const float (&right)[kTerms][8]) {
   for (int lane = 0; lane < kWarp; ++lane)
     for (int e = 0; e < 4; ++e) {
       const int row = lane / 4 + e / 2 * 8, column = lane % 4 * 2 + e % 2;
       float sum = 0;
-      for (int k = 0; k < kTerms; ++k) sum += a[row][k] * b[k][column];
+      for (int k = 0; k < kTerms; ++k) sum += left[row][k] * right[k][column];
       all[lane]->d[e] += sum;
     }
 }
 
 void multiply_halves(Product** all, bool bf16) {
-  float a[16][16], b[16][8];
+  float left[16][16], right[16][8];
   for (int lane = 0; lane < kWarp; ++lane) {
     const int g = lane / 4, i = lane % 4;
     for (int half = 0; half < 2; ++half) {
       for (int part = 0; part < 4; ++part)
-        a[g + part % 2 * 8][2 * i + half + part / 2 * 8] = widen_half(all[lane]->a[part], half, bf16);
-      for (int part = 0; part < 2; ++part) b[2 * i + half + part * 8][g] = widen_half(all[lane]->b[part], half, bf16);
+        left[g + part % 2 * 8][2 * i + half + part / 2 * 8] = widen_half(all[lane]->left[part], half, bf16);
+      for (int part = 0; part < 2; ++part)
+        right[2 * i + half + part * 8][g] = widen_half(all[lane]->right[part], half, bf16);
     }
   }
-  multiply_add(all, a, b);
+  multiply_add(all, left, right);
 }
 
 void multiply_tf32(Product** all) {
-  float a[16][8], b[8][8];
+  float left[16][8], right[8][8];
   for (int lane = 0; lane < kWarp; ++lane) {
     const int g = lane / 4, i = lane % 4;
     for (int part = 0; part < 4; ++part)
-      a[g + part % 2 * 8][i + part / 2 * 4] = float_of(all[lane]->a[part] & kTF32Bits);
-    for (int part = 0; part < 2; ++part) b[i + part * 4][g] = float_of(all[lane]->b[part] & kTF32Bits);
+      left[g + part % 2 * 8][i + part / 2 * 4] = float_of(all[lane]->left[part] & kTF32Bits);
+    for (int part = 0; part < 2; ++part) right[i + part * 4][g] = float_of(all[lane]->right[part] & kTF32Bits);
   }
-  multiply_add(all, a, b);
+  multiply_add(all, left, right);
 }
 
 float flush_subnormal(float x) { return fabsf(x) < 0x1p-126f ? copysignf(0, x) : x; }
@@ -112,16 +113,18 @@ uint32_t shuffle_xor(uint32_t value, int mask) {
   return exchange("shuffle_xor", __builtin_return_address(0), value, block.current % kWarp ^ mask);
 }
 bool warp_all(bool value) {
-  return reduce("warp_all", __builtin_return_address(0), value, [](int a, int b) { return a & b; });
+  return reduce("warp_all", __builtin_return_address(0), value, [](int left, int right) { return left & right; });
 }
 bool warp_any(bool value) {
-  return reduce("warp_any", __builtin_return_address(0), value, [](int a, int b) { return a | b; });
+  return reduce("warp_any", __builtin_return_address(0), value, [](int left, int right) { return left | right; });
 }
 int warp_min(int value) {
-  return reduce("warp_min", __builtin_return_address(0), value, [](int a, int b) { return std::min(a, b); });
+  return reduce("warp_min", __builtin_return_address(0), value,
+                [](int left, int right) { return std::min(left, right); });
 }
 int warp_max(int value) {
-  return reduce("warp_max", __builtin_return_address(0), value, [](int a, int b) { return std::max(a, b); });
+  return reduce("warp_max", __builtin_return_address(0), value,
+                [](int left, int right) { return std::max(left, right); });
 }
 
 void ldmatrix(uint32_t (&r)[4], uint32_t row_address, bool transposed) {
@@ -130,8 +133,8 @@ void ldmatrix(uint32_t (&r)[4], uint32_t row_address, bool transposed) {
   collective<kWarp>("ldmatrix", site, mine, [&](Matrices** all) { distribute(all, transposed); });
 }
 
-void mma(Type type, float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  Product mine{d, a, {b0, b1}};
+void mma(Type type, float (&d)[4], const uint32_t (&left)[4], uint32_t b0, uint32_t b1) {
+  Product mine{d, left, {b0, b1}};
   collective<kWarp>("mma", __builtin_return_address(0), mine, [&](Product** all) {
     type == Type::kTF32 ? multiply_tf32(all) : multiply_halves(all, type == Type::kBF16);
   });

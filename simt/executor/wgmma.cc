@@ -70,8 +70,8 @@ void read_operand(uint64_t descriptor, bool major_n, int extent, Access access) 
     fail("illegal matrix descriptor", "this executor knows swizzled layouts, groups at multiples of 8 rows",
          {{"product", access.site}});
   for (int i = 0; i < extent; i += major_n ? 8 : 1)
-    for (int k = 0; k < kTerms; k += major_n ? 1 : 8)
-      access_shared(element_address(descriptor, major_n, static_cast<uint32_t>(i), static_cast<uint32_t>(k)), 16, 16,
+    for (int step = 0; step < kTerms; step += major_n ? 1 : 8)
+      access_shared(element_address(descriptor, major_n, static_cast<uint32_t>(i), static_cast<uint32_t>(step)), 16, 16,
                     access);
 }
 
@@ -94,14 +94,14 @@ void for_each_sum(int n, const Body& body) {
 void load_left(const Product& p, float (&a)[kRows][kTerms]) {
   const bool bf16 = p.shape.type == Type::kBF16;
   for (int row = 0; row < kRows; ++row)
-    for (int k = 0; k < kTerms; ++k) {
+    for (int step = 0; step < kTerms; ++step) {
       if (p.left_registers.empty()) {
-        a[row][k] = element(p.left, false, row, k, bf16);
+        a[row][step] = element(p.left, false, row, step, bf16);
         continue;
       }
-      const int thread = row / 16 * 32 + row % 8 * 4 + k % 8 / 2, i = row / 8 % 2 + k / 8 * 2;
-      const auto bits = static_cast<uint16_t>(p.left_registers[4 * thread + i] >> (16 * (k % 2)));
-      a[row][k] = bf16 ? widen_bf16(bits) : widen_f16(bits);
+      const int thread = row / 16 * 32 + row % 8 * 4 + step % 8 / 2, i = row / 8 % 2 + step / 8 * 2;
+      const auto bits = static_cast<uint16_t>(p.left_registers[4 * thread + i] >> (16 * (step % 2)));
+      a[row][step] = bf16 ? widen_bf16(bits) : widen_f16(bits);
     }
 }
 
@@ -109,12 +109,13 @@ void execute(const Product& p) {
   static float a[kRows][kTerms], b[kTerms][256], d[kRows][256];
   const int n = p.shape.n;
   load_left(p, a);
-  for (int k = 0; k < kTerms; ++k)
-    for (int i = 0; i < n; ++i) b[k][i] = element(p.right, p.shape.right_major_n, i, k, p.shape.type == Type::kBF16);
+  for (int step = 0; step < kTerms; ++step)
+    for (int i = 0; i < n; ++i)
+      b[step][i] = element(p.right, p.shape.right_major_n, i, step, p.shape.type == Type::kBF16);
   for (int row = 0; row < kRows; ++row) {
     std::fill_n(d[row], n, 0.f);
-    for (int k = 0; k < kTerms; ++k)
-      for (int i = 0; i < n; ++i) d[row][i] += a[row][k] * b[k][i];
+    for (int step = 0; step < kTerms; ++step)
+      for (int i = 0; i < n; ++i) d[row][i] += a[row][step] * b[step][i];
   }
   for_each_sum(n, [&](int thread, int i, int row, int column) {
     float& sum = p.sums[thread]->values[i];
@@ -154,9 +155,9 @@ void write_back(std::vector<std::shared_ptr<Sums>>& all, int done) {
 void start(Operands** all, Site site) {
   const int first = block.current / kWarpgroup * kWarpgroup;
   Warpgroup& group = current_warpgroup();
-  const Operands& o = *all[0];
+  const Operands& operand = *all[0];
   for (int t = 1; t < kWarpgroup; ++t)
-    if (all[t]->left != o.left || all[t]->right != o.right)
+    if (all[t]->left != operand.left || all[t]->right != operand.right)
       fail("divergent matrix descriptors", text("in block %u", block.index), {{text("thread %d", first + t), site}});
   if (!group.fenced)
     record("missing wgmma_fence", text("since the last wait, in block %u", block.index), {{"product", site}});
@@ -169,14 +170,14 @@ void start(Operands** all, Site site) {
   }
   if (group.slot < 0) group.slot = new_slot(text("wgmma of threads %d to %d", first, first + kWarpgroup - 1));
   const Access read{false, true, group.slot, static_cast<Clock>(group.group) + 1, seen.data(), site};
-  if (!o.left_registers) read_operand(o.left, false, kRows, read);
-  read_operand(o.right, o.shape.right_major_n, o.shape.n, read);
+  if (!operand.left_registers) read_operand(operand.left, false, kRows, read);
+  read_operand(operand.right, operand.shape.right_major_n, operand.shape.n, read);
 
-  Product product{o.shape, o.left, o.right, {}, {}, group.group};
+  Product product{operand.shape, operand.left, operand.right, {}, {}, group.group};
   for (int t = 0; t < kWarpgroup; ++t) {
-    if (o.left_registers)
+    if (operand.left_registers)
       product.left_registers.insert(product.left_registers.end(), all[t]->left_registers, all[t]->left_registers + 4);
-    product.sums[t] = sums_under_way(group.sums[t], all[t]->sums, o.shape.n / 2, group.group, site);
+    product.sums[t] = sums_under_way(group.sums[t], all[t]->sums, operand.shape.n / 2, group.group, site);
   }
   group.products.push_back(std::move(product));
 }

@@ -29,7 +29,7 @@ enum Fault {
 
 // out [rows, 64] = x [rows, 64 * steps] y [64 * steps, 64], rows in blocks of 64, through two buffers of shared memory.
 struct ProductParams {
-  const Half *x, *y;
+  const Half *input, *y;
   float* out;
   int rows, steps, fault;
 };
@@ -50,26 +50,27 @@ __device__ __forceinline__ void load_tile(uint32_t tile, const Half* from, int p
   }
 }
 
-__global__ void __launch_bounds__(128) product(const __grid_constant__ ProductParams p) {
+__global__ void __launch_bounds__(128) product(const __grid_constant__ ProductParams params) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, row0 = blockIdx.x * kTile;
   const uint32_t shared = shared_address(dynamic_shared());
   auto load = [&](int step) {
     const uint32_t stage = shared + step % 2 * 2 * kTileBytes;
-    load_tile(stage, p.x + int64_t{row0} * 64 * p.steps + 64 * step, 64 * p.steps, p.rows - row0, p.fault);
-    load_tile(stage + kTileBytes, p.y + int64_t{64} * 64 * step, 64, kTile, kNone);
+    load_tile(stage, params.input + int64_t{row0} * 64 * params.steps + 64 * step, 64 * params.steps,
+              params.rows - row0, params.fault);
+    load_tile(stage + kTileBytes, params.y + int64_t{64} * 64 * step, 64, kTile, kNone);
     cp_async_commit();
   };
   float sums[8][4] = {};
   load(0);
-  for (int step = 0; step < p.steps; ++step) {
-    if (p.fault != kMissingCopyWait) cp_async_wait<0>();
-    if (p.fault != kMissingBarrier) block_sync();
-    if (step + 1 < p.steps) load(step + 1);
-    const uint32_t x = shared + step % 2 * 2 * kTileBytes, y = x + kTileBytes;
+  for (int step = 0; step < params.steps; ++step) {
+    if (params.fault != kMissingCopyWait) cp_async_wait<0>();
+    if (params.fault != kMissingBarrier) block_sync();
+    if (step + 1 < params.steps) load(step + 1);
+    const uint32_t input = shared + step % 2 * 2 * kTileBytes, y = input + kTileBytes;
     for (int k = 0; k < 4; ++k) {
       uint32_t a[4];
       // at kMissingCopyWait, kMissingBarrier
-      ldmatrix_x4(a, swizzled_row(x, 16 * warp + lane % 16, 2 * k + lane / 16));
+      ldmatrix_x4(a, swizzled_row(input, 16 * warp + lane % 16, 2 * k + lane / 16));
       for (int n = 0; n < 4; ++n) {
         uint32_t b[4];
         ldmatrix_x4_trans(b, swizzled_row(y, 16 * k + lane % 16, 2 * n + lane / 16));
@@ -81,39 +82,39 @@ __global__ void __launch_bounds__(128) product(const __grid_constant__ ProductPa
   cp_async_wait<0>();
   for (int i = 0; i < 4; ++i) {
     const int row = row0 + 16 * warp + lane / 4 + i / 2 * 8;
-    if (row >= p.rows && p.fault != kUnguardedStore) continue;
+    if (row >= params.rows && params.fault != kUnguardedStore) continue;
     // at kUnguardedStore
-    for (int n = 0; n < 8; ++n) p.out[row * 64 + 8 * n + 2 * (lane % 4) + i % 2] = sums[n][i];
+    for (int n = 0; n < 8; ++n) params.out[row * 64 + 8 * n + 2 * (lane % 4) + i % 2] = sums[n][i];
   }
 }
 
 // out[i] = sum of x over a window of 5 around i, at the ends the nearest one inside; one block per 64 values.
 struct WindowParams {
-  const float* x;
+  const float* input;
   float* out;
   int count, fault;
 };
 
-__global__ void __launch_bounds__(64) window_sum(const __grid_constant__ WindowParams p) {
+__global__ void __launch_bounds__(64) window_sum(const __grid_constant__ WindowParams params) {
   const int i = blockIdx.x * 64 + threadIdx.x;
   // at kOverlappingBlocks
-  if (p.fault == kOverlappingBlocks && blockIdx.x > 0 && threadIdx.x == 0) p.out[i - 1] = 0;
-  if (i >= p.count) return;
-  const int latest = p.count - 5 + (p.fault == kWindowTooLong ? 1 : 0);
-  int start = i - 2 > 0 ? i - 2 : p.fault == kWindowTooEarly ? -1 : 0;
+  if (params.fault == kOverlappingBlocks && blockIdx.x > 0 && threadIdx.x == 0) params.out[i - 1] = 0;
+  if (i >= params.count) return;
+  const int latest = params.count - 5 + (params.fault == kWindowTooLong ? 1 : 0);
+  int start = i - 2 > 0 ? i - 2 : params.fault == kWindowTooEarly ? -1 : 0;
   if (start > latest) start = latest;
   float sum = 0;
   // at kWindowTooLong, kWindowTooEarly
-  for (int j = start; j < start + 5; ++j) sum += p.x[j];
+  for (int j = start; j < start + 5; ++j) sum += params.input[j];
   // at kWritesInput
-  if (p.fault == kWritesInput) const_cast<float*>(p.x)[i] = sum;
-  if (p.fault == kMisalignedStore) {
-    auto* pair = reinterpret_cast<uint64_t*>(p.out + (i / 2 * 2 + 1) % (p.count - 1));
+  if (params.fault == kWritesInput) const_cast<float*>(params.input)[i] = sum;
+  if (params.fault == kMisalignedStore) {
+    auto* pair = reinterpret_cast<uint64_t*>(params.out + (i / 2 * 2 + 1) % (params.count - 1));
     // at kMisalignedStore
     if (i % 2 == 0) *pair = 0;
   }
   // at kOverlappingBlocks
-  p.out[i] = sum;
+  params.out[i] = sum;
 }
 
 // Every thread hands a value to its neighbour, through 2-byte words of shared memory and by shuffles.
@@ -127,17 +128,17 @@ __device__ __forceinline__ int from_neighbour(int value, int lane) {
   return shuffle(value, (lane + 1) % 32);
 }
 
-__global__ void __launch_bounds__(128) exchange(const __grid_constant__ ExchangeParams p) {
+__global__ void __launch_bounds__(128) exchange(const __grid_constant__ ExchangeParams params) {
   const int thread = threadIdx.x, lane = thread % 32;
   auto* words = reinterpret_cast<uint16_t*>(dynamic_shared());
-  if (p.fault == kLeavesEarly && thread == 77) return;
+  if (params.fault == kLeavesEarly && thread == 77) return;
   // at kMissingWarpSync
-  if (p.fault != kUninitialised || thread != 3) words[thread] = static_cast<uint16_t>(thread);
-  if (p.fault != kMissingWarpSync) warp_sync();
+  if (params.fault != kUninitialised || thread != 3) words[thread] = static_cast<uint16_t>(thread);
+  if (params.fault != kMissingWarpSync) warp_sync();
   // at kMissingWarpSync, kUninitialised
   const int neighbour = words[thread / 32 * 32 + (lane + 1) % 32];
   int sum = neighbour;
-  if (p.fault == kDivergentShuffle && lane < 16) {
+  if (params.fault == kDivergentShuffle && lane < 16) {
     // at kDivergentShuffle
     sum += shuffle(lane, (lane + 1) % 32);
   } else {
@@ -145,7 +146,7 @@ __global__ void __launch_bounds__(128) exchange(const __grid_constant__ Exchange
   }
   sum += shuffle_xor(lane, 1) + warp_max(lane) + warp_min(-lane) + (warp_all(lane < 32) ? 1 : 0) +
          (warp_any(lane == 5) ? 1 : 0);
-  if (p.fault == kDivergentBarrier && lane == 7) {
+  if (params.fault == kDivergentBarrier && lane == 7) {
     // at kDivergentBarrier
     block_sync();
   } else {
@@ -153,9 +154,9 @@ __global__ void __launch_bounds__(128) exchange(const __grid_constant__ Exchange
     block_sync();
   }
   // at kSharedOverrun
-  if (p.fault == kSharedOverrun && thread == 127) words[thread + 1] = 0;
+  if (params.fault == kSharedOverrun && thread == 127) words[thread + 1] = 0;
   const int opposite = words[127 - thread];
-  p.out[thread] = sum + opposite;
+  params.out[thread] = sum + opposite;
 }
 
 }  // namespace jax_na::cuda

@@ -18,11 +18,12 @@ struct Tokens {
   int first[kAxes], count[kAxes];
 
   // Index of a token by its positions in the groups of a block; -1 where there is none.
-  int index(const Problem& p, const Extent (&extent)[kAxes], const int (&position)[kAxes], const int* stop) const {
+  int index(const Problem& problem, const Extent (&extent)[kAxes], const int (&position)[kAxes],
+            const int* stop) const {
     int token = 0;
     for (int a = 0; a < kAxes; ++a) {
       if (position[a] >= stop[a]) return -1;
-      token = token * count[a] + position[a] * p.axis[a].dilation + extent[a].group - first[a];
+      token = token * count[a] + position[a] * problem.axis[a].dilation + extent[a].group - first[a];
     }
     return token;
   }
@@ -30,7 +31,7 @@ struct Tokens {
 
 template <Side kRowSide>
 struct Schedule {
-  const Problem& p;
+  const Problem& problem;
   Tiling tiling;
   Repeats repeats;
   Tokens row_tokens, column_tokens;
@@ -41,15 +42,16 @@ struct Schedule {
   bool complete = true;
 
   void run() {
-    for (int64_t tile = 0; tile < tile_count(p, tiling); ++tile) block(tile);
+    for (int64_t tile = 0; tile < tile_count(problem, tiling); ++tile) block(tile);
   }
 
   void block(int64_t tile) {
     Extent extent[kAxes];
     for (int a = kAxes - 1; a >= 0; --a) {
-      const int tiles = tiling.tiles[a] * p.axis[a].dilation;
+      const int tiles = tiling.tiles[a] * problem.axis[a].dilation;
       extent[a] = locate<kRowSide>(
-          p, tiling, {{row_tokens.first[a], row_tokens.count[a]}, {column_tokens.first[a], column_tokens.count[a]}}, a,
+          problem, tiling,
+          {{row_tokens.first[a], row_tokens.count[a]}, {column_tokens.first[a], column_tokens.count[a]}}, a,
           static_cast<int>(tile % tiles), complete);
       tile /= tiles;
       if (extent[a].rows.stop <= extent[a].rows.start) return;
@@ -66,7 +68,7 @@ struct Schedule {
       const Extent& e = extent[a];
       position[a] = e.origin + inside_box(tiling.rows, row, a);
       if (position[a] >= e.rows.stop) return false;
-      const Range all = seen_from<kRowSide>(p.axis[a], e.length, position[a]);
+      const Range all = seen_from<kRowSide>(problem.axis[a], e.length, position[a]);
       seen[a] = {max(all.start, e.present.start), min(all.stop, e.present.stop)};
     }
     return true;
@@ -90,7 +92,7 @@ struct Schedule {
     for (int row = first_row; row < first_row + warp_rows; ++row) {
       if (!seen_by(extent, row, position, seen)) continue;
       some = true;
-      const int r = row_tokens.index(p, extent, position, row_stop);
+      const int r = row_tokens.index(problem, extent, position, row_stop);
       const uint64_t bits = v.unmasked ? ~uint64_t{0} : visible_columns<uint64_t>(tiling, repeats, seen, start);
       columns(extent, start, stop, bits, r, v);
     }
@@ -104,7 +106,7 @@ struct Schedule {
     for (int c = 0; c < box; ++c) {
       int position[kAxes];
       for (int a = 0; a < kAxes; ++a) position[a] = start[a] + inside_box(tiling.columns, c, a);
-      const int column = column_tokens.index(p, extent, position, stop);
+      const int column = column_tokens.index(problem, extent, position, stop);
       if (!(bits >> c & 1)) {
         v.all_seen = 0;
       } else if (column < 0) {
@@ -121,18 +123,25 @@ struct Schedule {
 };
 
 template <Side kRowSide>
-int64_t run(const Problem& p, const int (&row_tile)[kAxes], const int (&column_tile)[kAxes], int warp_rows,
+int64_t run(const Problem& problem, const int (&row_tile)[kAxes], const int (&column_tile)[kAxes], int warp_rows,
             uint8_t* pairs, Visit* visits, int64_t capacity) {
   Tokens queries{}, keys{};
   for (int a = 0; a < kAxes; ++a) {
-    queries.first[a] = p.q0[a], queries.count[a] = p.nq[a];
-    keys.first[a] = p.k0[a], keys.count[a] = p.nk[a];
+    queries.first[a] = problem.q0[a], queries.count[a] = problem.nq[a];
+    keys.first[a] = problem.k0[a], keys.count[a] = problem.nk[a];
   }
-  const Tiling tiling = make_tiling<kRowSide>(p, row_tile, column_tile);
+  const Tiling tiling = make_tiling<kRowSide>(problem, row_tile, column_tile);
   constexpr bool kQueries = kRowSide == Side::kQueries;
-  Schedule<kRowSide> schedule{
-      p, tiling,  make_repeats(tiling), kQueries ? queries : keys, kQueries ? keys : queries, warp_rows, pairs, visits,
-      0, capacity};
+  Schedule<kRowSide> schedule{problem,
+                              tiling,
+                              make_repeats(tiling),
+                              kQueries ? queries : keys,
+                              kQueries ? keys : queries,
+                              warp_rows,
+                              pairs,
+                              visits,
+                              0,
+                              capacity};
   schedule.run();
   return schedule.complete ? schedule.count : -1;
 }
@@ -142,12 +151,12 @@ int64_t run(const Problem& p, const int (&row_tile)[kAxes], const int (&column_t
 
 // Counts every pair that is computed in `pairs` and describes the visits. Returns their number, -1 if a window is not
 // complete or if a token that does not exist is computed with.
-extern "C" int64_t jax_na_schedule(const jax_na::Problem* p, int rows_are_keys, const int (*tiles)[jax_na::kAxes],
+extern "C" int64_t jax_na_schedule(const jax_na::Problem* problem, int rows_are_keys, const int (*tiles)[jax_na::kAxes],
                                    int warp_rows, uint8_t* pairs, void* visits, int64_t capacity) {
   using namespace jax_na::cuda;
   auto* v = static_cast<Visit*>(visits);
-  return rows_are_keys ? run<Side::kKeys>(*p, tiles[0], tiles[1], warp_rows, pairs, v, capacity)
-                       : run<Side::kQueries>(*p, tiles[0], tiles[1], warp_rows, pairs, v, capacity);
+  return rows_are_keys ? run<Side::kKeys>(*problem, tiles[0], tiles[1], warp_rows, pairs, v, capacity)
+                       : run<Side::kQueries>(*problem, tiles[0], tiles[1], warp_rows, pairs, v, capacity);
 }
 
 // How many bits owned_columns has wrong for a box with these log2 extents, over all lanes, axes and intervals.
