@@ -15,6 +15,8 @@ from .cuda_unfused import Unfused, gemm_kernels
 from .test_cuda_kernels import LARGER, MODES, TF32
 from .test_regions import CUTS, OUTSIDE, regions
 
+pytestmark = pytest.mark.some(5)  # the rest is for --exhaustive: the executor is slow
+
 KERNELS = (Kernel.GEMM_QK, Kernel.GEMM_AV, Kernel.GEMM_INVERSE)
 ROWS = (16, 64)
 PHASES = (  # windows of which shared memory holds a part, and features in slices
@@ -107,7 +109,7 @@ def test_deterministic(name, mode, rng):
     helpers.assert_identical(gemm.run(NAN, given, same_kernels), gemm.run(NAN, given, same_kernels))
 
 
-@pytest.mark.some(8)
+@pytest.mark.some(2)
 @pytest.mark.parametrize("number", range(48))
 def test_random_problems(number, rng):
     problem, mode = any_problem(rng), MODES[number % len(MODES)]

@@ -13,6 +13,7 @@ from .simt import build
 from .test_cuda_gemm import PHASES, Gemm
 
 pytestmark = [
+    pytest.mark.some(1),
     pytest.mark.skipif(cuda_kernels.ON_DEVICE, reason="on a GPU, faults are not found"),
     pytest.mark.skipif(build.host_compiler() is None, reason="no C++ compiler"),
 ]

@@ -16,10 +16,13 @@ from .cuda_problems import UNMERGED, Problem, any_problem, lost_queries, outside
 from .test_cuda_kernels import HALVES, LARGER, TOLERANCE, repeated
 from .test_regions import CUTS, OUTSIDE, regions
 
-pytestmark = pytest.mark.skipif(
-    cuda_kernels.ON_DEVICE and cuda_kernels.build.architecture() != "90a",
-    reason="this GPU has another compute capability than 9.0",
-)
+pytestmark = [
+    pytest.mark.some(4),
+    pytest.mark.skipif(
+        cuda_kernels.ON_DEVICE and cuda_kernels.build.architecture() != "90a",
+        reason="this GPU has another compute capability than 9.0",
+    ),
+]
 
 CASES = (
     Case("wide-1d", (300,), 200, head_dim=128, heads=2, kv_heads=1),
@@ -108,7 +111,7 @@ def test_windows_outside_the_keys_are_nan(reason, rng):
         assert np.isnan(x[:, lost_queries(problem)].astype(np.float32)).all()
 
 
-@pytest.mark.some(6)
+@pytest.mark.some(2)
 @pytest.mark.parametrize("number", range(40))
 def test_random_problems(number, rng):
     problem = any_problem(rng)

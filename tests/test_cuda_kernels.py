@@ -17,6 +17,8 @@ from .cuda_kernels import NO_NAN, any_seed
 from .cuda_problems import Problem, any_problem, dtype_of, lost_queries, outside, region
 from .test_regions import CUTS, OUTSIDE, regions
 
+pytestmark = pytest.mark.some(5)  # the rest is for --exhaustive: the executor is slow
+
 LARGER = (  # than a tile, or with sizes that matter to these kernels
     Case("boxes-1d", (150,), 33, head_dim=32, heads=2),
     Case("boxes-2d", (16, 19), (7, 9), head_dim=64, is_causal=(True, False)),
@@ -180,7 +182,7 @@ def test_deterministic(name, mode, rng):
     helpers.assert_identical(both(any_seed(rng)), both(any_seed(rng)))
 
 
-@pytest.mark.some(12)
+@pytest.mark.some(2)
 @pytest.mark.parametrize("number", range(48))
 def test_random_problems(number, rng):
     problem, mode = any_problem(rng), MODES[number % len(MODES)]

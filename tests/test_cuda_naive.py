@@ -10,6 +10,8 @@ from .cuda_problems import UNMERGED, Problem, any_problem, lost_queries, outside
 from .cuda_unfused import Unfused
 from .test_regions import CUTS, OUTSIDE, regions
 
+pytestmark = pytest.mark.some(4)  # the rest is for --exhaustive: the executor is slow
+
 NAIVE_TOLERANCE = {"float64": 1e-14, "float32": 2e-6, "bfloat16": 4e-3, "float16": 6e-4}
 
 
@@ -45,7 +47,7 @@ def test_naive_windows_outside_the_keys_are_nan(reason, rng):
     assert np.isnan(found["av"][:, lost].astype(np.float32)).all()
 
 
-@pytest.mark.some(5)
+@pytest.mark.some(2)
 @pytest.mark.parametrize("number", range(16))
 def test_random_problems_naive(number, rng):
     problem = any_problem(rng)

@@ -22,6 +22,9 @@ from .test_window import legal_axes
 QUERIES, KEYS = "queries", "keys"  # which side's tokens stay in a block, as rows
 
 
+pytestmark = pytest.mark.some(2)  # the rest is for --exhaustive
+
+
 @functools.cache
 def library():
     if build.host_compiler() is None:
@@ -109,7 +112,7 @@ def test_every_place(name, rng):
 
 
 @pytest.mark.parametrize("rank", [1, 2, 3])
-@pytest.mark.some(3)
+@pytest.mark.some(2)
 @pytest.mark.parametrize("number", range(8))
 def test_random_problems(rank, number, rng):
     lengths = {1: 200, 2: 24, 3: 9}
