@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.metadata
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -27,12 +26,10 @@ from method import (
     Prepared,
     first_of,
     no_bias,
-    no_obstacle,
     too_large,
 )
 
 import jax_na
-from jax_na import _cpu
 from jax_na.tools import profiler
 from jax_na.tools.clock import Clock, QueueClock, WallClock
 from jax_na.tools.problems import BOTH, OVERHEAD, Problem
@@ -44,12 +41,7 @@ CEILING_SECONDS = 2.0 / 7  # of a sample: long enough for the clocks to rise
 CEILING_SAMPLES = 7
 
 
-def prepare(
-    case: Case,
-    attend: Attend,
-    constants: Sequence[Any] = (),
-    flops: Callable[[Problem], float] | None = None,
-) -> Prepared:
+def prepare(case: Case, attend: Attend, constants: Sequence[Any] = ()) -> Prepared:
     """An attention and its gradients under jit."""
     inputs, constants = _inputs(case), [jnp.asarray(c) for c in constants]
 
@@ -64,15 +56,13 @@ def prepare(
         return WallClock(call(problem)) if case.device == CPU else profiler.clock(program(problem), GPU)
 
     def errors() -> dict[str, float]:
-        if flops is not None:
-            return {}
         if case.device == GPU:
             planes = planes_of(case, attend, inputs, constants)
             return check.sampled(case.problem, case.bounds, planes)
         found = [np.asarray(x, np.float32) for x in call(case.problem)()]
         return check.whole(dict(zip(case.results, found, strict=True)), case.arrays)
 
-    return Prepared(call, clock, errors, lambda problem: program(problem).temporary_bytes(), flops)
+    return Prepared(call, clock, errors, lambda problem: program(problem).temporary_bytes())
 
 
 def _inputs(case: Case) -> dict[str, jax.Array]:
@@ -89,28 +79,26 @@ def planes_of(
     """Inputs and results of the heads that share a key head."""
     problem = case.problem
 
-    def with_lse(out: jax.Array, lse: jax.Array | None) -> dict[str, jax.Array]:
-        return {"out": out} if lse is None else {"out": out, "lse": lse[..., None]}
-
     @jax.jit
     def run(dout: jax.Array, *operands: jax.Array) -> dict[str, jax.Array]:
-        if not case.gradients:
-            return with_lse(*attend(*operands, *constants))
         out, pull, lse = jax.vjp(lambda *x: attend(*x, *constants), *operands, has_aux=True)
-        gradients = {f"d{name}": x for name, x in zip(problem.shapes, pull(dout), strict=True)}
-        return with_lse(out, lse) | gradients
+        found = {"out": out} if lse is None else {"out": out, "lse": lse[..., None]}
+        if problem.needs_gradients:
+            found |= {f"d{name}": x for name, x in zip(problem.shapes, pull(dout), strict=True)}
+            found["dout"] = dout
+        return found
 
     def planes(batch: int, kv_head: int) -> check.Planes:
-        results = run(inputs["dout"], *(inputs[name] for name in problem.shapes))
-        arrays = {name: x for name, x in {**inputs, **results}.items() if case.gradients or name != "dout"}
-        group = slice(kv_head * problem.group_size, (kv_head + 1) * problem.group_size)
-        of_keys = dict.fromkeys(("key", "value", "dkey", "dvalue"), slice(kv_head, kv_head + 1))
-        found = {
-            name: np.asarray(x[batch, ..., of_keys.get(name, group), :], np.float32)
-            for name, x in arrays.items()
-            if not name.endswith("rpb")
-        }
-        return found | ({"rpb": np.asarray(inputs["rpb"][group])} if problem.rpb else {})
+        operands = {name: inputs[name] for name in problem.shapes}
+        arrays = operands | run(inputs["dout"], *operands.values())
+        found = {}
+        for name, x in arrays.items():
+            heads = check.heads(problem, name, kv_head)
+            if name == "rpb":
+                found[name] = np.asarray(x[heads])
+            elif name != "drpb":
+                found[name] = np.asarray(x[batch, ..., heads, :], np.float32)
+        return found
 
     return planes
 
@@ -165,7 +153,7 @@ def _dense_obstacle(case: Case) -> str | None:
 
 
 def _cudnn(case: Case) -> Prepared:
-    return prepare(case, _all_tokens(case, "cudnn"), flops=lambda problem: problem.dense_flops)
+    return prepare(case, _all_tokens(case, "cudnn")).of_everything()
 
 
 def _cudnn_obstacle(case: Case) -> str | None:
@@ -175,28 +163,6 @@ def _cudnn_obstacle(case: Case) -> str | None:
         None if half else "cuDNN takes 2-byte types and up to 128 features per head",
         no_bias(case),
     )
-
-
-def _gather(case: Case) -> Prepared:
-    """Every query gathers copies of its keys and values."""
-    p = case.problem
-    index = profiler.neighborhood(p).indices(p.spatial).reshape(p.tokens, p.window)
-
-    def attend(q: jax.Array, k: jax.Array, v: jax.Array, index: jax.Array) -> tuple[jax.Array, None]:
-        keys, values = (x.reshape(p.batch, p.tokens, *x.shape[-2:])[:, index] for x in (k, v))
-        grouped = q.reshape(p.batch, p.tokens, p.kv_heads, -1, p.head_dim)
-        s = jnp.einsum("bngrd,bnwgd->bngrw", grouped, keys, preferred_element_type=jnp.float32)
-        s = jnp.where(index[:, None, None] >= 0, s * p.softmax_scale, -jnp.inf)
-        weights = jax.nn.softmax(s).astype(v.dtype)
-        return jnp.einsum("bngrw,bnwgd->bngrd", weights, values).reshape(p.out_shape), None
-
-    return prepare(case, attend, [index])
-
-
-def _gather_obstacle(case: Case) -> str | None:
-    copies = float(math.prod(case.problem.shapes["key"])) * case.problem.window
-    size = jnp.dtype(case.problem.dtype).itemsize
-    return first_of(no_bias(case), too_large(case, "its copies of the keys", copies, size))
 
 
 # Yardsticks
@@ -225,7 +191,7 @@ def _identity(case: Case) -> Prepared:
 
 
 def _identity_obstacle(case: Case) -> str | None:
-    tiny = case.problem.group == OVERHEAD and not case.gradients
+    tiny = case.problem.group == OVERHEAD and not case.problem.needs_gradients
     return None if tiny else "only measured forward on the problem for the overhead of a call"
 
 
@@ -238,40 +204,14 @@ METHODS = (
         functools.partial(blocked.prepared, prepare),
         (CPU,),
     ),
-    Method("jax-gather", "pure JAX: copies of the keys per query", _gather_obstacle, _gather, (CPU,)),
     Method("jax-dense", "pure JAX: jax.nn.dot_product_attention with a mask", _dense_obstacle, _dense),
     Method("cudnn-all", "cuDNN through jax.nn, every token sees all", _cudnn_obstacle, _cudnn, (GPU,)),
     Method("identity", "a jitted identity: what a call costs", _identity_obstacle, _identity, (CPU,)),
-    Method("sgemm", f"{SGEMM_SIZE}^3 float32 matrix product in JAX", no_obstacle, _sgemm, (CPU,)),
+    Method("sgemm", f"{SGEMM_SIZE}^3 float32 matrix product", lambda case: None, _sgemm, (CPU,)),
 )
 
 
-# What the driver asks this framework for, besides timings
-
-
-def versions() -> dict[str, str]:
-    """Of the packages that are here."""
-    names = (
-        "jax",
-        "jaxlib",
-        "jax-na",
-        "numpy",
-        "jax-cuda13-plugin",
-        "jax-cuda12-plugin",
-        "nvidia-cudnn-cu13",
-    )
-    found = {}
-    for name in names:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def instruction_set() -> str:
-    """The kernels that jax-na takes on this CPU."""
-    return str(_cpu.isa())
+# What the driver asks for, besides timings
 
 
 def reference(case: Case) -> dict[str, Array]:

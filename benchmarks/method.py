@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import itertools
-import time
+import timeit
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from jax_na.tools.clock import Clock
@@ -26,7 +27,7 @@ Call = Callable[[], Sequence[Any]]  # computes a case once, waits, and returns a
 
 @dataclass(frozen=True)
 class Case:
-    """What is computed, and where.
+    """What is computed and verified, forward or both directions, and where.
 
     `bounds`: of the windows, int32 [length, 2] per axis. `arrays`, on a CPU: the inputs and the cotangent
     "dout", float32 but rounded to the dtype, and the right results, which no method looks at; on a GPU every
@@ -37,14 +38,14 @@ class Case:
     device: str
     bounds: tuple[Array, ...]
     arrays: Mapping[str, Array]
-    gradients: bool  # whether those are verified too
     tries: int = 1  # configurations that a peer with free parameters may try, to be timed at its best
     choice: str = ""  # the configuration to take, instead of trying
 
     @property
     def results(self) -> tuple[str, ...]:
-        """Names of what is verified, in the order in which a call of both directions returns it."""
-        return ("out", *(f"d{name}" for name in self.problem.shapes)) if self.gradients else ("out",)
+        """Names of what is verified, in the order in which a call returns it."""
+        gradients = tuple(f"d{name}" for name in self.problem.shapes)
+        return ("out", *gradients) if self.problem.needs_gradients else ("out",)
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,10 @@ class Prepared:
     temporary_bytes: Callable[[Problem], int] | None = None  # planned by the compiler
     flops: Callable[[Problem], float] | None = None
     note: str = ""  # the configuration chosen
+
+    def of_everything(self) -> Prepared:
+        """The same as attention of every token to all: not verified, and rated by all its FLOPs."""
+        return replace(self, errors=dict, flops=lambda problem: problem.dense_flops)
 
 
 @dataclass(frozen=True)
@@ -85,14 +90,22 @@ def no_bias(case: Case) -> str | None:
     return "this peer is written without a positional bias" if case.problem.rpb else None
 
 
-def no_obstacle(case: Case) -> str | None:
-    """For methods that take every case."""
-    return None
-
-
 def first_of(*obstacles: str | None) -> str | None:
     """The first that is one."""
     return next((o for o in obstacles if o is not None), None)
+
+
+def coordinates(problem: Problem) -> Array:
+    """[tokens, rank]"""
+    return np.stack(np.unravel_index(np.arange(problem.tokens), problem.spatial), -1)
+
+
+def order(problem: Problem, tile: Sequence[int] | None) -> Array:
+    """The tokens in an order in which those of a dilation group and a tile are neighbours."""
+    x, d = coordinates(problem), np.array(problem.dilation)
+    group, position = x % d, x // d
+    sizes = np.array(tile or (max(problem.spatial),) * problem.rank)
+    return np.lexsort(np.concatenate([group, position // sizes, position % sizes], 1).T[::-1])
 
 
 def fastest(case: Case, candidates: Mapping[str, Callable[[], Prepared]]) -> Prepared:
@@ -106,9 +119,7 @@ def fastest(case: Case, candidates: Mapping[str, Callable[[], Prepared]]) -> Pre
     for note, prepare in itertools.islice(chosen.items(), case.tries):
         try:
             prepared = replace(prepare(), note=note)
-            call = prepared.call(case.problem)
-            call()
-            trials.append((min(_seconds(call) for _ in range(3)), prepared))
+            trials.append((_seconds(prepared.call(case.problem)), prepared))
         except Exception as error:  # a configuration that a compiler refuses is not the method's last word
             failure = error
     if not trials:
@@ -117,6 +128,6 @@ def fastest(case: Case, candidates: Mapping[str, Callable[[], Prepared]]) -> Pre
 
 
 def _seconds(call: Call) -> float:
-    start = time.perf_counter()
+    """The shortest of three calls, after one that compiles."""
     call()
-    return time.perf_counter() - start
+    return min(timeit.repeat(call, number=1, repeat=3))

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import Any
 
 from method import Prepared
 
@@ -21,25 +22,13 @@ from jax_na.tools.problems import BACKWARD, FORWARD, Problem
 DIRECTIONS = {"na_fused_forward": FORWARD, "na_fused_backward": BACKWARD}
 
 
-@dataclass(frozen=True)
-class Trial:
-    """Kernels and tiles to try: of which target, their place in the planner's ranking, the choice as JSON."""
-
-    kernel: str
-    direction: str
-    rank: int
-    tile: str
-    choice: str
-
-
-def trials(problem: Problem, number: int) -> Iterator[Trial]:
-    """The first `number` choices of the planner for each target, the cheapest first."""
-    op = profiler.op(problem)
-    planned = contract.problem(op, profiler.types(problem))
+def trials(problem: Problem, number: int) -> Iterator[dict[str, Any]]:
+    """The first `number` choices of the planner for each target, the cheapest first, and as JSON."""
+    planned = contract.problem(profiler.op(problem), profiler.types(problem))
     for target, direction in DIRECTIONS.items():
         for rank, kernels in enumerate(plan.candidates(CUDA, target, planned)[:number]):
             choice = json.dumps({"kernels": {target: kernels}})
-            yield Trial(target, direction, rank, kernels, choice)
+            yield {"kernel": target, "direction": direction, "rank": rank, "tile": kernels, "choice": choice}
 
 
 def with_choice(problem: Problem, choice: str, prepared: Prepared) -> Prepared:
