@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import polars as pl
@@ -15,12 +15,16 @@ from jax_na.tools.report import markdown_table, milliseconds
 
 PURE_JAX = ("xla", "jax-blocked", "jax-gather", "jax-dense")
 BEST_JAX = "best pure JAX"
+SHARE = "of SGEMM"
 METHODS = ("fused", "gemm", "naive", BEST_JAX, "torch-flex", "torch-sdpa-all")
 PRODUCTS = (results.YARDSTICK, "torch-sgemm")  # the second one until 2026-11-26
 IDLE = ("identity", "empty")  # calls that do nothing; "empty" was an FFI call
 SHORT_CALL, SCALING = 1e-3, 1.8  # problems longer than this on one thread must gain so much from two
 FEWEST = 0  # stands for the smallest number of threads that was measured
 OVERHEAD_US, EXTRA_BYTES = 10, 1_000_000  # of a call, and of each thread
+
+
+Case = tuple[str, bool]  # in words, and whether it meets a goal
 
 
 class Ratio(NamedTuple):
@@ -85,24 +89,25 @@ class Results:
 def report(r: Results) -> str:
     """The whole report."""
     dtypes = list(dict.fromkeys(r.frame["dtype"]))
-    threads = _threads(r.most)
     parts = [_conditions(r)]
     for dtype in dtypes:
         for direction in (FORWARD, BOTH):
             if r.problems(dtype, direction):
-                parts += [f"### {direction.capitalize()}, {dtype}, {threads}: milliseconds"]
+                parts += [f"### {direction.capitalize()}, {dtype}, {_threads(r.most)}: milliseconds"]
                 parts += [markdown_table(times(r, dtype, direction))]
     for dtype in dtypes:
-        parts += [f"### Ratios of the fused kernel, {dtype}, {threads}", markdown_table(ratios(r, dtype))]
-    meanings = {"of SGEMM": "useful FLOP/s over those of SGEMM"}
-    meanings |= {name: ratio.meaning for name, ratio in RATIOS.items()}
-    parts += ["\n".join(f"- {name}: {meaning}" for name, meaning in meanings.items())]
-    parts += ["### Goals", "\n".join([_memory_goal(r), _scaling_goal(r), _overhead_goal(r)])]
-    wrong = [s for s in r.document["skipped"] if "WRONG" in s["reason"]]
-    if wrong:
-        lines = (f"- {s['method']} on {s['problem']}, {s['dtype']}: {s['reason']}" for s in wrong)
-        parts += ["### Wrong results", "\n".join(lines)]
-    return "\n\n".join(parts) + "\n"
+        parts += [f"### Ratios of the fused kernel, {dtype}, {_threads(r.most)}"]
+        parts += [markdown_table(ratios(r, dtype))]
+    meanings = [f"- {name}: {ratio.meaning}" for name, ratio in RATIOS.items()]
+    parts += ["\n".join([f"- {SHARE}: useful FLOP/s over those of SGEMM", *meanings])]
+    parts += ["### Goals", "\n".join(goals(r))]
+    wrong = _wrong(r.document["skipped"])
+    return "\n\n".join([*parts, *(["### Wrong results", wrong] if wrong else [])]) + "\n"
+
+
+def _wrong(skipped: Sequence[Row]) -> str:
+    rows = [row for row in skipped if "WRONG" in row["reason"]]
+    return "\n".join(f"- {s['method']} on {s['problem']}, {s['dtype']}: {s['reason']}" for s in rows)
 
 
 def times(r: Results, dtype: str, direction: str) -> list[list[str]]:
@@ -126,7 +131,7 @@ def _time(row: Row, best: float) -> str:
 
 def ratios(r: Results, dtype: str) -> list[list[str]]:
     """Rows of how the fused kernel compares, the first one the header; RATIOS explains the columns."""
-    table = [["problem", "of SGEMM", *RATIOS]]
+    table = [["problem", SHARE, *RATIOS]]
     for name in r.problems(dtype, FORWARD):
         key = {"problem": name, "dtype": dtype}
         fused = r.get(**key)
@@ -147,36 +152,48 @@ def _factor(value: float | None) -> str:
     return f"{value:.2f}x" if value < 10 else f"{value:.0f}x"
 
 
-# Goals: one line each, with what misses it
+# Goals: cases of the fused kernel, and whether each meets the goal
 
 
-def _memory_goal(r: Results) -> str:
-    known = [row for row in r.of("fused") if row["extra_bytes"] is not None]
-    over = [row for row in known if row["extra_bytes"] > EXTRA_BYTES * row["threads"]]
-    missed = [f"{_name(row)} {row['extra_bytes'] / 1e6:.1f} MB" for row in over]
-    return _goal("memory besides results at most 1 MB a thread", len(known), missed)
+def _memory(r: Results) -> Iterator[Case]:
+    for row in r.of("fused"):
+        extra = row["extra_bytes"]
+        if extra is not None:
+            yield f"{_name(row)} {extra / 1e6:.1f} MB", extra <= EXTRA_BYTES * row["threads"]
 
 
-def _scaling_goal(r: Results) -> str:
-    """Two threads against one, where both were measured."""
-    ones = [row for row in r.of("fused") if row["threads"] == 1 and row["median_s"] > SHORT_CALL]
-    gains = [(row, factor(row, r.get(**_key(row), threads=2))) for row in ones]
-    known = [(row, gain) for row, gain in gains if gain is not None]
-    low = [f"{_name(row)} {gain:.2f}x" for row, gain in known if gain < SCALING]
-    return _goal(f"two threads at least {SCALING}x one, over 1 ms", len(known), low)
+def _scaling(r: Results) -> Iterator[Case]:
+    for row in r.of("fused"):
+        if row["threads"] == 1 and row["median_s"] > SHORT_CALL:
+            gain = factor(row, r.get(**_key(row), threads=2))
+            if gain is not None:
+                yield f"{_name(row)} {gain:.2f}x", gain >= SCALING
 
 
-def _overhead_goal(r: Results) -> str:
-    """The fused kernel against a call that does nothing, on the tiny problem."""
-    cases, slow = 0, []
-    for idle in r.of(*IDLE):
-        fused = r.get(problem=idle["problem"], dtype=idle["dtype"], threads=idle["threads"])
+def _overhead(r: Results) -> Iterator[Case]:
+    """Calls of the tiny problem."""
+    for row in r.of(*IDLE):
+        fused = r.get(**_key(row), threads=row["threads"])
         if fused is not None:
-            cases += 1
-            a, b = fused["median_s"] * 1e6, idle["median_s"] * 1e6
-            where = f"{_threads(idle['threads'])} {idle['dtype']}"
-            slow += [f"{where}: {a:.1f} against {b:.1f} us"] if a - b > OVERHEAD_US else []
-    return _goal(f"a tiny call within {OVERHEAD_US} us of an idle one", cases, slow)
+            call, idle = fused["median_s"] * 1e6, row["median_s"] * 1e6
+            where = f"{_threads(row['threads'])} {row['dtype']}"
+            yield f"{where}: {call:.1f} against {idle:.1f} us", call - idle <= OVERHEAD_US
+
+
+GOALS = {
+    "memory besides results at most 1 MB a thread": _memory,
+    f"two threads at least {SCALING}x one, over 1 ms": _scaling,
+    f"a tiny call within {OVERHEAD_US} us of an idle one": _overhead,
+}
+
+
+def goals(r: Results) -> Iterator[str]:
+    """One line for each goal, with what misses it."""
+    for text, cases in GOALS.items():
+        found = list(cases(r))
+        missed = [words for words, is_met in found if not is_met]
+        verdict = f"{len(found) - len(missed)} of {len(found)}" if found else "not measured"
+        yield f"- {text}: {verdict}" + (f"; not {'; '.join(missed)}" if missed else "")
 
 
 def _key(row: Row) -> Row:
@@ -185,11 +202,6 @@ def _key(row: Row) -> Row:
 
 def _name(row: Row) -> str:
     return " ".join(_key(row).values())
-
-
-def _goal(text: str, cases: int, missed: Sequence[str]) -> str:
-    verdict = f"{cases - len(missed)} of {cases}" if cases else "not measured"
-    return "; not ".join([f"- {text}: {verdict}", *(["; ".join(missed)] if missed else [])])
 
 
 # Conditions

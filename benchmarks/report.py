@@ -139,17 +139,20 @@ def replaced(text: str, by: str) -> str:
     return f"{before}{START}\n\n{by}\n{END}{after}"
 
 
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("results", type=pathlib.Path)
+    p.add_argument("--text", action="store_true", help="text instead of Markdown")
+    p.add_argument("--chart", type=pathlib.Path, metavar="PNG", help="draw this picture; needs matplotlib")
+    p.add_argument("--docs", type=pathlib.Path, metavar="MD", help="replace the results in this page")
+    p.add_argument("--samples", type=pathlib.Path, metavar="CSV", help="write one row for every sample")
+    return p
+
+
 def main(arguments: Sequence[str]) -> int:
     """Runs the command."""
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
-    add = parser.add_argument
-    add("results", type=pathlib.Path)
-    add("--text", action="store_true", help="text instead of Markdown")
-    add("--chart", type=pathlib.Path, metavar="PNG", help="draw this picture; needs matplotlib")
-    add("--docs", type=pathlib.Path, metavar="MD", help="replace the results in this page")
-    add("--samples", type=pathlib.Path, metavar="CSV", help="write one row for every sample")
-    options = parser.parse_args(arguments)
+    options = parser().parse_args(arguments)
     document = results.read(options.results)
     text = tables(document) if options.text else whole(document)
     if options.docs is None:

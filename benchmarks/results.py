@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import pathlib
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from jax_na.tools.clock import Sample, quartiles
@@ -67,20 +67,24 @@ def _place(row: Row) -> tuple[Any, ...]:
 
 
 def _summary(row: Row) -> Row:
-    waited = row["waited"]
     [median] = medians([row])
-    low, high = quartiles(row["seconds"]) if "seconds" in row else row["quartiles_s"]
+    (low, high), waited = _spread(row)
     return {
         **{name: row[name] for name in ("framework", *KEYS, "exact", "note")},
-        "median_s": median,
-        "low_s": low,
-        "high_s": high,
-        "is_loaded": (statistics.median(waited) if "seconds" in row else waited) > LOADED * row["threads"],
+        **{"median_s": median, "low_s": low, "high_s": high},
+        "is_loaded": waited > LOADED * row["threads"],
         "rate": row["flops"] / median,
         "byte_rate": row["bytes"] / median,
         "extra_bytes": extra_bytes(row.get("memory") or {}),
         "error": max(row["errors"].values(), default=None),
     }
+
+
+def _spread(row: Row) -> tuple[Sequence[float], float]:
+    """The quartiles of the seconds, and the middle one of the shares without a core."""
+    if "seconds" in row:
+        return quartiles(row["seconds"]), statistics.median(row["waited"])
+    return row["quartiles_s"], row["waited"]
 
 
 def medians(rows: Iterable[Row]) -> list[float]:

@@ -15,7 +15,7 @@ import math
 import os
 import pathlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import check
@@ -51,7 +51,13 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     },
 }
 QUICK: dict[str, dict[str, Any]] = {
-    CPU: {"specs": "nat-s3-14,1d-1024-w7,tiny-16-w3", "rounds": 3, "seconds": 1.0, "tries": 1},
+    CPU: {
+        "specs": "nat-s3-14,1d-1024-w7,tiny-16-w3",
+        "dtype": "float32",
+        "rounds": 3,
+        "seconds": 1.0,
+        "tries": 1,
+    },
     GPU: {"specs": "nat-s3-14,1d-1024-w7", "seconds": 0.05},
 }
 
@@ -59,7 +65,8 @@ QUICK: dict[str, dict[str, Any]] = {
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     formatter = argparse.RawDescriptionHelpFormatter
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
+    epilog = "\n".join(f"defaults on a {platform}: {values}" for platform, values in DEFAULTS.items())
+    p = argparse.ArgumentParser(description=__doc__, epilog=epilog, formatter_class=formatter)
     add = p.add_argument
     add("--platform", choices=(CPU, GPU), default=CPU, help="default cpu")
     add("--specs", help='names of problems, groups, patterns, "all"')
@@ -93,14 +100,23 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     options = p.parse_args(arguments)
     options.specs = select(options.specs)
     options.threads = thread_numbers(options.threads, machine.cpus())
-    for name, known in (("dtype", check.TOLERANCE[options.platform]), ("directions", PASSES)):
-        given = getattr(options, name).split(",")
-        if not set(given) <= set(known):
-            raise ValueError(f"--{name} takes {', '.join(known)}, got {','.join(given)}")
-        setattr(options, name, given)
+    options.dtype = words("--dtype", options.dtype, check.TOLERANCE[options.platform])
+    options.directions = words("--directions", options.directions, PASSES)
     if options.tiles and options.platform == CPU:
         raise ValueError("--tiles are those of a GPU")
     return options
+
+
+def words(option: str, text: str, known: Iterable[str]) -> list[str]:
+    """Words separated by commas.
+
+    Raises:
+        ValueError: if one is not known.
+    """
+    given = text.split(",")
+    if not set(given) <= set(known):
+        raise ValueError(f"{option} takes {', '.join(known)}, got {text}")
+    return given
 
 
 def thread_numbers(text: str, most: int) -> list[int]:
