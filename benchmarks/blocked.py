@@ -39,27 +39,33 @@ def cut(case: Case, tile: Sequence[int]) -> tuple[Array, Array, Array]:
     return queries, np.maximum(keys, 0), visible
 
 
+def attend_tile(query: jax.Array, key: jax.Array, value: jax.Array, visible: jax.Array) -> jax.Array:
+    """Attention of scaled [B, heads, t or u, features] with a mask [t, u]."""
+    grouped = query.reshape(*key.shape[:2], -1, *query.shape[2:])
+    scores = jnp.einsum("bgrtd,bgud->bgrtu", grouped, key, preferred_element_type=jnp.float32)
+    weights = jax.nn.softmax(jnp.where(visible, scores, LEAST)).astype(value.dtype)
+    return jnp.einsum("bgrtu,bgud->bgrtd", weights, value).reshape(*query.shape[:3], -1)
+
+
+def _copies(x: jax.Array, tokens: jax.Array) -> jax.Array:
+    """[B, *spatial, heads, features] to [T, B, heads, tokens, features]."""
+    rows = x.reshape(x.shape[0], -1, *x.shape[-2:])
+    return rows[:, tokens].transpose(1, 0, 3, 2, 4)
+
+
 def _attend(case: Case, tile: Sequence[int], chunked: bool) -> tuple[Attend, list[Any]]:
     """The function of (query, key, value, *constants), and the constants."""
     p, tables = case.problem, cut(case, tile)
     place = np.empty(p.tokens, np.int64)
     place[tables[0].ravel()] = np.arange(tables[0].size)
     together = max(1, CHUNK // (p.batch * p.heads * tables[2][0].size))
-
-    def one(tile: Sequence[jax.Array]) -> jax.Array:
-        query, key, value, visible = tile  # [B, heads, t or u, features], [t, u]
-        grouped = query.reshape(*key.shape[:2], -1, *query.shape[2:])
-        scores = jnp.einsum("bgrtd,bgud->bgrtu", grouped, key, preferred_element_type=jnp.float32)
-        weights = jax.nn.softmax(jnp.where(visible, scores * p.softmax_scale, LEAST)).astype(value.dtype)
-        return jnp.einsum("bgrtu,bgud->bgrtd", weights, value).reshape(*query.shape[:3], -1)
+    one: Any = jax.checkpoint(lambda tile: attend_tile(*tile))
+    run = functools.partial(jax.lax.map, one, batch_size=together) if chunked else jax.vmap(one)
 
     def attend(*operands: jax.Array) -> tuple[jax.Array, None]:
-        *inputs, place, queries, keys, visible = operands
-        rows = [x.reshape(p.batch, p.tokens, *x.shape[-2:]) for x in inputs]
-        copies = [x[:, table] for x, table in zip(rows, (queries, keys, keys), strict=True)]
-        tiles = (*(x.transpose(1, 0, 3, 2, 4) for x in copies), visible)
-        run = functools.partial(jax.lax.map, jax.checkpoint(one), batch_size=together)
-        out = (run if chunked else jax.vmap(one))(tiles).transpose(1, 0, 3, 2, 4)
+        q, k, v, place, queries, keys, visible = operands
+        tiles = (_copies(q * p.softmax_scale, queries), _copies(k, keys), _copies(v, keys), visible)
+        out = run(tiles).transpose(1, 0, 3, 2, 4)
         return out.reshape(p.batch, -1, *out.shape[-2:])[:, place].reshape(p.out_shape), None
 
     return attend, [place, *tables]

@@ -142,13 +142,12 @@ class Sample:
         rng = np.random.default_rng(seed)
         heads = min(2, self.planes["query"].shape[-2])
         for token, head in itertools.product(tokens(self.problem, QUERIES, rng), range(heads)):
-            for name, right in self.attention(token, head).items():
-                if name in self.planes:
-                    yield name, self.row(name, token, head), right
+            right = self.attention(token, head)
+            yield from ((n, self.row(n, token, head), x) for n, x in right.items() if n in self.planes)
         if self.rpb is None and {"dkey", "lse"} <= set(self.planes):
             for token in tokens(self.problem, KEYS, rng):
-                for name, right in self.key_gradients(token).items():
-                    yield name, self.row(name, token, 0), right
+                right = self.key_gradients(token)
+                yield from ((name, self.row(name, token, 0), x) for name, x in right.items())
 
     def errors(self) -> dict[str, float]:
         """The relative error of whatever is among the planes, over all tokens looked at."""

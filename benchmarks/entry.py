@@ -118,18 +118,19 @@ def measure(
 ) -> list[Row]:
     """Rows of every direction, as far as no obstacle turns up; every method is verified once."""
     rows = []
+    whole = FORWARD if {*directions} == {FORWARD} else BOTH
     with progress(len(entries) * (1 + len(directions) * plan.rounds)) as tick:
         for number, entry in enumerate(entries):
             tick(f"{entry}: compiling", 1)
             entry.id = number
-            entry.problem = replace(entry.problem, direction=FORWARD if {*directions} == {FORWARD} else BOTH)
+            entry.problem = replace(entry.problem, direction=whole)
             entry.setup(file, plan.tries, choice)
         for direction in directions:
             for entry in entries:
                 entry.start(direction)
             _time(entries, plan, tick)
             rows += [entry.row() for entry in entries if entry.obstacle is None]
-    for client in {entry.client: None for entry in entries}:
+    for client in {entry.client for entry in entries}:
         client.ask("drop")
     return rows
 
@@ -142,15 +143,15 @@ def _time(entries: Sequence[Entry], plan: Plan, tick: Tick) -> None:
         entry.samples = samples[name]
 
 
-def weigh(entry: Entry, clients: Sequence[Client], file: str) -> Row | None:
+def weigh(row: Row, clients: Sequence[Client], problem: Problem, file: str) -> Row:
     """The memory of a call of what was timed, measured in another process with as many threads, if any."""
-    where = entry.client.role.framework, entry.client.role.threads
+    where = row["framework"], row["threads"]
     weighing = [client for client in clients if client.role.weighs]
     same = [client for client in weighing if (client.role.framework, client.role.threads) == where]
-    if not same or entry.method == YARDSTICK:
-        return None
-    twin = Entry(same[0], entry.method, entry.problem)
-    twin.setup(file, choice=entry.facts["note"])
-    reply = twin.ask("memory", direction=entry.problem.direction)
+    if not same or row["method"] == YARDSTICK:
+        return {"memory": None}
+    entry = Entry(same[0], row["method"], problem)
+    entry.setup(file, choice=row["note"])
+    reply = entry.ask("memory", direction=problem.direction)
     same[0].ask("drop")
-    return reply if twin.obstacle is None else None
+    return {"memory": reply if entry.obstacle is None else None}

@@ -15,23 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tiles
-from method import (
-    CPU,
-    GPU,
-    SGEMM_FLOPS,
-    SGEMM_SIZE,
-    Array,
-    Case,
-    Method,
-    Prepared,
-    first_of,
-    no_bias,
-    too_large,
-)
+from method import CPU, GPU, Array, Case, Method, Prepared, Yardstick, first_of, no_bias, too_large
 
 import jax_na
 from jax_na.tools import profiler
-from jax_na.tools.clock import Clock, QueueClock, WallClock
+from jax_na.tools.clock import Clock, QueueClock
 from jax_na.tools.problems import BOTH, OVERHEAD, Problem
 from jax_na.tools.profiler import Attend
 
@@ -39,59 +27,57 @@ from jax_na.tools.profiler import Attend
 MOST_FLOPS = {"naive": 3e11, "gemm": 3e12, "xla": 3e12}
 CEILING_SECONDS = 2.0 / 7  # of a sample: long enough for the clocks to rise
 CEILING_SAMPLES = 7
+SGEMM_SIZE = 1024  # of the matrix product that all are compared with on a CPU
 
 
-def prepare(case: Case, attend: Attend, constants: Sequence[Any] = ()) -> Prepared:
+class Attention(Prepared):
     """An attention and its gradients under jit."""
-    inputs, constants = _inputs(case), [jnp.asarray(c) for c in constants]
 
-    def program(problem: Problem) -> profiler.Program:
-        return profiler.program(problem, attend, inputs, constants)
+    def __init__(
+        self, case: Case, attend: Attend, constants: Sequence[Any] = (), is_exact: bool = True
+    ) -> None:
+        super().__init__(case, is_exact)
+        self.attend = attend
+        self.inputs, self.constants = inputs(case), [jnp.asarray(c) for c in constants]
+        self._calls: dict[Problem, Callable[[], Any]] = {}
+        self._results = jax.jit(self._compute)
 
-    @functools.cache
-    def call(problem: Problem) -> Callable[[], Any]:
-        return program(problem).compile()
+    def program(self, problem: Problem) -> profiler.Program:
+        """The direction of a problem."""
+        return profiler.program(problem, self.attend, self.inputs, self.constants)
 
-    def clock(problem: Problem) -> Clock:
-        return WallClock(call(problem)) if case.device == CPU else profiler.clock(program(problem), GPU)
+    def call(self, problem: Problem) -> Callable[[], Any]:
+        if problem not in self._calls:
+            self._calls[problem] = self.program(problem).compile()
+        return self._calls[problem]
 
-    def errors() -> dict[str, float]:
+    def gpu_clock(self, problem: Problem) -> Clock:
+        with tiles.chosen(self.case):
+            return profiler.clock(self.program(problem), GPU)
+
+    def temporary_bytes(self, problem: Problem) -> int:
+        return self.program(problem).temporary_bytes()
+
+    def verify(self) -> dict[str, float]:
+        case = self.case
         if case.device == GPU:
-            planes = planes_of(case, attend, inputs, constants)
-            return check.sampled(case.problem, case.bounds, planes)
-        found = [np.asarray(x, np.float32) for x in call(case.problem)()]
+            return check.sampled(case.problem, case.bounds, self.planes)
+        found = [np.asarray(x, np.float32) for x in self.call(case.problem)()]
         return check.whole(dict(zip(case.results, found, strict=True)), case.arrays)
 
-    return Prepared(call, clock, errors, lambda problem: program(problem).temporary_bytes())
-
-
-def _inputs(case: Case) -> dict[str, jax.Array]:
-    if not case.arrays:
-        return profiler.arrays(case.problem)
-    dtypes = {"rpb": "float32"}
-    names = (*case.problem.shapes, "dout")
-    return {n: jnp.asarray(case.arrays[n], dtypes.get(n, case.problem.dtype)) for n in names}
-
-
-def planes_of(
-    case: Case, attend: Attend, inputs: profiler.Arrays, constants: Sequence[Any]
-) -> Callable[[int, int], check.Planes]:
-    """Inputs and results of the heads that share a key head."""
-    problem = case.problem
-
-    @jax.jit
-    def run(dout: jax.Array, *operands: jax.Array) -> dict[str, jax.Array]:
-        out, pull, lse = jax.vjp(lambda *x: attend(*x, *constants), *operands, has_aux=True)
+    def _compute(self, dout: jax.Array, *operands: jax.Array) -> dict[str, jax.Array]:
+        out, pull, lse = jax.vjp(lambda *x: self.attend(*x, *self.constants), *operands, has_aux=True)
         found = {"out": out} if lse is None else {"out": out, "lse": lse[..., None]}
-        if problem.needs_gradients:
-            found |= {f"d{name}": x for name, x in zip(problem.shapes, pull(dout), strict=True)}
-            found["dout"] = dout
+        if self.case.problem.needs_gradients:
+            names = self.case.problem.shapes
+            found |= {"dout": dout, **{f"d{n}": x for n, x in zip(names, pull(dout), strict=True)}}
         return found
 
-    def planes(batch: int, kv_head: int) -> check.Planes:
-        operands = {name: inputs[name] for name in problem.shapes}
-        arrays = operands | run(inputs["dout"], *operands.values())
-        found = {}
+    def planes(self, batch: int, kv_head: int) -> check.Planes:
+        """Inputs and results of the heads that share a key head."""
+        problem, found = self.case.problem, {}
+        operands = {name: self.inputs[name] for name in problem.shapes}
+        arrays = operands | self._results(self.inputs["dout"], *operands.values())
         for name, x in arrays.items():
             heads = check.heads(problem, name, kv_head)
             if name == "rpb":
@@ -100,7 +86,14 @@ def planes_of(
                 found[name] = np.asarray(x[batch, ..., heads, :], np.float32)
         return found
 
-    return planes
+
+def inputs(case: Case) -> dict[str, jax.Array]:
+    """The inputs of a case and the cotangent."""
+    if not case.arrays:
+        return profiler.arrays(case.problem)
+    dtypes = {"rpb": "float32"}
+    names = (*case.problem.shapes, "dout")
+    return {n: jnp.asarray(case.arrays[n], dtypes.get(n, case.problem.dtype)) for n in names}
 
 
 # jax-na
@@ -108,17 +101,19 @@ def planes_of(
 
 def _implementation(name: str, about: str) -> Method:
     def obstacle(case: Case) -> str | None:
-        row = next(r for r in profiler.availability(case.problem) if r.name == name)
-        slow = case.device == GPU and profiler.flops(case.problem) > MOST_FLOPS.get(name, math.inf)
+        row = next(row for row in profiler.availability(case.problem) if row.name == name)
         stored = _stored_weights(case) if name in ("naive", "gemm") else None
-        return first_of(row.reason, "it would take too long" if slow else None, stored)
+        return first_of(row.reason, _too_slow(case, name), stored)
 
     def prepared(case: Case) -> Prepared:
-        options = {"return_lse": True} if case.device == GPU else {}
-        found = prepare(case, profiler.attention(case.problem, name, **options))
-        return tiles.with_choice(case.problem, case.choice, found) if case.choice else found
+        return Attention(case, profiler.attention(case.problem, name, return_lse=case.device == GPU))
 
     return Method(name, f"jax-na: {about}", obstacle, prepared)
+
+
+def _too_slow(case: Case, name: str) -> str | None:
+    slow = case.device == GPU and profiler.flops(case.problem) > MOST_FLOPS.get(name, math.inf)
+    return "it would take too long" if slow else None
 
 
 def _stored_weights(case: Case) -> str | None:
@@ -145,7 +140,7 @@ def _all_tokens(case: Case, implementation: str) -> Attend:
 def _dense(case: Case) -> Prepared:
     p = case.problem
     mask = profiler.neighborhood(p).mask(p.spatial).reshape(1, 1, p.tokens, p.tokens)
-    return prepare(case, _all_tokens(case, "xla"), [mask])
+    return Attention(case, _all_tokens(case, "xla"), [mask])
 
 
 def _dense_obstacle(case: Case) -> str | None:
@@ -153,7 +148,7 @@ def _dense_obstacle(case: Case) -> str | None:
 
 
 def _cudnn(case: Case) -> Prepared:
-    return prepare(case, _all_tokens(case, "cudnn")).of_everything()
+    return Attention(case, _all_tokens(case, "cudnn"), is_exact=False)
 
 
 def _cudnn_obstacle(case: Case) -> str | None:
@@ -168,26 +163,20 @@ def _cudnn_obstacle(case: Case) -> str | None:
 # Yardsticks
 
 
-def _yardstick(function: Callable[..., Any], operands: Sequence[jax.Array], flops: float) -> Prepared:
-    """A function that is not attention: what the machine, or a call, costs at that moment."""
+def _yardstick(case: Case, function: Callable[..., Any], flops: float, *operands: jax.Array) -> Prepared:
     compiled = jax.jit(function, keep_unused=True)
-
-    def call() -> Sequence[jax.Array]:
-        return (jax.block_until_ready(compiled(*operands)),)
-
-    call()
-    return Prepared(lambda problem: call, lambda problem: WallClock(call), dict, flops=lambda problem: flops)
+    return Yardstick(case, lambda: (jax.block_until_ready(compiled(*operands)),), flops)
 
 
 def _sgemm(case: Case) -> Prepared:
     x = jax.random.normal(jax.random.key(0), (SGEMM_SIZE, SGEMM_SIZE), jnp.float32)
-    return _yardstick(jnp.dot, [x, x], SGEMM_FLOPS)
+    return _yardstick(case, jnp.dot, 2.0 * SGEMM_SIZE**3, x, x)
 
 
 def _identity(case: Case) -> Prepared:
     """A program with the same operands that only copies the query."""
-    inputs = _inputs(case)
-    return _yardstick(lambda *x: jnp.copy(x[0]), [inputs[name] for name in case.problem.shapes], 0.0)
+    arrays = inputs(case)
+    return _yardstick(case, lambda *x: jnp.copy(x[0]), 0.0, *(arrays[name] for name in case.problem.shapes))
 
 
 def _identity_obstacle(case: Case) -> str | None:
@@ -201,7 +190,7 @@ METHODS = (
         "jax-blocked",
         "pure JAX: tiles of queries with blocks of keys",
         lambda case: first_of(no_bias(case), blocked.obstacle(case)),
-        functools.partial(blocked.prepared, prepare),
+        functools.partial(blocked.prepared, Attention),
         (CPU,),
     ),
     Method("jax-dense", "pure JAX: jax.nn.dot_product_attention with a mask", _dense_obstacle, _dense),
@@ -215,11 +204,7 @@ METHODS = (
 
 
 def reference(case: Case) -> dict[str, Array]:
-    """The arrays of a case on a CPU; right are the results of "naive" in float32.
-
-    Raises:
-        ValueError: if the problem is too large for "naive".
-    """
+    """The arrays of a case on a CPU; right are the results of "naive" in float32, unless it is too large."""
     obstacle = _stored_weights(case)
     if obstacle is not None:
         raise ValueError(obstacle)

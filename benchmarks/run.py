@@ -31,53 +31,39 @@ from jax_na.tools.report import text_table
 
 OURS = ("fused", "gemm", "naive", "xla")
 DEFAULTS: dict[str, dict[str, Any]] = {
-    CPU: {
-        "specs": "core,overhead",
-        "methods": "*",
-        "dtype": "float32,bfloat16",
-        "directions": "forward,forward+backward",
-        "rounds": 15,
-        "seconds": 10.0,
-        "total": math.inf,
-    },
-    GPU: {
-        "specs": "large,gpu",
-        "methods": "fused,cudnn-all,torch-flex,jax-dense,gemm,naive,xla",
-        "dtype": "bfloat16",
-        "directions": ",".join(PASSES),
-        "rounds": 7,
-        "seconds": 1.0,
-        "total": 400.0,
-    },
+    "specs": {CPU: "core,overhead", GPU: "large,gpu"},
+    "methods": {CPU: "*", GPU: "fused,cudnn-all,torch-flex,jax-dense,gemm,naive,xla"},
+    "dtype": {CPU: "float32,bfloat16", GPU: "bfloat16"},
+    "directions": {CPU: "forward,forward+backward", GPU: ",".join(PASSES)},
+    "rounds": {CPU: 15, GPU: 7},
+    "seconds": {CPU: 10.0, GPU: 1.0},
+    "total": {CPU: math.inf, GPU: 400.0},
+    "tries": {CPU: 4, GPU: 1},
 }
 QUICK: dict[str, dict[str, Any]] = {
-    CPU: {
-        "specs": "nat-s3-14,1d-1024-w7,tiny-16-w3",
-        "dtype": "float32",
-        "rounds": 3,
-        "seconds": 1.0,
-        "tries": 1,
-    },
-    GPU: {"specs": "nat-s3-14,1d-1024-w7", "seconds": 0.05},
+    "specs": {CPU: "nat-s3-14,1d-1024-w7,tiny-16-w3", GPU: "nat-s3-14,1d-1024-w7"},
+    "dtype": {CPU: "float32", GPU: "bfloat16"},
+    "rounds": {CPU: 3, GPU: 7},
+    "seconds": {CPU: 1.0, GPU: 0.05},
+    "tries": {CPU: 1, GPU: 1},
 }
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     formatter = argparse.RawDescriptionHelpFormatter
-    epilog = "\n".join(f"defaults on a {platform}: {values}" for platform, values in DEFAULTS.items())
-    p = argparse.ArgumentParser(description=__doc__, epilog=epilog, formatter_class=formatter)
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
     add = p.add_argument
     add("--platform", choices=(CPU, GPU), default=CPU, help="default cpu")
-    add("--specs", help='names of problems, groups, patterns, "all"')
-    add("--methods", help="names or patterns, on a GPU in this order")
-    add("--dtype", help="float32, bfloat16, float16 (on a GPU) or several")
-    add("--directions", help=f"of {', '.join(PASSES)}")
+    add("--specs", help=f'names of problems, groups, patterns, "all"; default {_default("specs")}')
+    add("--methods", help=f"names or patterns, on a GPU in this order; default {_default('methods')}")
+    add("--dtype", help=f"of float32, bfloat16, float16 (on a GPU); default {_default('dtype')}")
+    add("--directions", help=f"default {_default('directions')}")
     add("--threads", default="1,all", help='on a CPU: numbers, or "all" CPUs; default 1,all')
-    add("--rounds", type=int, help="samples per method")
-    add("--seconds", type=float, help="budget of a method per problem and direction")
-    add("--total", type=float, metavar="SECONDS", help="begin nothing after so long")
-    add("--tries", type=int, default=4, help="configurations of a peer with free parameters, default 4")
+    add("--rounds", type=int, help=f"samples per method; default {_default('rounds')}")
+    add("--seconds", type=float, help=f"budget of a method and direction; default {_default('seconds')}")
+    add("--total", type=float, help=f"begin nothing after so many seconds; default {_default('total')}")
+    add("--tries", type=int, help=f"configurations of a peer that is tuned; default {_default('tries')}")
     add("--tiles", type=int, default=0, metavar="N", help="also time the N tiles that the planner likes best")
     add("--torch-python", default=sys.executable, metavar="PATH", help="a Python that has torch")
     add("--output", type=pathlib.Path, metavar="JSON", help="write results here, after every problem")
@@ -88,15 +74,16 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """The options, with the defaults of their platform; the names in them become what they name.
+def _default(option: str) -> str:
+    return " or on a GPU ".join(str(value) for value in DEFAULTS[option].values())
 
-    Raises:
-        ValueError: if one names nothing.
-    """
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The options, with the defaults of their platform; a ValueError if one names nothing."""
     p = parser()
     first = p.parse_args(arguments)
-    p.set_defaults(**DEFAULTS[first.platform] | (QUICK[first.platform] if first.quick else {}))
+    values = DEFAULTS | (QUICK if first.quick else {})
+    p.set_defaults(**{name: value[first.platform] for name, value in values.items()})
     options = p.parse_args(arguments)
     options.specs = select(options.specs)
     options.threads = thread_numbers(options.threads, machine.cpus())
@@ -108,11 +95,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def words(option: str, text: str, known: Iterable[str]) -> list[str]:
-    """Words separated by commas.
-
-    Raises:
-        ValueError: if one is not known.
-    """
+    """Words separated by commas; a ValueError if one is not known."""
     given = text.split(",")
     if not set(given) <= set(known):
         raise ValueError(f"{option} takes {', '.join(known)}, got {text}")
@@ -120,11 +103,7 @@ def words(option: str, text: str, known: Iterable[str]) -> list[str]:
 
 
 def thread_numbers(text: str, most: int) -> list[int]:
-    """The numbers of threads, without repetitions, smallest first.
-
-    Raises:
-        ValueError: if one is no number of CPUs here.
-    """
+    """The numbers of threads, smallest first; a ValueError if one is no number of CPUs here."""
     numbers = {most if t == "all" else int(t) if t.isdigit() else 0 for t in text.split(",")}
     if not all(1 <= n <= most for n in numbers):
         raise ValueError(f'--threads are numbers from 1 to {most} or "all", got {text}')

@@ -49,9 +49,9 @@ class Session:
         self.plan = Plan(options.rounds, options.seconds, options.tries)
         self.on_gpu = options.platform == GPU
         facts = self._ceilings() if self.on_gpu else {"options": asdict(self.plan)}
-        self.document = Document("run.py", arguments, clients, device=options.platform, **facts)
-        self.content = self.document.content
-        self.content["machine"] |= machine.gpu() if self.on_gpu else {"instruction_set": _cpu.isa()}
+        about = conditions(options, arguments, clients)
+        about["machine"] |= machine.gpu() if self.on_gpu else {"instruction_set": _cpu.isa()}
+        self.content: dict[str, Any] = {**about, **facts, "results": [], "skipped": []}
 
     def _ceilings(self) -> Row:
         """What a GPU gives; on a CPU the yardstick takes part in every round."""
@@ -91,10 +91,7 @@ class Session:
                 problem = replace(case, direction=direction)
                 entries = [self._entry(method, problem, failed) for method in methods]
                 rows = measure(entries, [direction], self.plan, file)
-                done = [entry for entry in entries if entry.obstacle is None]
-                for row, entry in zip(rows, done, strict=True):
-                    row["memory"] = weigh(entry, self.clients, file)
-                self.add(rows, entries)
+                self.add([row | weigh(row, self.clients, problem, file) for row in rows], entries)
 
     def alone(self, case: Problem, method: Method) -> None:
         """Measures a method in all directions."""
@@ -134,32 +131,28 @@ class Session:
         for row in skipped:
             say(f"{label(row)}: {row['reason']}")
         if self.options.output is not None:
-            self.document.write(self.options.output)
+            write(self.content, self.options.output)
         if self.options.table is not None:
             self.options.table.write_text(report.tables(self.content))
 
 
-class Document:
-    """The results of a run, written after every problem."""
+def conditions(options: argparse.Namespace, arguments: Sequence[str], clients: Sequence[Client]) -> Row:
+    """What a results file says besides results."""
+    versions = {"python": platform.python_version()}
+    for client in clients:
+        versions |= client.versions
+    return {
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "command": machine.command_line(arguments, "run.py"),
+        "machine": machine.describe(),
+        "versions": versions,
+        "about": {name: about for client in clients for name, about in client.methods.items()},
+        "device": options.platform,
+    }
 
-    def __init__(
-        self, script: str, arguments: Sequence[str], clients: Sequence[Client], **facts: Any
-    ) -> None:
-        self.content: dict[str, Any] = {
-            "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-            "command": machine.command_line(arguments, script),
-            "machine": machine.describe(),
-            "versions": {"python": platform.python_version()},
-            "about": {name: about for client in clients for name, about in client.methods.items()},
-            **facts,
-            "results": [],
-            "skipped": [],
-        }
-        for client in clients:
-            self.content["versions"] |= client.versions
 
-    def write(self, file: pathlib.Path) -> None:
-        """Replaces the file: an interruption leaves the last complete one."""
-        part = file.with_suffix(".part")
-        part.write_text(json.dumps(self.content, indent=1) + "\n")
-        part.replace(file)
+def write(content: Row, file: pathlib.Path) -> None:
+    """Replaces a file: an interruption leaves the last complete one."""
+    part = file.with_suffix(".part")
+    part.write_text(json.dumps(content, indent=1) + "\n")
+    part.replace(file)

@@ -6,17 +6,16 @@ Only this module of the benchmarks knows what a choice of tiles looks like.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
-from method import Prepared
+from method import CPU, Case
 
 from jax_na.kernels import contract, plan, tuning
 from jax_na.kernels.platforms import CUDA
 from jax_na.tools import profiler
-from jax_na.tools.clock import Clock
 from jax_na.tools.problems import BACKWARD, FORWARD, Problem
 
 DIRECTIONS = {"na_fused_forward": FORWARD, "na_fused_backward": BACKWARD}
@@ -31,11 +30,8 @@ def trials(problem: Problem, number: int) -> Iterator[dict[str, Any]]:
             yield {"kernel": target, "direction": direction, "rank": rank, "tile": kernels, "choice": choice}
 
 
-def with_choice(problem: Problem, choice: str, prepared: Prepared) -> Prepared:
-    """The same method, compiled with a choice of tiles."""
-
-    def clock(direction: Problem) -> Clock:
-        with tuning.trial(profiler.op(problem), json.loads(choice), CUDA):
-            return prepared.clock(direction)
-
-    return replace(prepared, clock=clock, note=choice)
+def chosen(case: Case) -> contextlib.AbstractContextManager[None]:
+    """In it the choice of a case counts, if there is one."""
+    if not case.choice or case.device == CPU:
+        return contextlib.nullcontext()
+    return tuning.trial(profiler.op(case.problem), json.loads(case.choice), CUDA)

@@ -20,7 +20,7 @@ from method import CPU, GPU, Array, Case, Method, Prepared, coordinates, fastest
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 
-from jax_na.tools.clock import Clock, QueueClock, WallClock
+from jax_na.tools.clock import Clock, QueueClock
 from jax_na.tools.problems import BACKWARD, FORWARD, Problem
 
 if "OMP_NUM_THREADS" in os.environ:
@@ -42,15 +42,17 @@ LAYOUTS: dict[str, dict[int, tuple[Layout, ...]]] = {
     # Blocks are FlexAttention's own choice on GPUs.
     GPU: {1: (((128,), 128),), 2: (((8, 16), 128),), 3: (((4, 4, 8), 128),)},
 }
-Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 Call = Callable[[], Sequence[torch.Tensor]]
 
 
-class Operands:
-    """The inputs of a case in an order of its tokens, and what is computed from them."""
+class Attention(Prepared):
+    """A function of the inputs of a case, in an order of its tokens."""
 
-    def __init__(self, case: Case, attend: Attend, order: Array) -> None:
-        self.case, self.attend, self.order = case, attend, order
+    def __init__(self, case: Case, function: Any, order: Array, is_exact: bool = True) -> None:
+        p = case.problem
+        super().__init__(case, is_exact)
+        self.order = order
+        self.attend = functools.partial(function, scale=p.softmax_scale, enable_gqa=p.kv_heads != p.heads)
         self.random = torch.Generator("cuda").manual_seed(0) if case.device == GPU else None
         gradients = case.problem.needs_gradients
         self.inputs = [self._tensor(name).requires_grad_(gradients) for name in INPUTS]
@@ -60,7 +62,7 @@ class Operands:
         p = self.case.problem
         dtype = getattr(torch, p.dtype)
         if self.random is not None:
-            heads, features = ({**p.shapes, "dout": p.out_shape}[name])[-2:]
+            heads, features = (p.out_shape if name == "dout" else p.shapes[name])[-2:]
             shape = (p.batch, heads, p.tokens, features)
             return torch.randn(shape, device="cuda", generator=self.random).to(dtype)
         x = self.case.arrays[name]
@@ -68,8 +70,6 @@ class Operands:
         return torch.from_numpy(x).to(dtype).transpose(1, 2).contiguous()
 
     def call(self, problem: Problem) -> Call:
-        """What computes the direction of a problem once."""
-
         def forward() -> Sequence[torch.Tensor]:
             with torch.no_grad():
                 return (self.attend(*self.inputs),)
@@ -85,10 +85,8 @@ class Operands:
         saved = self.attend(*self.inputs)
         return lambda: torch.autograd.grad(saved, self.inputs, self.dout, retain_graph=True)
 
-    def clock(self, problem: Problem) -> Clock:
-        """The clock of a direction."""
-        call = self.call(problem)
-        return WallClock(call) if self.case.device == CPU else gpu_clock(call)
+    def gpu_clock(self, problem: Problem) -> Clock:
+        return gpu_clock(self.call(problem))
 
     def to_numpy(self, x: torch.Tensor) -> Array:
         """[..., heads, tokens, features] as [..., *spatial, heads, features], tokens in their own order."""
@@ -96,7 +94,7 @@ class Operands:
         array = array.take(np.argsort(self.order), axis=-3)
         return array.reshape(*array.shape[:-3], *self.case.problem.spatial, *array.shape[-2:])
 
-    def errors(self) -> dict[str, float]:
+    def verify(self) -> dict[str, float]:
         """All results on a CPU, out and dquery of a few tokens on a GPU."""
         case = self.case
         results = dict(zip(case.results, self.call(case.problem)(), strict=True))
@@ -177,20 +175,13 @@ def _flex(case: Case) -> Prepared:
         size: Any = {"BLOCK_SIZE": block, **compiler}
         mask = create_block_mask(_mask(case, tokens), None, None, p.tokens, p.tokens, **size)
         compiled: Any = torch.compile(flex_attention, dynamic=False)
-        return _prepare(case, functools.partial(compiled, block_mask=mask), tokens)
+        return Attention(case, functools.partial(compiled, block_mask=mask), tokens)
 
     candidates = {}
     for tile, block in LAYOUTS[case.device][p.rank]:
         together = f", tokens by {'x'.join(map(str, tile))}" if tile else ""
         candidates[f"mask blocks of {block}{together}"] = functools.partial(build, tile, block)
     return fastest(case, candidates)
-
-
-def _prepare(case: Case, function: Any, order: Array) -> Prepared:
-    p = case.problem
-    attend = functools.partial(function, scale=p.softmax_scale, enable_gqa=p.kv_heads != p.heads)
-    operands = Operands(case, attend, order)
-    return Prepared(operands.call, operands.clock, operands.errors)
 
 
 def _flex_obstacle(case: Case) -> str | None:
@@ -205,8 +196,8 @@ def _flex_obstacle(case: Case) -> str | None:
 
 
 def _everything(case: Case) -> Prepared:
-    prepared = _prepare(case, scaled_dot_product_attention, np.arange(case.problem.tokens))
-    return prepared.of_everything()
+    tokens = np.arange(case.problem.tokens)
+    return Attention(case, scaled_dot_product_attention, tokens, is_exact=False)
 
 
 METHODS = (

@@ -16,14 +16,13 @@ import time
 import traceback
 import types
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from method import Case, Method, Prepared
 
     from jax_na.tools.clock import Clock
-    from jax_na.tools.problems import Problem
 
 MODULES = {"jax": "jax_methods", "torch": "torch_methods"}
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NPROC")
@@ -51,15 +50,6 @@ def without_jax(folder: str) -> None:
     sys.modules["jax_na"] = package
 
 
-@dataclass
-class Live:
-    """A method on a case, while it is measured."""
-
-    problem: Problem
-    prepared: Prepared
-    clock: Clock | None = None
-
-
 class Worker:
     """The commands. Every one returns the reply."""
 
@@ -68,7 +58,8 @@ class Worker:
         self.module = importlib.import_module(MODULES[framework])
         every: tuple[Method, ...] = self.module.METHODS
         self.methods = {method.name: method for method in every if device in method.devices}
-        self.live: dict[int, Live] = {}
+        self.prepared: dict[int, Prepared] = {}
+        self.clocks: dict[int, Clock] = {}
 
     def hello(self) -> Reply:
         """What this process offers."""
@@ -104,31 +95,29 @@ class Worker:
         start = time.perf_counter()
         prepared = self.methods[method].prepare(case)
         errors = {} if case.choice else prepared.errors()  # what was chosen was verified with the method
-        self.live[id] = Live(case.problem, prepared)
+        self.prepared[id] = prepared
         return {"setup_s": time.perf_counter() - start, "errors": errors, "note": prepared.note}
 
     def start(self, id: int, direction: str) -> Reply:
         """Compiles one direction, for the samples that follow; says the FLOPs of something else."""
-        live = self.live[id]
-        problem, own = replace(live.problem, direction=direction), live.prepared.flops
-        live.clock = None  # the memory of another direction
-        live.clock = live.prepared.clock(problem)
-        return {"flops": None if own is None else own(problem)}
+        prepared = self.prepared[id]
+        problem = replace(prepared.case.problem, direction=direction)
+        self.clocks.pop(id, None)  # the memory of another direction
+        self.clocks[id] = prepared.clock(problem)
+        return {"flops": prepared.flops(problem)}
 
     def sample(self, id: int) -> Reply:
         """One sample."""
-        clock = self.live[id].clock
-        assert clock is not None
-        return clock.sample()._asdict()
+        return self.clocks[id].sample()._asdict()
 
     def memory(self, id: int, direction: str) -> Reply:
         """What the compiler plans, and what one call needs."""
         import memory
 
-        live = self.live[id]
-        problem, planned = replace(live.problem, direction=direction), live.prepared.temporary_bytes
-        found = {} if planned is None else {"temporary": planned(problem)}
-        return {**found, **memory.peak(live.prepared.call(problem))}
+        prepared = self.prepared[id]
+        problem = replace(prepared.case.problem, direction=direction)
+        planned = prepared.temporary_bytes(problem)
+        return {"temporary": planned, **memory.peak(prepared.call(problem))}
 
     def ceilings(self, matmul_size: int, copy_bytes: int) -> Reply:
         """What the GPU gives."""
@@ -142,17 +131,14 @@ class Worker:
 
     def drop(self) -> Reply:
         """Forgets all cases."""
-        self.live.clear()
+        self.clocks.clear()
+        self.prepared.clear()
         gc.collect()
         return {}
 
 
 def begin(framework: str, device: str, threads: int, package: str, log: str) -> Worker:
-    """Sets the process up.
-
-    Raises:
-        ModuleNotFoundError: if it has not got the framework.
-    """
+    """Sets the process up; a ModuleNotFoundError if it has not got the framework."""
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     for stream in (1, 2):
         os.dup2(output, stream)

@@ -38,7 +38,7 @@ import results  # noqa: E402
 import run  # noqa: E402
 import session  # noqa: E402
 import tiles  # noqa: E402
-from method import CPU, GPU, Case, Prepared, fastest, too_large  # noqa: E402
+from method import CPU, GPU, Case, Yardstick, fastest, too_large  # noqa: E402
 
 FILES = sorted((FOLDER / "results").glob("*.json"))
 GRID = problems.problem("grid", "", (2, 5, 6), (4, 8, 2), 3, dilation=(1, 2), is_causal=(True, False))
@@ -163,9 +163,8 @@ def test_timing():
 @pytest.fixture(scope="module", params=[GRID, BIASED], ids=["grouped", "bias"])
 def checked(request):
     """A problem, and a function that gives inputs and right results of its heads."""
-    problem, inputs = request.param, profiler.arrays(request.param)
-    attend = profiler.attention(problem, "fused", return_lse=True)
-    return problem, functools.cache(jax_methods.planes_of(case(problem), attend, inputs, []))
+    attend = profiler.attention(request.param, "fused", return_lse=True)
+    return request.param, functools.cache(jax_methods.Attention(case(request.param), attend).planes)
 
 
 @pytest.mark.usefixtures("quick_compile")
@@ -248,7 +247,7 @@ def test_obstacles_are_said_in_words():
 
 def test_the_best_configuration_is_chosen():
     def prepared(seconds):
-        return Prepared(lambda problem: lambda: time.sleep(seconds) or (), lambda problem: None, dict)
+        return Yardstick(case(GRID), lambda: time.sleep(seconds) or (), 0.0)
 
     def refused():
         raise RuntimeError("no such tile")
@@ -357,9 +356,9 @@ def test_wrong_usage(platform, capsys):
 
 
 def test_options_are_those_of_the_platform():
-    assert run.parse(["--platform", GPU]).rounds == run.DEFAULTS[GPU]["rounds"]
+    assert run.parse(["--platform", GPU]).rounds == run.DEFAULTS["rounds"][GPU]
     quick = run.parse(["--quick", "--seconds", "3"])
-    assert (quick.rounds, quick.seconds, quick.tries) == (run.QUICK[CPU]["rounds"], 3.0, 1)
+    assert (quick.rounds, quick.seconds, quick.tries) == (run.QUICK["rounds"][CPU], 3.0, 1)
     with pytest.raises(ValueError, match="--tiles are those of a GPU"):
         run.parse(["--tiles", "2"])
 
@@ -419,7 +418,7 @@ def test_a_run_on_a_gpu(tmp_path, capsys):
     assert len(document["tiles"]) == 2
     assert "nat-s3-14 bfloat16 forward fused: 2 ms" in capsys.readouterr().err
     assert table.read_text() == report.tables(document)
-    assert len(results.samples(document)) == 3 * run.DEFAULTS[GPU]["rounds"]
+    assert len(results.samples(document)) == 3 * run.DEFAULTS["rounds"][GPU]
 
 
 def test_no_time_is_a_reason():
