@@ -122,20 +122,19 @@ def measure(
     with progress(len(entries) * (1 + len(directions) * plan.rounds)) as tick:
         for number, entry in enumerate(entries):
             tick(f"{entry}: compiling", 1)
-            entry.id = number
-            entry.problem = replace(entry.problem, direction=whole)
+            entry.id, entry.problem = number, replace(entry.problem, direction=whole)
             entry.setup(file, plan.tries, choice)
         for direction in directions:
-            for entry in entries:
-                entry.start(direction)
-            _time(entries, plan, tick)
+            _time(entries, direction, plan, tick)
             rows += [entry.row() for entry in entries if entry.obstacle is None]
     for client in {entry.client for entry in entries}:
         client.ask("drop")
     return rows
 
 
-def _time(entries: Sequence[Entry], plan: Plan, tick: Tick) -> None:
+def _time(entries: Sequence[Entry], direction: str, plan: Plan, tick: Tick) -> None:
+    for entry in entries:
+        entry.start(direction)
     ready = {str(entry): entry for entry in entries if entry.obstacle is None}
     clocks = {name: entry.sample for name, entry in ready.items()}
     samples = in_turns(clocks, plan.rounds, plan.seconds, lambda name: tick(f"{name}: timing", 1))

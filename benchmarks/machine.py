@@ -53,7 +53,9 @@ def gpu() -> dict[str, str]:
 
 def versions(packages: Iterable[str]) -> dict[str, str]:
     """The versions of those packages that are here."""
-    here = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions()}
+    here: dict[str, str] = {}
+    for distribution in importlib.metadata.distributions():
+        here.setdefault(distribution.name, distribution.version)  # the first one is imported
     return {name: here[name] for name in packages if name in here}
 
 

@@ -66,14 +66,17 @@ def reasons(skipped: Sequence[Row]) -> list[str]:
 
 def cells(rows: Sequence[Row], ceilings: dict[str, float] | None) -> list[list[str]]:
     """Fastest first by direction and threads; "fused" is how many times longer than the fused kernel."""
-    order = lambda r: (r["threads"], list(PASSES).index(r["direction"]), r["median_s"])  # noqa: E731
-    fused = {(r["threads"], r["direction"]): r["median_s"] for r in rows if r["method"] == "fused"}
+    fused = {_place(row): row["median_s"] for row in rows if row["method"] == "fused"}
     known = [
-        row | _against_ceilings(row, ceilings) | {"fused_s": fused.get((row["threads"], row["direction"]))}
-        for row in sorted(rows, key=order)
+        row | _against_ceilings(row, ceilings) | {"fused_s": fused.get(_place(row))}
+        for row in sorted(rows, key=lambda row: (*_place(row), row["median_s"]))
     ]
     columns = [[name, *map(text, known)] for name, text in COLUMNS.items()]
-    return list(map(list, zip(*(c for c in columns if any(c[1:])), strict=True)))
+    return [list(line) for line in zip(*(c for c in columns if any(c[1:])), strict=True)]
+
+
+def _place(row: Row) -> tuple[int, int]:
+    return row["threads"], list(PASSES).index(row["direction"])
 
 
 def _against_ceilings(row: Row, ceilings: dict[str, float] | None) -> Row:

@@ -62,7 +62,7 @@ class Attention(Prepared):
         p = self.case.problem
         dtype = getattr(torch, p.dtype)
         if self.random is not None:
-            heads, features = (p.out_shape if name == "dout" else p.shapes[name])[-2:]
+            *_, heads, features = p.out_shape if name == "dout" else p.shapes[name]
             shape = (p.batch, heads, p.tokens, features)
             return torch.randn(shape, device="cuda", generator=self.random).to(dtype)
         x = self.case.arrays[name]
