@@ -20,7 +20,7 @@ from jax_na.tools import cli, clock, problems, profiler
 from jax_na.tools.clock import Sample
 from jax_na.tools.problems import BACKWARD, BOTH, BY_NAME, FORWARD, PROBLEMS
 
-for package in ("execnet", "polars", "matplotlib"):
+for package in ("execnet", "polars"):
     pytest.importorskip(package, reason="benchmarks need the extra bench")
 
 FOLDER = pathlib.Path(__file__).parent.parent / "benchmarks"
@@ -492,6 +492,7 @@ def test_extra_memory():
 @pytest.mark.some(0)  # two seconds
 @pytest.mark.skipif(not FILES, reason="this copy of the sources has no results")
 def test_chart(tmp_path):
+    pytest.importorskip("matplotlib")
     arguments = [str(FOLDER / "results" / "cpu-epyc-2core-float32.json")]
     assert report.main([*arguments, "--chart", str(tmp_path / "chart.png")]) == 0
     assert (tmp_path / "chart.png").read_bytes().startswith(b"\x89PNG")
