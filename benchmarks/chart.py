@@ -4,12 +4,12 @@
 from __future__ import annotations
 
 import pathlib
+from typing import Any
 
 import matplotlib as mpl
-from cpu_report import BEST_JAX, Results
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from results import Row
+from page import BEST_JAX, Results
 
 from jax_na.tools.problems import BY_NAME, FORWARD
 
@@ -25,27 +25,25 @@ SERIES = (
 )
 
 
-def draw(results: Results, file: pathlib.Path) -> None:
+def draw(document: dict[str, Any], file: pathlib.Path) -> None:
     """Dots on a logarithmic axis, with a whisker from quartile to quartile; no axis is cut."""
     mpl.use("Agg")
+    results = Results(document)
     names = results.problems(DTYPE, FORWARD)
     figure = Figure(figsize=(9.5, 1.9 + 0.36 * len(names)), layout="constrained")
     ax = figure.add_subplot()
+    for method, label, marker, colour in SERIES:
+        _dots(ax, results, names, method, fmt=marker, color=colour, label=label)
+    _sgemm(ax, results, names)
+    _axes(ax, names)
+    ax.set_title(_title(results), fontsize=9, loc="left")
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    figure.savefig(file, dpi=130)
+
+
+def _axes(ax: Axes, names: list[str]) -> None:
     for row in range(len(names)):
         ax.axhline(row, color="#e5e5e5", linewidth=0.8, zorder=0)
-    for method, label, marker, colour in SERIES:
-        found = [(row, results.get(name, DTYPE, FORWARD, method)) for row, name in enumerate(names)]
-        _dots(ax, [(row, r) for row, r in found if r is not None], label, marker, colour)
-    limits = [(row, _at_sgemm(results, name)) for row, name in enumerate(names)]
-    known = [(row, ms) for row, ms in limits if ms is not None]
-    ax.plot(
-        [ms for _, ms in known],
-        [row for row, _ in known],
-        "|",
-        color="black",
-        markersize=13,
-        label="useful FLOPs at the rate of SGEMM",
-    )
     ax.set_xscale("log")
     ax.set_xlabel("milliseconds per call (logarithmic; left is faster)")
     ax.set_yticks(range(len(names)), [f"{BY_NAME[s].about}\n{s}" for s in names], fontsize=7.5)
@@ -54,27 +52,25 @@ def draw(results: Results, file: pathlib.Path) -> None:
     ax.spines[["top", "right"]].set_visible(False)
     ax.grid(axis="x", color="#eeeeee")
     ax.set_axisbelow(True)
-    ax.set_title(_title(results), fontsize=9, loc="left")
-    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
-    figure.savefig(file, dpi=130)
 
 
-def _dots(ax: Axes, found: list[tuple[int, Row]], label: str, marker: str, colour: str) -> None:
-    if not found:
-        return
-    x = [r["median_s"] * 1e3 for _, r in found]
-    below = [max(0.0, (r["median_s"] - r["low_s"]) * 1e3) for _, r in found]
-    above = [max(0.0, (r["high_s"] - r["median_s"]) * 1e3) for _, r in found]
-    rows = [row for row, _ in found]
-    ax.errorbar(
-        x, rows, xerr=(below, above), fmt=marker, color=colour, label=label, markersize=6, elinewidth=1.2
-    )
+def _dots(ax: Axes, results: Results, names: list[str], method: str, **style: Any) -> None:
+    found = [(row, results.get(problem=name, dtype=DTYPE, method=method)) for row, name in enumerate(names)]
+    known = [(row, r) for row, r in found if r is not None]
+    if known:
+        x = [r["median_s"] * 1e3 for _, r in known]
+        low = [max(0.0, (r["median_s"] - r["low_s"]) * 1e3) for _, r in known]
+        high = [max(0.0, (r["high_s"] - r["median_s"]) * 1e3) for _, r in known]
+        ax.errorbar(x, [row for row, _ in known], xerr=(low, high), markersize=6, elinewidth=1.2, **style)
 
 
-def _at_sgemm(results: Results, name: str) -> float | None:
-    """Milliseconds of the useful FLOPs at the rate of the matrix product in the same rounds."""
-    r = results.get(name, DTYPE, FORWARD, "fused")
-    return None if r is None or r["of_sgemm"] is None else r["median_s"] * 1e3 * r["of_sgemm"]
+def _sgemm(ax: Axes, results: Results, names: list[str]) -> None:
+    """Where the useful FLOPs would be at the rate of the matrix product in the same rounds."""
+    found = [(row, results.get(problem=name, dtype=DTYPE)) for row, name in enumerate(names)]
+    known = [(row, r) for row, r in found if r is not None and r["of_sgemm"] is not None]
+    milliseconds = [r["median_s"] * 1e3 * r["of_sgemm"] for _, r in known]
+    label = "useful FLOPs at the rate of SGEMM"
+    ax.plot(milliseconds, [row for row, _ in known], "|", color="black", markersize=13, label=label)
 
 
 def _title(results: Results) -> str:

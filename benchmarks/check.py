@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Are results right? Whole tensors beside a reference, or a few tokens beside the definition in float64."""
+"""Are results right? Whole tensors against a reference, or a few tokens against the definition in float64."""
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 from method import CPU, GPU, Array
@@ -15,6 +15,7 @@ from jax_na.tools.problems import Problem
 # Arrays of one batch element and key head: [*spatial, heads of the group, features]; "rpb" [heads, *entries].
 Planes = Mapping[str, Array]
 QUERIES, KEYS = 10, 5  # random ones, besides the corners
+OF_KEYS = ("key", "value", "dkey", "dvalue")
 
 # Relative errors above which a method is wrong: of whole tensors on a CPU, of sampled tokens on a GPU.
 TOLERANCE = {
@@ -48,7 +49,7 @@ def sampled(
     """The largest errors over some groups of heads; `planes_of` gives those of (batch element, key head)."""
     worst: dict[str, float] = {}
     for batch, kv_head in groups(problem):
-        for name, error in errors(Sample(problem, bounds, planes_of(batch, kv_head))).items():
+        for name, error in Sample(problem, bounds, planes_of(batch, kv_head)).errors().items():
             worst[name] = max(worst.get(name, 0.0), error) if error == error else math.nan
     return worst
 
@@ -57,6 +58,12 @@ def groups(problem: Problem, number: int = 2) -> list[tuple[int, int]]:
     """(batch element, key head) pairs to look at: the last, where an index would overflow, and the first."""
     every = list(itertools.product(range(problem.batch), range(problem.kv_heads)))
     return [every[-1], *every[:1]][: min(number, len(every))]
+
+
+def heads(problem: Problem, name: str, kv_head: int) -> slice:
+    """Those heads of an array that share a key head."""
+    size = 1 if name in OF_KEYS else problem.group_size
+    return slice(kv_head * size, (kv_head + 1) * size)
 
 
 def tokens(problem: Problem, number: int, rng: np.random.Generator) -> list[tuple[int, ...]]:
@@ -112,37 +119,39 @@ class Sample:
             scores += self.bias(token, where, head)
         lse = scores.max() + math.log(np.exp(scores - scores.max()).sum())
         weights = np.exp(scores - lse)
-        out = weights @ values
-        found = {"out": out, "lse": np.array([lse])}
+        found = {"out": weights @ values, "lse": np.array([lse])}
         if "dout" in self.planes:
-            dout = self.row("dout", token, head)
-            found["dquery"] = scale * (weights * (values @ dout - dout @ out)) @ keys
+            dweights = (values - found["out"]) @ self.row("dout", token, head)
+            found["dquery"] = scale * (weights * dweights) @ keys
         return found
 
     def key_gradients(self, token: tuple[int, ...]) -> dict[str, Array]:
         """dkey and dvalue of one key, given out and lse of the queries that see it."""
         where, scale = self.queries_of(token), self.problem.softmax_scale
-        dkey = dvalue = np.zeros(())
+        key, value = self.row("key", token, 0), self.row("value", token, 0)
+        dkey, dvalue = np.zeros_like(key), np.zeros_like(value)
         for head in range(self.planes["query"].shape[-2]):
-            query, dout = self.rows("query", where, head), self.rows("dout", where, head)
-            lse, out = self.rows("lse", where, head)[:, 0], self.rows("out", where, head)
-            weights = np.exp(scale * query @ self.row("key", token, 0) - lse)
-            dscores = weights * (dout @ self.row("value", token, 0) - (dout * out).sum(-1))
-            dkey, dvalue = dkey + scale * dscores @ query, dvalue + weights @ dout
+            query, out, dout, lse = (self.rows(n, where, head) for n in ("query", "out", "dout", "lse"))
+            weights = np.exp(scale * query @ key - lse[:, 0])
+            dkey += scale * (weights * (dout * (value - out)).sum(-1)) @ query
+            dvalue += weights @ dout
         return {"dkey": dkey, "dvalue": dvalue}
 
+    def pairs(self, seed: int = 0) -> Iterator[tuple[str, Array, Array]]:
+        """What was found and what is right, by name: of some queries and, without a bias, of some keys."""
+        rng = np.random.default_rng(seed)
+        heads = min(2, self.planes["query"].shape[-2])
+        for token, head in itertools.product(tokens(self.problem, QUERIES, rng), range(heads)):
+            right = self.attention(token, head)
+            yield from ((n, self.row(n, token, head), x) for n, x in right.items() if n in self.planes)
+        if self.rpb is None and {"dkey", "lse"} <= set(self.planes):
+            for token in tokens(self.problem, KEYS, rng):
+                right = self.key_gradients(token)
+                yield from ((name, self.row(name, token, 0), x) for name, x in right.items())
 
-def errors(sample: Sample, seed: int = 0) -> dict[str, float]:
-    """The relative error of whatever is among the planes, over all tokens looked at."""
-    rng = np.random.default_rng(seed)
-    pairs: dict[str, list[tuple[Array, Array]]] = {}
-    heads = sample.planes["query"].shape[-2]
-    for token, head in itertools.product(tokens(sample.problem, QUERIES, rng), range(min(heads, 2))):
-        for name, x in sample.attention(token, head).items():
-            if name in sample.planes:
-                pairs.setdefault(name, []).append((sample.row(name, token, head), x))
-    if sample.rpb is None and {"dkey", "lse"} <= set(sample.planes):
-        for token in tokens(sample.problem, KEYS, rng):
-            for name, x in sample.key_gradients(token).items():
-                pairs.setdefault(name, []).append((sample.row(name, token, 0), x))
-    return {name: relative(*map(np.concatenate, zip(*rows, strict=True))) for name, rows in pairs.items()}
+    def errors(self) -> dict[str, float]:
+        """The relative error of whatever is among the planes, over all tokens looked at."""
+        found: dict[str, list[Array]] = {}
+        for name, *pair in self.pairs():
+            found.setdefault(name, []).append(np.stack(pair))
+        return {name: relative(*np.concatenate(pairs, axis=1)) for name, pairs in found.items()}

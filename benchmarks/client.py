@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
-import json
+import math
 import os
 import pathlib
 import re
 import sys
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,10 +22,7 @@ SERVE = "import sys; sys.path.insert(0, channel.receive()); import worker; worke
 PATHS = re.compile(r"(?:/[\w.+-]+){2,}/?")
 LONGEST_REASON = 200
 LONGEST_EXIT = 5.0  # seconds
-
-
-class WorkerDied(RuntimeError):
-    """The process has ended without a reply: out of memory, or a crash. Or it was ended: no time was left."""
+Reply = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -36,28 +34,22 @@ class Role:
     threads: int = 0
     weighs: bool = False
     python: str = sys.executable
-    platform: str = ""  # of JAX; "" for its own choice
     log: str = os.devnull
 
     def specification(self) -> str:
         """For execnet."""
-        options = [f"popen//python={self.python}"]
-        options += [f"env:{k}={v}" for k, v in memory.ENVIRONMENT.items() if self.weighs]
-        return "//".join(options)
+        environment = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # frameworks share the memory of a GPU
+        if self.device == "cpu":
+            environment["JAX_PLATFORMS"] = "cpu"
+        if self.weighs:
+            environment |= memory.ENVIRONMENT
+        return "//".join([f"popen//python={self.python}", *(f"env:{k}={v}" for k, v in environment.items())])
 
     def beginning(self) -> dict[str, Any]:
         """The arguments of worker.begin."""
-        environment = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # frameworks share the memory of a GPU
-        if self.platform:
-            environment["JAX_PLATFORMS"] = self.platform
-        return {
-            "framework": self.framework,
-            "device": self.device,
-            "threads": self.threads,
-            "folder": str(pathlib.Path(jax_na.__file__).parent),
-            "log": os.path.abspath(self.log),
-            "environment": environment,
-        }
+        package = str(pathlib.Path(jax_na.__file__).parent)
+        own = {name: getattr(self, name) for name in ("framework", "device", "threads")}
+        return {**own, "package": package, "log": os.path.abspath(self.log)}
 
 
 class Client:
@@ -77,41 +69,37 @@ class Client:
             gateway = self._group.makegateway(self.role.specification())
             self._channel = gateway.remote_exec(SERVE)
             self._channel.send(str(FOLDER))
-            self._channel.send(self.role.beginning())
-            hello = self._reply(None)
-        except (OSError, EOFError, WorkerDied) as error:
+            hello = self._exchange(self.role.beginning(), None)
+        except (OSError, EOFError, execnet.RemoteError) as error:
             hello = {"failed": f"its process does not start: {error}"}
-        failed: str | None = hello.get("failed")
-        self.missing = None if failed is None else reason(failed)
+        self.missing: str | None = hello.get("failed")
         self.methods: dict[str, str] = hello.get("methods", {})
         self.versions: dict[str, str] = hello.get("versions", {})
-        self.instruction_set: str | None = hello.get("isa")
 
-    def ask(self, command: str, seconds: float | None = None, **arguments: Any) -> dict[str, Any]:
-        """One command, one reply; the process is started again if there is none, or not within `seconds`.
+    def ask(self, command: str, end: float = math.inf, **arguments: Any) -> Reply:
+        """One command, one reply, which has "failed" if something went wrong.
 
-        Raises:
-            WorkerDied: if that happens. All that it had prepared is lost.
+        The process is started again, and all that it had prepared is lost, if it ends or if there is no reply
+        until `end` (time.monotonic).
         """
+        seconds = None if end == math.inf else max(0.0, end - time.monotonic())
         try:
-            self._channel.send((command, arguments))
-            reply = self._reply(seconds)
-        except (OSError, WorkerDied) as error:
-            self.start()
-            raise WorkerDied(str(error)) from None
+            return self._exchange((command, arguments), seconds)
+        except self._channel.TimeoutError:
+            failure = "no time was left"
+        except (OSError, EOFError):
+            failure = "the process ended"
+        except execnet.RemoteError as error:
+            failure = str(error).strip().splitlines()[-1]
+        self.start()
+        return {"failed": failure}
+
+    def _exchange(self, message: Any, seconds: float | None) -> Reply:
+        self._channel.send(message)
+        reply: Reply = self._channel.receive(seconds)
         if "failed" in reply:
             reply["failed"] = reason(reply["failed"])
         return reply
-
-    def _reply(self, seconds: float | None) -> dict[str, Any]:
-        try:
-            return dict(json.loads(self._channel.receive(seconds)))
-        except EOFError:
-            raise WorkerDied("the process ended") from None
-        except execnet.RemoteError as error:
-            raise WorkerDied(str(error).strip().splitlines()[-1]) from None
-        except self._channel.TimeoutError:
-            raise WorkerDied("no time was left") from None
 
     def close(self) -> None:
         """Ends the process."""

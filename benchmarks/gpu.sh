@@ -8,12 +8,12 @@
 #   conformance  the instruction wrappers on the GPU against what the host executor takes them to do
 #   test         the kernels on the GPU against the oracle, then the tests of the package with JAX on the GPU
 #   sanitize     compute-sanitizer (memcheck, racecheck, initcheck, synccheck) over kernels on small problems
-#   bench        benchmarks/gpu.py: the kernels beside the peers that are installed
+#   bench        benchmarks/run.py --platform gpu: the kernels and the peers that are installed
 #
 #   --output FOLDER   logs and results; default $OUT, else ./gpu-results
 #   --work FOLDER     what is built, kept for the next run; default ${TMPDIR:-/tmp}/jax-na-gpu
 #   --all-tests       every test, instead of the part that tells something new on a GPU
-#   --bench "ARGS"    other arguments for benchmarks/gpu.py
+#   --bench "ARGS"    other arguments for benchmarks/run.py
 #   --workers N       test processes; default 8 or the number of cores, whichever is less
 #
 # Needs no network: Python, jax with CUDA, nvcc, scikit-build-core, nanobind, cmake, ninja, pytest, hypothesis and
@@ -150,7 +150,7 @@ sanitized() {
 phase_bench() {
   cd "$root"
   # shellcheck disable=SC2086
-  "$python" benchmarks/gpu.py --output "$output/gpu.json" --table "$output/gpu.txt" --log "$output/workers.log" \
+  "$python" benchmarks/run.py --platform gpu --output "$output/gpu.json" --table "$output/gpu.txt" --log "$output/workers.log" \
     $bench_arguments
 }
 

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.metadata
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -16,25 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tiles
-from method import (
-    CPU,
-    GPU,
-    SGEMM_FLOPS,
-    SGEMM_SIZE,
-    Array,
-    Case,
-    Method,
-    Prepared,
-    first_of,
-    no_bias,
-    no_obstacle,
-    too_large,
-)
+from method import CPU, GPU, Array, Case, Method, Prepared, Yardstick, first_of, no_bias, too_large
 
 import jax_na
-from jax_na import _cpu
 from jax_na.tools import profiler
-from jax_na.tools.clock import Clock, QueueClock, WallClock
+from jax_na.tools.clock import Clock, QueueClock
 from jax_na.tools.problems import BOTH, OVERHEAD, Problem
 from jax_na.tools.profiler import Attend
 
@@ -42,40 +27,68 @@ from jax_na.tools.profiler import Attend
 MOST_FLOPS = {"naive": 3e11, "gemm": 3e12, "xla": 3e12}
 CEILING_SECONDS = 2.0 / 7  # of a sample: long enough for the clocks to rise
 CEILING_SAMPLES = 7
+SGEMM_SIZE = 1024  # of the matrix product that all are compared with on a CPU
 
 
-def prepare(
-    case: Case,
-    attend: Attend,
-    constants: Sequence[Any] = (),
-    flops: Callable[[Problem], float] | None = None,
-) -> Prepared:
+class Attention(Prepared):
     """An attention and its gradients under jit."""
-    inputs, constants = _inputs(case), [jnp.asarray(c) for c in constants]
 
-    def program(problem: Problem) -> profiler.Program:
-        return profiler.program(problem, attend, inputs, constants)
+    def __init__(
+        self, case: Case, attend: Attend, constants: Sequence[Any] = (), is_exact: bool = True
+    ) -> None:
+        super().__init__(case, is_exact)
+        self.attend = attend
+        self.inputs, self.constants = inputs(case), [jnp.asarray(c) for c in constants]
+        self._calls: dict[Problem, Callable[[], Any]] = {}
+        self._results = jax.jit(self._compute)
 
-    @functools.cache
-    def call(problem: Problem) -> Callable[[], Any]:
-        return program(problem).compile()
+    def program(self, problem: Problem) -> profiler.Program:
+        """The direction of a problem."""
+        return profiler.program(problem, self.attend, self.inputs, self.constants)
 
-    def clock(problem: Problem) -> Clock:
-        return WallClock(call(problem)) if case.device == CPU else profiler.clock(program(problem), GPU)
+    def call(self, problem: Problem) -> Callable[[], Any]:
+        if problem not in self._calls:
+            self._calls[problem] = self.program(problem).compile()
+        return self._calls[problem]
 
-    def errors() -> dict[str, float]:
-        if flops is not None:
-            return {}
+    def gpu_clock(self, problem: Problem) -> Clock:
+        with tiles.chosen(self.case):
+            return profiler.clock(self.program(problem), GPU)
+
+    def temporary_bytes(self, problem: Problem) -> int:
+        return self.program(problem).temporary_bytes()
+
+    def verify(self) -> dict[str, float]:
+        case = self.case
         if case.device == GPU:
-            planes = planes_of(case, attend, inputs, constants)
-            return check.sampled(case.problem, case.bounds, planes)
-        found = [np.asarray(x, np.float32) for x in call(case.problem)()]
+            return check.sampled(case.problem, case.bounds, self.planes)
+        found = [np.asarray(x, np.float32) for x in self.call(case.problem)()]
         return check.whole(dict(zip(case.results, found, strict=True)), case.arrays)
 
-    return Prepared(call, clock, errors, lambda problem: program(problem).temporary_bytes(), flops)
+    def _compute(self, dout: jax.Array, *operands: jax.Array) -> dict[str, jax.Array]:
+        out, pull, lse = jax.vjp(lambda *x: self.attend(*x, *self.constants), *operands, has_aux=True)
+        found = {"out": out} if lse is None else {"out": out, "lse": lse[..., None]}
+        if self.case.problem.needs_gradients:
+            names = self.case.problem.shapes
+            found |= {"dout": dout, **{f"d{n}": x for n, x in zip(names, pull(dout), strict=True)}}
+        return found
+
+    def planes(self, batch: int, kv_head: int) -> check.Planes:
+        """Inputs and results of the heads that share a key head."""
+        problem, found = self.case.problem, {}
+        operands = {name: self.inputs[name] for name in problem.shapes}
+        arrays = operands | self._results(self.inputs["dout"], *operands.values())
+        for name, x in arrays.items():
+            heads = check.heads(problem, name, kv_head)
+            if name == "rpb":
+                found[name] = np.asarray(x[heads])
+            elif name != "drpb":
+                found[name] = np.asarray(x[batch, ..., heads, :], np.float32)
+        return found
 
 
-def _inputs(case: Case) -> dict[str, jax.Array]:
+def inputs(case: Case) -> dict[str, jax.Array]:
+    """The inputs of a case and the cotangent."""
     if not case.arrays:
         return profiler.arrays(case.problem)
     dtypes = {"rpb": "float32"}
@@ -83,54 +96,24 @@ def _inputs(case: Case) -> dict[str, jax.Array]:
     return {n: jnp.asarray(case.arrays[n], dtypes.get(n, case.problem.dtype)) for n in names}
 
 
-def planes_of(
-    case: Case, attend: Attend, inputs: profiler.Arrays, constants: Sequence[Any]
-) -> Callable[[int, int], check.Planes]:
-    """Inputs and results of the heads that share a key head."""
-    problem = case.problem
-
-    def with_lse(out: jax.Array, lse: jax.Array | None) -> dict[str, jax.Array]:
-        return {"out": out} if lse is None else {"out": out, "lse": lse[..., None]}
-
-    @jax.jit
-    def run(dout: jax.Array, *operands: jax.Array) -> dict[str, jax.Array]:
-        if not case.gradients:
-            return with_lse(*attend(*operands, *constants))
-        out, pull, lse = jax.vjp(lambda *x: attend(*x, *constants), *operands, has_aux=True)
-        gradients = {f"d{name}": x for name, x in zip(problem.shapes, pull(dout), strict=True)}
-        return with_lse(out, lse) | gradients
-
-    def planes(batch: int, kv_head: int) -> check.Planes:
-        results = run(inputs["dout"], *(inputs[name] for name in problem.shapes))
-        arrays = {name: x for name, x in {**inputs, **results}.items() if case.gradients or name != "dout"}
-        group = slice(kv_head * problem.group_size, (kv_head + 1) * problem.group_size)
-        of_keys = dict.fromkeys(("key", "value", "dkey", "dvalue"), slice(kv_head, kv_head + 1))
-        found = {
-            name: np.asarray(x[batch, ..., of_keys.get(name, group), :], np.float32)
-            for name, x in arrays.items()
-            if not name.endswith("rpb")
-        }
-        return found | ({"rpb": np.asarray(inputs["rpb"][group])} if problem.rpb else {})
-
-    return planes
-
-
 # jax-na
 
 
 def _implementation(name: str, about: str) -> Method:
     def obstacle(case: Case) -> str | None:
-        row = next(r for r in profiler.availability(case.problem) if r.name == name)
-        slow = case.device == GPU and profiler.flops(case.problem) > MOST_FLOPS.get(name, math.inf)
+        row = next(row for row in profiler.availability(case.problem) if row.name == name)
         stored = _stored_weights(case) if name in ("naive", "gemm") else None
-        return first_of(row.reason, "it would take too long" if slow else None, stored)
+        return first_of(row.reason, _too_slow(case, name), stored)
 
     def prepared(case: Case) -> Prepared:
-        options = {"return_lse": True} if case.device == GPU else {}
-        found = prepare(case, profiler.attention(case.problem, name, **options))
-        return tiles.with_choice(case.problem, case.choice, found) if case.choice else found
+        return Attention(case, profiler.attention(case.problem, name, return_lse=case.device == GPU))
 
     return Method(name, f"jax-na: {about}", obstacle, prepared)
+
+
+def _too_slow(case: Case, name: str) -> str | None:
+    slow = case.device == GPU and profiler.flops(case.problem) > MOST_FLOPS.get(name, math.inf)
+    return "it would take too long" if slow else None
 
 
 def _stored_weights(case: Case) -> str | None:
@@ -157,7 +140,7 @@ def _all_tokens(case: Case, implementation: str) -> Attend:
 def _dense(case: Case) -> Prepared:
     p = case.problem
     mask = profiler.neighborhood(p).mask(p.spatial).reshape(1, 1, p.tokens, p.tokens)
-    return prepare(case, _all_tokens(case, "xla"), [mask])
+    return Attention(case, _all_tokens(case, "xla"), [mask])
 
 
 def _dense_obstacle(case: Case) -> str | None:
@@ -165,7 +148,7 @@ def _dense_obstacle(case: Case) -> str | None:
 
 
 def _cudnn(case: Case) -> Prepared:
-    return prepare(case, _all_tokens(case, "cudnn"), flops=lambda problem: problem.dense_flops)
+    return Attention(case, _all_tokens(case, "cudnn"), is_exact=False)
 
 
 def _cudnn_obstacle(case: Case) -> str | None:
@@ -177,55 +160,27 @@ def _cudnn_obstacle(case: Case) -> str | None:
     )
 
 
-def _gather(case: Case) -> Prepared:
-    """Every query gathers copies of its keys and values."""
-    p = case.problem
-    index = profiler.neighborhood(p).indices(p.spatial).reshape(p.tokens, p.window)
-
-    def attend(q: jax.Array, k: jax.Array, v: jax.Array, index: jax.Array) -> tuple[jax.Array, None]:
-        keys, values = (x.reshape(p.batch, p.tokens, *x.shape[-2:])[:, index] for x in (k, v))
-        grouped = q.reshape(p.batch, p.tokens, p.kv_heads, -1, p.head_dim)
-        s = jnp.einsum("bngrd,bnwgd->bngrw", grouped, keys, preferred_element_type=jnp.float32)
-        s = jnp.where(index[:, None, None] >= 0, s * p.softmax_scale, -jnp.inf)
-        weights = jax.nn.softmax(s).astype(v.dtype)
-        return jnp.einsum("bngrw,bnwgd->bngrd", weights, values).reshape(p.out_shape), None
-
-    return prepare(case, attend, [index])
-
-
-def _gather_obstacle(case: Case) -> str | None:
-    copies = float(math.prod(case.problem.shapes["key"])) * case.problem.window
-    size = jnp.dtype(case.problem.dtype).itemsize
-    return first_of(no_bias(case), too_large(case, "its copies of the keys", copies, size))
-
-
 # Yardsticks
 
 
-def _yardstick(function: Callable[..., Any], operands: Sequence[jax.Array], flops: float) -> Prepared:
-    """A function that is not attention: what the machine, or a call, costs at that moment."""
+def _yardstick(case: Case, function: Callable[..., Any], flops: float, *operands: jax.Array) -> Prepared:
     compiled = jax.jit(function, keep_unused=True)
-
-    def call() -> Sequence[jax.Array]:
-        return (jax.block_until_ready(compiled(*operands)),)
-
-    call()
-    return Prepared(lambda problem: call, lambda problem: WallClock(call), dict, flops=lambda problem: flops)
+    return Yardstick(case, lambda: (jax.block_until_ready(compiled(*operands)),), flops)
 
 
 def _sgemm(case: Case) -> Prepared:
     x = jax.random.normal(jax.random.key(0), (SGEMM_SIZE, SGEMM_SIZE), jnp.float32)
-    return _yardstick(jnp.dot, [x, x], SGEMM_FLOPS)
+    return _yardstick(case, jnp.dot, 2.0 * SGEMM_SIZE**3, x, x)
 
 
 def _identity(case: Case) -> Prepared:
     """A program with the same operands that only copies the query."""
-    inputs = _inputs(case)
-    return _yardstick(lambda *x: jnp.copy(x[0]), [inputs[name] for name in case.problem.shapes], 0.0)
+    arrays = inputs(case)
+    return _yardstick(case, lambda *x: jnp.copy(x[0]), 0.0, *(arrays[name] for name in case.problem.shapes))
 
 
 def _identity_obstacle(case: Case) -> str | None:
-    tiny = case.problem.group == OVERHEAD and not case.gradients
+    tiny = case.problem.group == OVERHEAD and not case.problem.needs_gradients
     return None if tiny else "only measured forward on the problem for the overhead of a call"
 
 
@@ -235,51 +190,21 @@ METHODS = (
         "jax-blocked",
         "pure JAX: tiles of queries with blocks of keys",
         lambda case: first_of(no_bias(case), blocked.obstacle(case)),
-        functools.partial(blocked.prepared, prepare),
+        functools.partial(blocked.prepared, Attention),
         (CPU,),
     ),
-    Method("jax-gather", "pure JAX: copies of the keys per query", _gather_obstacle, _gather, (CPU,)),
     Method("jax-dense", "pure JAX: jax.nn.dot_product_attention with a mask", _dense_obstacle, _dense),
     Method("cudnn-all", "cuDNN through jax.nn, every token sees all", _cudnn_obstacle, _cudnn, (GPU,)),
     Method("identity", "a jitted identity: what a call costs", _identity_obstacle, _identity, (CPU,)),
-    Method("sgemm", f"{SGEMM_SIZE}^3 float32 matrix product in JAX", no_obstacle, _sgemm, (CPU,)),
+    Method("sgemm", f"{SGEMM_SIZE}^3 float32 matrix product", lambda case: None, _sgemm, (CPU,)),
 )
 
 
-# What the driver asks this framework for, besides timings
-
-
-def versions() -> dict[str, str]:
-    """Of the packages that are here."""
-    names = (
-        "jax",
-        "jaxlib",
-        "jax-na",
-        "numpy",
-        "jax-cuda13-plugin",
-        "jax-cuda12-plugin",
-        "nvidia-cudnn-cu13",
-    )
-    found = {}
-    for name in names:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def instruction_set() -> str:
-    """The kernels that jax-na takes on this CPU."""
-    return str(_cpu.isa())
+# What the driver asks for, besides timings
 
 
 def reference(case: Case) -> dict[str, Array]:
-    """The arrays of a case on a CPU; right are the results of "naive" in float32.
-
-    Raises:
-        ValueError: if the problem is too large for "naive".
-    """
+    """The arrays of a case on a CPU; right are the results of "naive" in float32, unless it is too large."""
     obstacle = _stored_weights(case)
     if obstacle is not None:
         raise ValueError(obstacle)

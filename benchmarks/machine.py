@@ -3,18 +3,15 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
-import pathlib
 import platform
+import re
 import subprocess
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Sequence
+from typing import Any
 
-if TYPE_CHECKING:
-    from client import Client
-
-CACHES = pathlib.Path("/sys/devices/system/cpu/cpu0/cache")
-CPUINFO = pathlib.Path("/proc/cpuinfo")
+CACHES = {"L1 data": "L1d", "L1 instruction": "L1i", "L2": "L2", "L3": "L3"}  # as lscpu calls them
 GPU_FIELDS = {
     "gpu": "name",
     "driver": "driver_version",
@@ -31,14 +28,16 @@ def cpus() -> int:
 
 
 def describe() -> dict[str, Any]:
-    """The processor and the system."""
-    info = _cpuinfo()
+    """The processor and the system; caches are all of a kind together."""
+    found = dict(line.split(":", 1) for line in _lines("lscpu") if ":" in line)
+    info = {name.strip(): value.strip() for name, value in found.items()}
+    caches = {name: info.get(f"{short} cache") for name, short in CACHES.items()}
     return {
-        "cpu": info.get("model name") or platform.processor() or platform.machine(),
-        "family_model": [info.get("cpu family"), info.get("model")],
+        "cpu": info.get("Model name") or platform.processor() or platform.machine(),
+        "family_model": [info.get("CPU family"), info.get("Model")],
         "architecture": platform.machine(),
         "cpus": cpus(),
-        "caches": _caches(),
+        "caches": {name: size for name, size in caches.items() if size is not None},
         "system": platform.system(),
         "load_average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
     }
@@ -46,47 +45,31 @@ def describe() -> dict[str, Any]:
 
 def gpu() -> dict[str, str]:
     """The GPU and its driver, as the driver tells."""
-    command = ["nvidia-smi", f"--query-gpu={','.join(GPU_FIELDS.values())}", "--format=csv,noheader"]
-    try:
-        line = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[0]
-    except (OSError, subprocess.CalledProcessError, IndexError):
-        return {"gpu": "none", "driver": "none"}
-    return dict(zip(GPU_FIELDS, (value.strip() for value in line.split(",")), strict=True))
+    query = f"--query-gpu={','.join(GPU_FIELDS.values())}"
+    lines = _lines("nvidia-smi", query, "--format=csv,noheader")
+    values = lines[0].split(",") if lines else ["none"] * len(GPU_FIELDS)
+    return dict(zip(GPU_FIELDS, map(str.strip, values), strict=True))
 
 
-def versions(clients: Sequence[Client]) -> dict[str, str]:
-    """Of Python, and of what the processes have."""
-    found = {"python": platform.python_version()}
-    for client in clients:
-        found |= client.versions
-    return found
+def versions(packages: Iterable[str]) -> dict[str, str]:
+    """The versions of those packages that are here."""
+    here: dict[str, str] = {}
+    for distribution in importlib.metadata.distributions():
+        here.setdefault(distribution.name, distribution.version)  # the first one is imported
+    return {name: here[name] for name in packages if name in here}
 
 
 def command_line(arguments: Sequence[str], script: str) -> str:
     """The command that was given, without folders."""
-
-    def short(argument: str) -> str:
-        name, equals, value = argument.rpartition("=")
-        return name + equals + (pathlib.Path(value).name if os.sep in value else value)
-
-    return " ".join(["python", f"benchmarks/{script}", *map(short, arguments)])
+    short = re.sub(r"[^ =]*/", "", " ".join(arguments))
+    return f"python benchmarks/{script} {short}".rstrip()
 
 
-def _cpuinfo() -> dict[str, str]:
-    if not CPUINFO.exists():
-        return {}
-    first = CPUINFO.read_text().split("\n\n")[0]
-    pairs = (line.partition(":") for line in first.splitlines())
-    return {key.strip(): value.strip() for key, _, value in pairs}
-
-
-def _caches() -> dict[str, str]:
-    """Sizes by level, like {"L1 data": "32K"}."""
-    found = {}
-    for folder in sorted(CACHES.glob("index*")):
-        try:
-            level, kind, size = ((folder / name).read_text().strip() for name in ("level", "type", "size"))
-        except OSError:
-            continue
-        found[f"L{level}" if kind == "Unified" else f"L{level} {kind.lower()}"] = size
-    return found
+def _lines(*command: str) -> list[str]:
+    """What a command prints, nothing if it cannot run."""
+    environment = {**os.environ, "LC_ALL": "C"}
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    except (OSError, subprocess.CalledProcessError):
+        return []
+    return done.stdout.splitlines()

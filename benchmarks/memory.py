@@ -30,18 +30,18 @@ def peak(call: Callable[[], Sequence[Any]]) -> dict[str, int]:
     start = time.perf_counter()
     call()  # code, thread stacks and constants are not the call's
     repeats = min(CALLS, max(1, int(SECONDS / (time.perf_counter() - start))))
-    size, rises = 0, []
-    for _ in range(repeats):
-        gc.collect()
-        time.sleep(PAUSE)
-        trim(0)
-        (PROCESS / "clear_refs").write_text("5")  # the peak starts again from what is resident now
-        resident = _status("VmRSS")
-        results = call()
-        rises.append(_status("VmHWM") - resident)
-        size = sum(int(x.nbytes) for x in results)
-        del results
-    return {"results": size, "rise": max(rises)}
+    sizes, rises = zip(*(_once(call, trim) for _ in range(repeats)), strict=True)
+    return {"results": sizes[0], "rise": max(rises)}
+
+
+def _once(call: Callable[[], Sequence[Any]], trim: Callable[[int], Any]) -> tuple[int, int]:
+    gc.collect()
+    time.sleep(PAUSE)
+    trim(0)
+    (PROCESS / "clear_refs").write_text("5")  # the peak starts again from what is resident now
+    resident = _status("VmRSS")
+    results = call()
+    return sum(int(x.nbytes) for x in results), _status("VmHWM") - resident
 
 
 def _status(field: str) -> int:

@@ -3,21 +3,19 @@
 
 from __future__ import annotations
 
-import itertools
-import time
+import timeit
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
-from jax_na.tools.clock import Clock
+from jax_na.tools.clock import Clock, WallClock
 from jax_na.tools.problems import Problem
 
 GB = 1 << 30
 CPU, GPU = "cpu", "gpu"
-SGEMM_SIZE = 1024  # of the matrix product that every framework is compared with on a CPU
-SGEMM_FLOPS = 2.0 * SGEMM_SIZE**3
 LARGEST_ARRAY = {CPU: 1.5 * GB, GPU: 12 * GB}  # a method that needs one larger than this does not run
 
 Array = npt.NDArray[Any]
@@ -26,7 +24,7 @@ Call = Callable[[], Sequence[Any]]  # computes a case once, waits, and returns a
 
 @dataclass(frozen=True)
 class Case:
-    """What is computed, and where.
+    """What is computed and verified, forward or both directions, and where.
 
     `bounds`: of the windows, int32 [length, 2] per axis. `arrays`, on a CPU: the inputs and the cotangent
     "dout", float32 but rounded to the dtype, and the right results, which no method looks at; on a GPU every
@@ -37,30 +35,70 @@ class Case:
     device: str
     bounds: tuple[Array, ...]
     arrays: Mapping[str, Array]
-    gradients: bool  # whether those are verified too
     tries: int = 1  # configurations that a peer with free parameters may try, to be timed at its best
     choice: str = ""  # the configuration to take, instead of trying
 
     @property
     def results(self) -> tuple[str, ...]:
-        """Names of what is verified, in the order in which a call of both directions returns it."""
-        return ("out", *(f"d{name}" for name in self.problem.shapes)) if self.gradients else ("out",)
+        """Names of what is verified, in the order in which a call returns it."""
+        gradients = tuple(f"d{name}" for name in self.problem.shapes)
+        return ("out", *gradients) if self.problem.needs_gradients else ("out",)
 
 
-@dataclass(frozen=True)
 class Prepared:
     """A method on a case. The functions of a problem differ by its direction, and compile when called.
 
-    `errors` are relative ones by result, {} if the method computes something else than neighborhood
-    attention; then `flops` are its own.
+    `is_exact`: whether it computes neighborhood attention; else it is that of every token to all. `note` is
+    the configuration chosen.
     """
 
-    call: Callable[[Problem], Call]
-    clock: Callable[[Problem], Clock]
-    errors: Callable[[], dict[str, float]]
-    temporary_bytes: Callable[[Problem], int] | None = None  # planned by the compiler
-    flops: Callable[[Problem], float] | None = None
-    note: str = ""  # the configuration chosen
+    note = ""
+
+    def __init__(self, case: Case, is_exact: bool = True) -> None:
+        self.case, self.is_exact = case, is_exact
+
+    def call(self, problem: Problem) -> Call:
+        """What computes the problem once."""
+        raise NotImplementedError
+
+    def verify(self) -> dict[str, float]:
+        """Relative errors by result."""
+        raise NotImplementedError
+
+    def gpu_clock(self, problem: Problem) -> Clock:
+        """The clock of the problem on a GPU."""
+        raise NotImplementedError
+
+    def clock(self, problem: Problem) -> Clock:
+        """The clock of the problem."""
+        return WallClock(self.call(problem)) if self.case.device == CPU else self.gpu_clock(problem)
+
+    def errors(self) -> dict[str, float]:
+        """Relative errors by result, none of something else."""
+        return self.verify() if self.is_exact else {}
+
+    def flops(self, problem: Problem) -> float | None:
+        """Those of something else."""
+        return None if self.is_exact else problem.dense_flops
+
+    def temporary_bytes(self, problem: Problem) -> int | None:
+        """Memory that the compiler plans, if it tells."""
+        return None
+
+
+class Yardstick(Prepared):
+    """A function that is not attention: what the machine, or a call, costs at that moment."""
+
+    def __init__(self, case: Case, function: Call, flops: float) -> None:
+        super().__init__(case, is_exact=False)
+        self.function, self._flops = function, flops
+        function()
+
+    def call(self, problem: Problem) -> Call:
+        return self.function
+
+    def flops(self, problem: Problem) -> float:
+        return self._flops
 
 
 @dataclass(frozen=True)
@@ -85,30 +123,35 @@ def no_bias(case: Case) -> str | None:
     return "this peer is written without a positional bias" if case.problem.rpb else None
 
 
-def no_obstacle(case: Case) -> str | None:
-    """For methods that take every case."""
-    return None
-
-
 def first_of(*obstacles: str | None) -> str | None:
     """The first that is one."""
     return next((o for o in obstacles if o is not None), None)
 
 
+def coordinates(problem: Problem) -> Array:
+    """[tokens, rank]"""
+    return np.stack(np.unravel_index(np.arange(problem.tokens), problem.spatial), -1)
+
+
+def order(problem: Problem, tile: Sequence[int] | None) -> Array:
+    """The tokens in an order in which those of a dilation group and a tile are neighbours."""
+    x, d = coordinates(problem), np.array(problem.dilation)
+    group, position = x % d, x // d
+    sizes = np.array(tile or (max(problem.spatial),) * problem.rank)
+    return np.lexsort(np.concatenate([group, position // sizes, position % sizes], 1).T[::-1])
+
+
 def fastest(case: Case, candidates: Mapping[str, Callable[[], Prepared]]) -> Prepared:
     """The best of some configurations of one method, by a short trial of each."""
-    chosen = {note: candidates[note] for note in [case.choice] if note} or candidates
-    if len(chosen) == 1 or case.tries == 1:
-        note, prepare = next(iter(chosen.items()))
-        return replace(prepare(), note=note)
+    names = [case.choice] if case.choice else list(candidates)[: case.tries]
     trials: list[tuple[float, Prepared]] = []
     failure: Exception = ValueError("no configuration to try")
-    for note, prepare in itertools.islice(chosen.items(), case.tries):
+    for name in names:
         try:
-            prepared = replace(prepare(), note=note)
-            call = prepared.call(case.problem)
-            call()
-            trials.append((min(_seconds(call) for _ in range(3)), prepared))
+            prepared = candidates[name]()
+            prepared.note = name
+            seconds = _seconds(prepared.call(case.problem)) if len(names) > 1 else 0.0
+            trials.append((seconds, prepared))
         except Exception as error:  # a configuration that a compiler refuses is not the method's last word
             failure = error
     if not trials:
@@ -117,6 +160,6 @@ def fastest(case: Case, candidates: Mapping[str, Callable[[], Prepared]]) -> Pre
 
 
 def _seconds(call: Call) -> float:
-    start = time.perf_counter()
+    """The shortest of three calls, after one that compiles."""
     call()
-    return time.perf_counter() - start
+    return min(timeit.repeat(call, number=1, repeat=3))

@@ -1,226 +1,158 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measuring a problem: every method in every process prepared, verified, and timed in turns."""
+"""One run of the benchmark: which methods are measured on which problems in which order; its document."""
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import json
+import math
 import pathlib
+import platform
+import sys
+import tempfile
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from fnmatch import fnmatch
 from typing import Any
 
-import check
 import machine
-import numpy as np
-from client import Client, WorkerDied
+import report
+import results
+from client import Client
+from entry import Entry, Plan, Row, label, measure, weigh
+from method import GPU
+from results import YARDSTICK
 
-from jax_na.tools import profiler
-from jax_na.tools.clock import Sample, in_turns
-from jax_na.tools.problems import BOTH, FORWARD, Problem
+from jax_na import _cpu
+from jax_na.tools.problems import Problem
+from jax_na.tools.report import milliseconds
 
-YARDSTICKS = ("sgemm", "torch-sgemm")  # measured with every problem of a CPU
-Row = dict[str, Any]
-Tick = Callable[[str, int], None]  # what is going on, and steps done
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is asked of every problem. A method that has used its `seconds` sits out the remaining rounds."""
-
-    methods: tuple[str, ...]  # patterns of names
-    rounds: int
-    seconds: float
-    tries: int = 1
-
-    def wants(self, method: str) -> bool:
-        """Whether a method of a CPU is to be measured."""
-        return method in YARDSTICKS or any(fnmatch(method, pattern) for pattern in self.methods)
+CEILINGS, QUICK_CEILINGS = (8192, 4 << 30), (256, 1 << 20)  # rows of a matrix product, bytes of a copy
+Method = tuple[Client, str]  # a process, and the name of a method that it has
 
 
-@dataclass
-class Entry:
-    """One method in one process, on a problem. `end`: when no more time is left (time.monotonic)."""
-
-    client: Client
-    method: str
-    problem: Problem
-    id: int = 0
-    end: float | None = None
-    facts: Row = field(default_factory=dict)
-    samples: tuple[Sample, ...] = ()
-    obstacle: str | None = None
-
-    def __post_init__(self) -> None:
-        self._started = self.client.starts
-
-    def ask(self, command: str, **arguments: Any) -> Row:
-        """Asks the process; whatever goes wrong becomes the obstacle."""
-        seconds = None if self.end is None else max(0.0, self.end - time.monotonic())
-        if self._started != self.client.starts:
-            reply = {"failed": "its process has ended"}
-        else:
-            try:
-                reply = self.client.ask(command, seconds, id=self.id, **arguments)
-            except WorkerDied as error:
-                reply = {"failed": str(error)}
-        if "failed" in reply:
-            self.obstacle = f"it failed: {reply['failed']}"
-        return reply
-
-    def setup(self, file: pathlib.Path | None, gradients: bool, tries: int = 1, choice: str = "") -> Entry:
-        """Prepares and verifies; an obstacle if either is impossible, nothing if there was one before."""
-        if self.obstacle is not None:
-            return self
-        device = self.client.role.device
-        reply = self.ask(
-            "setup",
-            method=self.method,
-            problem=asdict(self.problem),
-            bounds=bounds(self.problem),
-            file="" if file is None else str(file),
-            gradients=gradients,
-            tries=tries,
-            choice=choice,
-        )
-        if "cannot" in reply:
-            self.obstacle = reply["cannot"]
-        elif self.obstacle is None:
-            self.facts = {name: reply[name] for name in ("setup_s", "note", "errors")}
-            self.obstacle = check.wrong(reply["errors"], self.problem.dtype, device)
-        return self
-
-    def start(self, direction: str) -> None:
-        """Compiles a direction, if nothing went wrong before."""
-        if self.obstacle is not None:
-            return
-        self.problem = replace(self.problem, direction=direction)
-        reply = self.ask("start", direction=direction)
-        if self.obstacle is None:
-            own = reply["flops"]
-            exact = {"exact": own is None, "flops": profiler.flops(self.problem) if own is None else own}
-            self.facts |= {**exact, "bytes": self.problem.least_bytes}
-
-    def sample(self) -> Sample | None:
-        """One sample, None if that failed."""
-        reply = self.ask("sample")
-        return Sample(**reply) if self.obstacle is None else None
-
-    @property
-    def who(self) -> Row:
-        """The columns by which a row is found."""
-        p, role = self.problem, self.client.role
-        key = {"problem": p.name, "dtype": p.dtype, "direction": p.direction}
-        return {**key, "framework": role.framework, "method": self.method, "threads": role.threads}
-
-    def row(self) -> Row:
-        """The measurement; ratios are the report's business."""
-        columns = {name: [getattr(s, name) for s in self.samples] for name in Sample._fields}
-        return {**self.who, **columns, **self.facts}
-
-    def skipped(self) -> Row:
-        """Why there is no measurement."""
-        return {**self.who, "reason": self.obstacle}
+def say(text: str) -> None:
+    """To the standard error."""
+    print(text, file=sys.stderr, flush=True)
 
 
-def bounds(problem: Problem) -> list[bytes]:
-    """Of the windows, for a process without jax-na."""
-    lines = profiler.neighborhood(problem).bounds(problem.spatial)
-    return [np.ascontiguousarray(line, np.int32).tobytes() for line in lines]
-
-
-def measure(
-    problem: Problem, file: pathlib.Path, clients: Sequence[Client], plan: Plan, tick: Tick
-) -> tuple[list[Row], list[Row]]:
-    """All methods on a CPU: rows of those measured, and the others with the reason."""
-    entries: list[Entry] = []
-    timed = [c for c in clients if not c.role.weighs]
-    for client in timed:
-        for method in filter(plan.wants, client.methods):
-            tick(f"compiling {method}, {client.role.threads} threads", 1)
-            entry = Entry(client, method, problem, len(entries))
-            entry.setup(file, problem.needs_gradients, plan.tries).start(problem.direction)
-            entries.append(entry)
-    names = {f"{e.method}, {e.client.role.threads} threads": e for e in entries if e.obstacle is None}
-    clocks = {name: e.sample for name, e in names.items()}
-    samples = in_turns(clocks, plan.rounds, plan.seconds, lambda name: tick(f"timing {name}", 1))
-    for name, entry in names.items():
-        entry.samples = samples[name]
-    tick("", plan.rounds * (len(entries) - len(names)))
-    for client in timed:
-        _drop(client)
-    for client in clients:
-        if client.role.weighs:
-            _weigh(client, entries, file, tick)
-    done = [e for e in entries if e.samples and e.obstacle is None]
-    return [e.row() for e in done], [e.skipped() for e in entries if e.obstacle is not None]
-
-
-def _weigh(client: Client, entries: Sequence[Entry], file: pathlib.Path, tick: Tick) -> None:
-    """Adds the memory of the methods that were timed with as many threads, measured in another process."""
-    where = client.role.framework, client.role.threads
-    for e in entries:
-        same = (e.client.role.framework, e.client.role.threads) == where
-        if same and e.obstacle is None and e.method not in YARDSTICKS:
-            tick(f"memory of {e.method}", 0)
-            twin = Entry(client, e.method, e.problem)
-            twin.setup(file, e.problem.needs_gradients, choice=e.facts["note"])
-            reply = twin.ask("memory") if twin.obstacle is None else {}
-            e.facts["memory"] = reply if twin.obstacle is None else None
-            _drop(client)
-
-
-def _drop(client: Client) -> None:
-    try:
-        client.ask("drop")
-    except WorkerDied:  # it has been started again
-        return
-
-
-def measure_on_gpu(entry: Entry, directions: Sequence[str], plan: Plan, choice: str = "") -> list[Row]:
-    """One method, verified once, then timed in every direction; if an obstacle turns up, rows before it."""
-    rows = []
-    gradients = set(directions) != {FORWARD}
-    entry.problem = replace(entry.problem, direction=BOTH if gradients else FORWARD)
-    entry.setup(None, gradients, choice=choice)
-    for direction in directions:
-        entry.start(direction)
-        if entry.obstacle is None:
-            samples = in_turns({entry.method: entry.sample}, plan.rounds, plan.seconds)
-            entry.samples = samples[entry.method]
-        if entry.obstacle is None:
-            rows.append(entry.row())
-    _drop(entry.client)
-    return rows
-
-
-class Document:
-    """The results of a run, written after every problem."""
+class Session:
+    """One run: its options, its clock, its processes, and the document that grows."""
 
     def __init__(
-        self, script: str, arguments: Sequence[str], clients: Sequence[Client], **facts: Any
+        self, options: argparse.Namespace, arguments: Sequence[str], clients: Sequence[Client]
     ) -> None:
-        self.content: dict[str, Any] = {
-            "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-            "command": machine.command_line(arguments, script),
-            "machine": machine.describe(),
-            "versions": machine.versions(clients),
-            "about": {name: about for client in clients for name, about in client.methods.items()},
-            **facts,
-            "results": [],
-            "skipped": [],
-        }
+        self.options, self.clients = options, clients
+        self.end = time.monotonic() + options.total
+        self.plan = Plan(options.rounds, options.seconds, options.tries)
+        self.on_gpu = options.platform == GPU
+        facts = self._ceilings() if self.on_gpu else {"options": asdict(self.plan)}
+        about = conditions(options, arguments, clients)
+        about["machine"] |= machine.gpu() if self.on_gpu else {"instruction_set": _cpu.isa()}
+        self.content: dict[str, Any] = {**about, **facts, "results": [], "skipped": []}
 
-    def add(self, rows: Sequence[Row], skipped: Sequence[Row] = (), to: str = "results") -> None:
-        """Appends rows."""
+    def _ceilings(self) -> Row:
+        """What a GPU gives; on a CPU the yardstick takes part in every round."""
+        rows, size = QUICK_CEILINGS if self.options.quick else CEILINGS
+        ceilings = self.clients[0].ask("ceilings", matmul_size=rows, copy_bytes=size)
+        if "failed" in ceilings:
+            raise SystemExit(f"run.py: {ceilings['failed']}")
+        return {"ceilings": ceilings, "tiles": []}
+
+    def methods(self) -> list[Method]:
+        """Those asked for, in their order."""
+        patterns = [*self.options.methods.split(","), *([] if self.on_gpu else [YARDSTICK])]
+        timed = [client for client in self.clients if not client.role.weighs]
+        every = [(client, name) for client in timed for name in client.methods]
+        return list(dict.fromkeys(pair for p in patterns for pair in every if fnmatch(pair[1], p)))
+
+    def run(self) -> None:
+        """Measures everything; on a GPU method by method: the first ones are there if time runs out."""
+        dtypes, methods = self.options.dtype, self.methods()
+        cases = [replace(problem, dtype=dtype) for problem in self.options.specs for dtype in dtypes]
+        if not self.on_gpu:
+            for case in cases:
+                self.together(case, methods)
+            return
+        for method in methods:
+            for case in cases:
+                self.alone(case, method)
+            for case in cases if method[1] == "fused" and self.options.tiles else []:
+                self.sweep(case)
+
+    def together(self, case: Problem, methods: Sequence[Method]) -> None:
+        """Measures methods in turns, each direction by itself: some methods have no backward pass."""
+        with tempfile.TemporaryDirectory() as folder:
+            file = str(pathlib.Path(folder, "case.npz"))
+            failed = self.clients[0].ask("reference", problem=asdict(case), file=file).get("failed")
+            for direction in self.options.directions:
+                problem = replace(case, direction=direction)
+                entries = [self._entry(method, problem, failed) for method in methods]
+                rows = measure(entries, [direction], self.plan, file)
+                self.add([row | weigh(row, self.clients, problem, file) for row in rows], entries)
+
+    def alone(self, case: Problem, method: Method) -> None:
+        """Measures a method in all directions."""
+        entry = self._entry(method, case)
+        self.add(measure([entry], self.options.directions, self.plan), [entry])
+
+    def _entry(self, method: Method, case: Problem, failed: str | None = None) -> Entry:
+        """JAX ends by itself; compiling FlexAttention may take longer than there is time."""
+        client, name = method
+        entry = Entry(client, name, case, end=math.inf if client.role.framework == "jax" else self.end)
+        if failed is not None:
+            entry.obstacle = f"there is no reference: {failed}"
+        elif time.monotonic() > self.end:
+            entry.obstacle = "no time was left"
+        return entry
+
+    def sweep(self, case: Problem) -> None:
+        """Times tiles of the fused kernels, until the time is over."""
+        client = self.clients[0]
+        reply = client.ask("tiles", problem=asdict(case), number=self.options.tiles)
+        if "failed" in reply:
+            say(f"{case} {case.dtype}: no tiles, {reply['failed']}")
+        plan = replace(self.plan, seconds=self.plan.seconds / 4)
+        for trial in reply.get("trials", []):
+            entry = self._entry((client, "fused"), case)
+            rows = measure([entry], [trial["direction"]], plan, choice=trial.pop("choice"))
+            self.add([row | trial for row in rows], [entry], "tiles")
+
+    def add(self, rows: Sequence[Row], entries: Sequence[Entry], to: str = "results") -> None:
+        """Keeps, says and writes what was measured, and why the others were not."""
+        skipped = [entry.skipped() for entry in entries if entry.obstacle is not None]
         self.content[to] += rows
         self.content["skipped"] += skipped
+        for row, median in zip(rows, results.medians(rows), strict=True):
+            rate = f"{row['flops'] / median / 1e9:.4g} GFLOP/s"
+            say(f"{label(row)}: {milliseconds(median)} ms, {rate} {row.get('tile', '')}".rstrip())
+        for row in skipped:
+            say(f"{label(row)}: {row['reason']}")
+        if self.options.output is not None:
+            write(self.content, self.options.output)
+        if self.options.table is not None:
+            self.options.table.write_text(report.tables(self.content))
 
-    def write(self, file: pathlib.Path | None) -> None:
-        """Replaces the file, if there is to be one: an interruption leaves the last complete one."""
-        if file is not None:
-            part = file.with_suffix(".part")
-            part.write_text(json.dumps(self.content, indent=1) + "\n")
-            part.replace(file)
+
+def conditions(options: argparse.Namespace, arguments: Sequence[str], clients: Sequence[Client]) -> Row:
+    """What a results file says besides results."""
+    versions = {"python": platform.python_version()}
+    for client in clients:
+        versions |= client.versions
+    return {
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "command": machine.command_line(arguments, "run.py"),
+        "machine": machine.describe(),
+        "versions": versions,
+        "about": {name: about for client in clients for name, about in client.methods.items()},
+        "device": options.platform,
+    }
+
+
+def write(content: Row, file: pathlib.Path) -> None:
+    """Replaces a file: an interruption leaves the last complete one."""
+    part = file.with_suffix(".part")
+    part.write_text(json.dumps(content, indent=1) + "\n")
+    part.replace(file)

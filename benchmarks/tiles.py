@@ -6,47 +6,32 @@ Only this module of the benchmarks knows what a choice of tiles looks like.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from typing import Any
 
-from method import Prepared
+from method import CPU, Case
 
 from jax_na.kernels import contract, plan, tuning
 from jax_na.kernels.platforms import CUDA
 from jax_na.tools import profiler
-from jax_na.tools.clock import Clock
 from jax_na.tools.problems import BACKWARD, FORWARD, Problem
 
 DIRECTIONS = {"na_fused_forward": FORWARD, "na_fused_backward": BACKWARD}
 
 
-@dataclass(frozen=True)
-class Trial:
-    """Kernels and tiles to try: of which target, their place in the planner's ranking, the choice as JSON."""
-
-    kernel: str
-    direction: str
-    rank: int
-    tile: str
-    choice: str
-
-
-def trials(problem: Problem, number: int) -> Iterator[Trial]:
-    """The first `number` choices of the planner for each target, the cheapest first."""
-    op = profiler.op(problem)
-    planned = contract.problem(op, profiler.types(problem))
+def trials(problem: Problem, number: int) -> Iterator[dict[str, Any]]:
+    """The first `number` choices of the planner for each target, the cheapest first, and as JSON."""
+    planned = contract.problem(profiler.op(problem), profiler.types(problem))
     for target, direction in DIRECTIONS.items():
         for rank, kernels in enumerate(plan.candidates(CUDA, target, planned)[:number]):
             choice = json.dumps({"kernels": {target: kernels}})
-            yield Trial(target, direction, rank, kernels, choice)
+            yield {"kernel": target, "direction": direction, "rank": rank, "tile": kernels, "choice": choice}
 
 
-def with_choice(problem: Problem, choice: str, prepared: Prepared) -> Prepared:
-    """The same method, compiled with a choice of tiles."""
-
-    def clock(direction: Problem) -> Clock:
-        with tuning.trial(profiler.op(problem), json.loads(choice), CUDA):
-            return prepared.clock(direction)
-
-    return replace(prepared, clock=clock, note=choice)
+def chosen(case: Case) -> contextlib.AbstractContextManager[None]:
+    """In it the choice of a case counts, if there is one."""
+    if not case.choice or case.device == CPU:
+        return contextlib.nullcontext()
+    return tuning.trial(profiler.op(case.problem), json.loads(case.choice), CUDA)

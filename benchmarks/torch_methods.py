@@ -16,24 +16,11 @@ import check
 import numpy as np
 import torch
 import torch._functorch.config
-from method import (
-    CPU,
-    GPU,
-    SGEMM_FLOPS,
-    SGEMM_SIZE,
-    Array,
-    Case,
-    Method,
-    Prepared,
-    fastest,
-    first_of,
-    no_bias,
-    no_obstacle,
-)
+from method import CPU, GPU, Array, Case, Method, Prepared, coordinates, fastest, first_of, no_bias, order
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 
-from jax_na.tools.clock import Clock, QueueClock, WallClock
+from jax_na.tools.clock import Clock, QueueClock
 from jax_na.tools.problems import BACKWARD, FORWARD, Problem
 
 if "OMP_NUM_THREADS" in os.environ:
@@ -42,6 +29,7 @@ torch._dynamo.config.recompile_limit = 1000
 # A backward pass is timed many times over one forward pass, whose results must stay.
 torch._functorch.config.donated_buffer = False
 LARGEST_MASK = 1 << 14  # tokens, on a CPU: there create_block_mask evaluates the mask of all pairs
+INPUTS = ("query", "key", "value")
 
 # (tile of tokens that lie together in memory, or None; block of the mask, as many tokens as a tile)
 Layout = tuple[tuple[int, ...] | None, int]
@@ -54,26 +42,27 @@ LAYOUTS: dict[str, dict[int, tuple[Layout, ...]]] = {
     # Blocks are FlexAttention's own choice on GPUs.
     GPU: {1: (((128,), 128),), 2: (((8, 16), 128),), 3: (((4, 4, 8), 128),)},
 }
-Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 Call = Callable[[], Sequence[torch.Tensor]]
 
 
-class Operands:
-    """The inputs of a case in an order of its tokens, and what is computed from them."""
+class Attention(Prepared):
+    """A function of the inputs of a case, in an order of its tokens."""
 
-    def __init__(self, case: Case, attend: Attend, order: Array) -> None:
-        self.case, self.attend, self.order = case, attend, order
+    def __init__(self, case: Case, function: Any, order: Array, is_exact: bool = True) -> None:
+        p = case.problem
+        super().__init__(case, is_exact)
+        self.order = order
+        self.attend = functools.partial(function, scale=p.softmax_scale, enable_gqa=p.kv_heads != p.heads)
         self.random = torch.Generator("cuda").manual_seed(0) if case.device == GPU else None
-        self.inputs = [
-            self._tensor(name).requires_grad_(case.gradients) for name in ("query", "key", "value")
-        ]
+        gradients = case.problem.needs_gradients
+        self.inputs = [self._tensor(name).requires_grad_(gradients) for name in INPUTS]
         self.dout = self._tensor("dout")
 
     def _tensor(self, name: str) -> torch.Tensor:
         p = self.case.problem
         dtype = getattr(torch, p.dtype)
         if self.random is not None:
-            heads, features = ({**p.shapes, "dout": p.out_shape}[name])[-2:]
+            *_, heads, features = p.out_shape if name == "dout" else p.shapes[name]
             shape = (p.batch, heads, p.tokens, features)
             return torch.randn(shape, device="cuda", generator=self.random).to(dtype)
         x = self.case.arrays[name]
@@ -81,8 +70,6 @@ class Operands:
         return torch.from_numpy(x).to(dtype).transpose(1, 2).contiguous()
 
     def call(self, problem: Problem) -> Call:
-        """What computes the direction of a problem once."""
-
         def forward() -> Sequence[torch.Tensor]:
             with torch.no_grad():
                 return (self.attend(*self.inputs),)
@@ -98,44 +85,30 @@ class Operands:
         saved = self.attend(*self.inputs)
         return lambda: torch.autograd.grad(saved, self.inputs, self.dout, retain_graph=True)
 
+    def gpu_clock(self, problem: Problem) -> Clock:
+        return gpu_clock(self.call(problem))
+
     def to_numpy(self, x: torch.Tensor) -> Array:
-        """[batch, *spatial, heads, features] as float32, tokens in their own order."""
-        p = self.case.problem
-        array: Array = x.detach().float().cpu().transpose(1, 2).numpy()[:, np.argsort(self.order)]
-        return array.reshape(p.batch, *p.spatial, *array.shape[-2:])
+        """[..., heads, tokens, features] as [..., *spatial, heads, features], tokens in their own order."""
+        array: Array = x.detach().float().cpu().transpose(-2, -3).numpy()
+        array = array.take(np.argsort(self.order), axis=-3)
+        return array.reshape(*array.shape[:-3], *self.case.problem.spatial, *array.shape[-2:])
 
-    def errors(self) -> dict[str, float]:
+    def verify(self) -> dict[str, float]:
         """All results on a CPU, out and dquery of a few tokens on a GPU."""
-        case, names = self.case, self.case.results
-        results = self.call(case.problem)()
+        case = self.case
+        results = dict(zip(case.results, self.call(case.problem)(), strict=True))
         if case.device == CPU:
-            found = {name: self.to_numpy(x) for name, x in zip(names, results, strict=True)}
-            return check.whole(found, case.arrays)
-        tensors = dict(zip(("query", "key", "value"), self.inputs, strict=True))
-        tensors |= dict(zip(("out", "dquery"), results, strict=False))
-        if case.gradients:
-            tensors["dout"] = self.dout
-        return check.sampled(case.problem, case.bounds, functools.partial(self._planes, tensors))
+            return check.whole({name: self.to_numpy(x) for name, x in results.items()}, case.arrays)
+        tensors = dict(zip(INPUTS, self.inputs, strict=True)) | {"out": results["out"]}
+        if case.problem.needs_gradients:
+            tensors |= {"dout": self.dout, "dquery": results["dquery"]}
 
-    def _planes(self, tensors: dict[str, torch.Tensor], batch: int, kv_head: int) -> check.Planes:
-        p, back, found = self.case.problem, np.argsort(self.order), {}
-        for name, x in tensors.items():
-            heads = 1 if name in ("key", "value") else p.group_size
-            plane = x.detach()[batch, kv_head * heads : (kv_head + 1) * heads].float().cpu().numpy()
-            found[name] = plane.transpose(1, 0, 2)[back].reshape(*p.spatial, heads, -1)
-        return found
+        def planes(batch: int, kv_head: int) -> check.Planes:
+            heads = {name: check.heads(case.problem, name, kv_head) for name in tensors}
+            return {name: self.to_numpy(x[batch, heads[name]]) for name, x in tensors.items()}
 
-
-def _prepare(
-    case: Case, attend: Attend, order: Array, flops: Callable[[Problem], float] | None = None
-) -> Prepared:
-    operands = Operands(case, attend, order)
-
-    def clock(problem: Problem) -> Clock:
-        call = operands.call(problem)
-        return WallClock(call) if case.device == CPU else gpu_clock(call)
-
-    return Prepared(operands.call, clock, operands.errors if flops is None else dict, flops=flops)
+        return check.sampled(case.problem, case.bounds, planes)
 
 
 def gpu_clock(call: Call) -> QueueClock:
@@ -164,60 +137,45 @@ def _graphed(call: Call) -> Callable[[], Any]:
 # FlexAttention
 
 
-def _coordinates(problem: Problem) -> Array:
-    """[tokens, rank]"""
-    return np.stack(np.unravel_index(np.arange(problem.tokens), problem.spatial), -1)
-
-
-def _order(problem: Problem, tile: Sequence[int] | None) -> Array:
-    """The tokens in an order in which those of a dilation group and a tile are neighbours."""
-    x, d = _coordinates(problem), np.array(problem.dilation)
-    group, position = x % d, x // d
-    sizes = np.array(tile or (max(problem.spatial),) * problem.rank)
-    return np.lexsort(np.concatenate([group, position // sizes, position % sizes], 1).T[::-1])
-
-
 def _mask(case: Case, order: Array) -> Callable[..., torch.Tensor]:
     """FlexAttention's function of (batch, head, query, key): whether the query sees the key."""
-    x = _coordinates(case.problem)[order]
     device = "cuda" if case.device == GPU else "cpu"
 
     def line(values: Array) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(values, np.int32)).to(device)
 
-    keys = [line(x[:, a]) for a in range(case.problem.rank)]
-    start = [line(b[x[:, a], 0]) for a, b in enumerate(case.bounds)]
-    stop = [line(b[x[:, a], 1]) for a, b in enumerate(case.bounds)]
-    dilation = case.problem.dilation
+    keys = coordinates(case.problem)[order].T
+    windows = [bounds[x] for bounds, x in zip(case.bounds, keys, strict=True)]
+    axes = [
+        (line(x), line(window[:, 0]), line(window[:, 1]), dilation)
+        for x, window, dilation in zip(keys, windows, case.problem.dilation, strict=True)
+    ]
 
     def sees(batch: Any, head: Any, query: Any, key: Any) -> torch.Tensor:
-        visible = None
-        for a, d in enumerate(dilation):
-            k, first = keys[a][key], start[a][query]
-            on_axis = (first <= k) & (k < stop[a][query])
-            if d > 1:
-                on_axis = on_axis & (k % d == first % d)
-            visible = on_axis if visible is None else visible & on_axis
-        assert visible is not None
-        return visible
+        visible: Any = True
+        for position, start, stop, dilation in axes:
+            k, first = position[key], start[query]
+            visible = (first <= k) & (k < stop[query]) & visible
+            if dilation > 1:
+                visible = visible & (k % dilation == first % dilation)
+        found: torch.Tensor = visible
+        return found
 
     return sees
 
 
 def _flex(case: Case) -> Prepared:
-    p, on_gpu = case.problem, case.device == GPU
+    p = case.problem
+    compiler = {"device": "cuda", "_compile": True} if case.device == GPU else {"device": "cpu"}
 
     def build(tile: Sequence[int] | None, block: int) -> Prepared:
         torch._dynamo.reset()
         torch.cuda.empty_cache()  # of the case before
-        order = _order(p, tile)
-        options: dict[str, Any] = {"device": "cuda", "_compile": True} if on_gpu else {"device": "cpu"}
-        sees = _mask(case, order)
-        mask = create_block_mask(sees, None, None, p.tokens, p.tokens, BLOCK_SIZE=block, **options)
+        tokens = order(p, tile)
+        size: Any = {"BLOCK_SIZE": block, **compiler}
+        mask = create_block_mask(_mask(case, tokens), None, None, p.tokens, p.tokens, **size)
         compiled: Any = torch.compile(flex_attention, dynamic=False)
-        grouped = p.kv_heads != p.heads
-        attend = functools.partial(compiled, block_mask=mask, scale=p.softmax_scale, enable_gqa=grouped)
-        return _prepare(case, attend, order)
+        return Attention(case, functools.partial(compiled, block_mask=mask), tokens)
 
     candidates = {}
     for tile, block in LAYOUTS[case.device][p.rank]:
@@ -227,50 +185,22 @@ def _flex(case: Case) -> Prepared:
 
 
 def _flex_obstacle(case: Case) -> str | None:
-    many = f"the mask of all pairs of {case.problem.tokens} tokens is too large to build"
-    on_cpu = case.device == CPU
+    p, on_cpu = case.problem, case.device == CPU
+    many = f"the mask of all pairs of {p.tokens} tokens is too large to build"
     return first_of(
         no_bias(case),
-        "FlexAttention has no backward pass on the CPU" if on_cpu and case.gradients else None,
-        many if on_cpu and case.problem.tokens > LARGEST_MASK else None,
+        None if on_cpu or torch.cuda.is_available() else "PyTorch sees no GPU",
+        "FlexAttention has no backward pass on the CPU" if on_cpu and p.needs_gradients else None,
+        many if on_cpu and p.tokens > LARGEST_MASK else None,
     )
-
-
-# Attention over everything, and a yardstick
 
 
 def _everything(case: Case) -> Prepared:
-    p = case.problem
-    grouped = p.kv_heads != p.heads
-    attend = functools.partial(scaled_dot_product_attention, scale=p.softmax_scale, enable_gqa=grouped)
-    return _prepare(case, attend, np.arange(p.tokens), lambda problem: problem.dense_flops)
-
-
-def _sgemm(case: Case) -> Prepared:
-    x = torch.randn(SGEMM_SIZE, SGEMM_SIZE)
-    out = torch.empty_like(x)
-
-    def call() -> Sequence[torch.Tensor]:
-        return (torch.mm(x, x, out=out),)
-
-    call()
-    return Prepared(
-        lambda problem: call, lambda problem: WallClock(call), dict, flops=lambda problem: SGEMM_FLOPS
-    )
+    tokens = np.arange(case.problem.tokens)
+    return Attention(case, scaled_dot_product_attention, tokens, is_exact=False)
 
 
 METHODS = (
     Method("torch-flex", "PyTorch: FlexAttention, compiled", _flex_obstacle, _flex),
     Method("torch-sdpa-all", "PyTorch: self attention over all tokens", no_bias, _everything, (CPU,)),
-    Method("torch-sgemm", f"{SGEMM_SIZE}^3 float32 matrix product in PyTorch", no_obstacle, _sgemm, (CPU,)),
 )
-
-
-def versions() -> dict[str, str]:
-    """Of PyTorch."""
-    return {"torch": str(torch.__version__)}
-
-
-def instruction_set() -> str:
-    """The kernels that PyTorch takes on this CPU."""
-    return str(torch.backends.cpu.get_cpu_capability())

@@ -10,23 +10,24 @@ from __future__ import annotations
 import functools
 import gc
 import importlib.util
-import json
 import os
 import sys
 import time
 import traceback
 import types
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from method import Case, Method, Prepared
 
     from jax_na.tools.clock import Clock
-    from jax_na.tools.problems import Problem
 
 MODULES = {"jax": "jax_methods", "torch": "torch_methods"}
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NPROC")
+PLUGINS = ("jax-cuda13-plugin", "jax-cuda12-plugin", "nvidia-cudnn-cu13")
+PACKAGES = {"jax": ("jax", "jaxlib", "jax-na", "numpy", *PLUGINS), "torch": ("torch",)}
 Reply = dict[str, Any]
 
 
@@ -35,9 +36,8 @@ def limit_threads(threads: int) -> None:
     if hasattr(os, "sched_setaffinity"):
         cpus = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, cpus[-threads:])  # the first CPU often serves interrupts
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NPROC"):
-        os.environ[name] = str(threads)
-    os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # no pool of compilers beside the measurement
+    os.environ.update(dict.fromkeys(THREADS, str(threads)))
+    os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # no pool of compilers during the measurement
     if threads == 1:
         flags = os.environ.get("XLA_FLAGS", "")
         os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_multi_thread_eigen=false".strip()
@@ -50,78 +50,74 @@ def without_jax(folder: str) -> None:
     sys.modules["jax_na"] = package
 
 
-@dataclass
-class Live:
-    """A method on a case, while it is measured."""
-
-    problem: Problem
-    prepared: Prepared
-    clock: Clock | None = None
-
-
 class Worker:
     """The commands. Every one returns the reply."""
 
-    def __init__(self, module: Any, device: str) -> None:
-        self.module, self.device = module, device
-        every: tuple[Method, ...] = module.METHODS
+    def __init__(self, framework: str, device: str) -> None:
+        self.framework, self.device = framework, device
+        self.module = importlib.import_module(MODULES[framework])
+        every: tuple[Method, ...] = self.module.METHODS
         self.methods = {method.name: method for method in every if device in method.devices}
-        self.live: dict[int, Live] = {}
-        self.verified: dict[tuple[str, str, str], dict[str, float]] = {}
+        self.prepared: dict[int, Prepared] = {}
+        self.clocks: dict[int, Clock] = {}
 
     def hello(self) -> Reply:
         """What this process offers."""
+        import machine
+
         about = {name: method.about for name, method in self.methods.items()}
-        return {"methods": about, "versions": self.module.versions(), "isa": self.module.instruction_set()}
+        return {"methods": about, "versions": machine.versions(PACKAGES[self.framework])}
+
+    def case(self, problem: Reply, bounds: tuple[bytes, ...] = (), file: str = "", **options: Any) -> Case:
+        """A case from what comes through the channel, or from a file."""
+        import numpy as np
+        from method import Case
+
+        from jax_na.tools.problems import Problem
+
+        lines = tuple(np.frombuffer(line, np.int32).reshape(-1, 2) for line in bounds)
+        arrays = dict(np.load(file)) if file else {}
+        return Case(Problem(**problem), self.device, lines, arrays, **options)
 
     def reference(self, problem: Reply, file: str) -> Reply:
         """Writes Case.arrays of a problem into a file (JAX on a CPU only)."""
         import numpy as np
 
-        np.savez(file, **self.module.reference(_case(self.device, problem, [], "", False)))
+        np.savez(file, **self.module.reference(self.case(problem)))
         return {}
 
     def setup(self, id: int, method: str, **arguments: Any) -> Reply:
         """Prepares, runs, and verifies; says how long that took, or why it cannot be."""
-        case = _case(self.device, **arguments)
+        case = self.case(**arguments)
         obstacle = self.methods[method].obstacle(case)
         if obstacle is not None:
             return {"cannot": obstacle}
         start = time.perf_counter()
         prepared = self.methods[method].prepare(case)
-        errors = self._errors(method, case, prepared)
-        self.live[id] = Live(case.problem, prepared)
+        errors = {} if case.choice else prepared.errors()  # what was chosen was verified with the method
+        self.prepared[id] = prepared
         return {"setup_s": time.perf_counter() - start, "errors": errors, "note": prepared.note}
-
-    def _errors(self, method: str, case: Case, prepared: Prepared) -> dict[str, float]:
-        """The errors of a case; on a GPU other tiles of a method that was verified are not verified again."""
-        key = method, case.problem.name, case.problem.dtype
-        if self.device == "cpu" or not case.choice or key not in self.verified:
-            self.verified[key] = prepared.errors()
-        return self.verified[key]
 
     def start(self, id: int, direction: str) -> Reply:
         """Compiles one direction, for the samples that follow; says the FLOPs of something else."""
-        live = self.live[id]
-        problem, own = replace(live.problem, direction=direction), live.prepared.flops
-        live.clock = None  # the memory of another direction
-        live.clock = live.prepared.clock(problem)
-        return {"flops": None if own is None else own(problem)}
+        prepared = self.prepared[id]
+        problem = replace(prepared.case.problem, direction=direction)
+        self.clocks.pop(id, None)  # the memory of another direction
+        self.clocks[id] = prepared.clock(problem)
+        return {"flops": prepared.flops(problem)}
 
     def sample(self, id: int) -> Reply:
         """One sample."""
-        clock = self.live[id].clock
-        assert clock is not None
-        return clock.sample()._asdict()
+        return self.clocks[id].sample()._asdict()
 
-    def memory(self, id: int) -> Reply:
+    def memory(self, id: int, direction: str) -> Reply:
         """What the compiler plans, and what one call needs."""
         import memory
 
-        live = self.live[id]
-        planned = live.prepared.temporary_bytes
-        found = {} if planned is None else {"temporary": planned(live.problem)}
-        return {**found, **memory.peak(live.prepared.call(live.problem))}
+        prepared = self.prepared[id]
+        problem = replace(prepared.case.problem, direction=direction)
+        planned = prepared.temporary_bytes(problem)
+        return {"temporary": planned, **memory.peak(prepared.call(problem))}
 
     def ceilings(self, matmul_size: int, copy_bytes: int) -> Reply:
         """What the GPU gives."""
@@ -131,62 +127,41 @@ class Worker:
         """Tiles of the fused CUDA kernels to try."""
         import tiles
 
-        case = _case(self.device, problem, [], "", False)
-        return {"trials": [vars(trial) for trial in tiles.trials(case.problem, number)]}
+        return {"trials": list(tiles.trials(self.case(problem).problem, number))}
 
     def drop(self) -> Reply:
         """Forgets all cases."""
-        self.live.clear()
+        self.clocks.clear()
+        self.prepared.clear()
         gc.collect()
         return {}
 
 
-def _case(
-    device: str, problem: Reply, bounds: list[bytes], file: str, gradients: bool, **options: Any
-) -> Case:
-    import numpy as np
-    from method import Case
-
-    from jax_na.tools.problems import Problem
-
-    lines = tuple(np.frombuffer(line, np.int32).reshape(-1, 2) for line in bounds)
-    arrays = {}
-    if file:
-        with np.load(file) as stored:
-            arrays = dict(stored)
-    return Case(Problem(**problem), device, lines, arrays, gradients, **options)
-
-
-def begin(framework: str, device: str, threads: int, folder: str, log: str, environment: Reply) -> Worker:
-    """Sets the process up.
-
-    Raises:
-        ModuleNotFoundError: if it has not got the framework.
-    """
+def begin(framework: str, device: str, threads: int, package: str, log: str) -> Worker:
+    """Sets the process up; a ModuleNotFoundError if it has not got the framework."""
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     for stream in (1, 2):
         os.dup2(output, stream)
-    os.environ.update(environment)
     if threads:
         limit_threads(threads)
     if importlib.util.find_spec(framework) is None:
         raise ModuleNotFoundError(f"{framework} is not installed")
     if framework != "jax":
-        without_jax(folder)
-    return Worker(importlib.import_module(MODULES[framework]), device)
+        without_jax(package)
+    return Worker(framework, device)
 
 
-def answer(function: Callable[[], Reply]) -> str:
-    """The reply of a command, or of what went wrong: the driver reports it and goes on."""
+def answer(function: Callable[[], Reply]) -> Reply:
+    """The reply of a command, or what went wrong: the driver reports it and goes on."""
     try:
-        return json.dumps(function())
+        return function()
     except Exception as error:
         traceback.print_exc()
-        return json.dumps({"failed": f"{type(error).__name__}: {error}"})
+        return {"failed": f"{type(error).__name__}: {error}"}
 
 
 def serve(channel: Any) -> None:
-    """Answers what comes through the channel, in JSON: first how to begin, then (command, arguments)."""
+    """Answers what comes through the channel: first how to begin, then (command, arguments)."""
     worker: Worker | None = None
 
     def hello() -> Reply:

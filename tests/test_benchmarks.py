@@ -9,7 +9,7 @@ import pathlib
 import subprocess
 import sys
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import jax.numpy as jnp
 import numpy as np
@@ -20,7 +20,7 @@ from jax_na.tools import cli, clock, problems, profiler
 from jax_na.tools.clock import Sample
 from jax_na.tools.problems import BACKWARD, BOTH, BY_NAME, FORWARD, PROBLEMS
 
-for package in ("execnet", "polars", "matplotlib"):
+for package in ("execnet", "polars"):
     pytest.importorskip(package, reason="benchmarks need the extra bench")
 
 FOLDER = pathlib.Path(__file__).parent.parent / "benchmarks"
@@ -28,18 +28,17 @@ sys.path.insert(0, str(FOLDER))
 
 import check  # noqa: E402
 import client  # noqa: E402
-import cpu_report  # noqa: E402
-import gpu  # noqa: E402
-import gpu_report  # noqa: E402
+import entry  # noqa: E402
 import jax_methods  # noqa: E402
+import machine  # noqa: E402
 import memory  # noqa: E402
+import page  # noqa: E402
 import report  # noqa: E402
 import results  # noqa: E402
 import run  # noqa: E402
 import session  # noqa: E402
 import tiles  # noqa: E402
-import worker  # noqa: E402
-from method import CPU, GPU, Case, Prepared, fastest, too_large  # noqa: E402
+from method import CPU, GPU, Case, Yardstick, fastest, too_large  # noqa: E402
 
 FILES = sorted((FOLDER / "results").glob("*.json"))
 GRID = problems.problem("grid", "", (2, 5, 6), (4, 8, 2), 3, dilation=(1, 2), is_causal=(True, False))
@@ -60,9 +59,9 @@ class Time:
         self.calls += 1
 
 
-def case(problem, device=GPU, gradients=True, **options):
+def case(problem, device=GPU, direction=BOTH, **options):
     bounds = profiler.neighborhood(problem).bounds(problem.spatial)
-    return Case(problem, device, tuple(bounds), {}, gradients, **options)
+    return Case(replace(problem, direction=direction), device, tuple(bounds), {}, **options)
 
 
 # Problems
@@ -164,9 +163,8 @@ def test_timing():
 @pytest.fixture(scope="module", params=[GRID, BIASED], ids=["grouped", "bias"])
 def checked(request):
     """A problem, and a function that gives inputs and right results of its heads."""
-    problem, inputs = request.param, profiler.arrays(request.param)
-    attend = profiler.attention(problem, "fused", return_lse=True)
-    return problem, functools.cache(jax_methods.planes_of(case(problem), attend, inputs, []))
+    attend = profiler.attention(request.param, "fused", return_lse=True)
+    return request.param, functools.cache(jax_methods.Attention(case(request.param), attend).planes)
 
 
 @pytest.mark.usefixtures("quick_compile")
@@ -218,11 +216,10 @@ def test_wrong_results_do_not(checked, name):
 
 
 @pytest.mark.usefixtures("quick_compile")
-@pytest.mark.parametrize("name", ["jax-blocked", "jax-gather", "jax-dense"])
+@pytest.mark.parametrize("name", ["jax-blocked", "jax-dense"])
 def test_peers_compute_the_same(name):
     method = next(m for m in jax_methods.METHODS if m.name == name)
-    prepared = method.prepare(case(GRID, gradients=False))
-    assert prepared.errors()["out"] < 1e-5
+    assert method.prepare(case(GRID, direction=FORWARD)).errors()["out"] < 1e-5
 
 
 def test_not_a_number_is_wrong():
@@ -242,7 +239,7 @@ def test_obstacles_are_said_in_words():
     assert methods["naive"].obstacle(large) == "it would take too long"
     assert "scores of all pairs would take 384.0 GB" in methods["jax-dense"].obstacle(large)
     assert methods["cudnn-all"].obstacle(large) == "cuDNN needs a GPU"
-    assert "positional bias" in methods["jax-gather"].obstacle(case(BIASED))
+    assert "positional bias" in methods["jax-dense"].obstacle(case(BIASED))
     assert "only measured forward" in methods["identity"].obstacle(case(GRID, CPU))
     assert too_large(case(GRID, CPU), "it", 1e9) == "it would take 3.7 GB"
     assert too_large(case(GRID, GPU), "it", 1e9) is None
@@ -250,7 +247,7 @@ def test_obstacles_are_said_in_words():
 
 def test_the_best_configuration_is_chosen():
     def prepared(seconds):
-        return Prepared(lambda problem: lambda: time.sleep(seconds) or (), lambda problem: None, dict)
+        return Yardstick(case(GRID), lambda: time.sleep(seconds) or (), 0.0)
 
     def refused():
         raise RuntimeError("no such tile")
@@ -266,64 +263,56 @@ def test_the_best_configuration_is_chosen():
 @pytest.mark.usefixtures("cuda_kernels")
 def test_tiles_to_try():
     trials = list(tiles.trials(replace(BY_NAME["nat-s1-56-b128"], dtype="bfloat16"), 3))
-    assert {t.direction for t in trials} == {FORWARD, BACKWARD}
-    assert all(t.rank >= 0 and json.loads(t.choice) for t in trials)
-    assert len({(t.kernel, t.tile) for t in trials}) == len(trials)
+    assert {t["direction"] for t in trials} == {FORWARD, BACKWARD}
+    assert all(t["rank"] >= 0 and json.loads(t["choice"]) for t in trials)
+    assert len({(t["kernel"], t["tile"]) for t in trials}) == len(trials)
 
 
 # Processes
 
 
-@pytest.fixture(scope="module")
-def process(tmp_path_factory):
-    log = tmp_path_factory.mktemp("log") / "worker.log"
-    role = client.Role("jax", CPU, 1, platform="cpu", log=str(log))
-    found = client.Client(role)
+@pytest.fixture
+def process(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+    found = client.Client(client.Role("jax", CPU, 1, log=str(tmp_path / "worker.log")))
     assert found.missing is None
     yield found
     found.close()
 
 
-def test_a_problem_is_measured(process, tmp_path):
-    file = tmp_path / "case.npz"
-    assert process.ask("reference", problem=asdict(GRID), file=str(file)) == {}
-    problem = replace(GRID, direction=BOTH)
-    plan = session.Plan(("fused", "identity"), 2, 5.0)
-    rows, skipped = session.measure(problem, file, [process], plan, lambda text, steps: None)
-    fused, sgemm = rows
+def test_a_run_on_a_cpu(process, tmp_path):
+    """A problem is measured; a failure is an obstacle."""
+    arguments = ["--methods", "fused,identity", "--directions", "forward+backward", "--dtype", "float32"]
+    options = run.parse([*arguments, "--quick", "--specs", "nat-s4-7", "--rounds", "2"])
+    options.specs, options.output = [GRID], tmp_path / "out.json"
+    found = session.Session(options, arguments, [process])
+    found.run()
+    document = results.read(options.output)
+    fused, sgemm = rows = document["results"]
     assert (fused["method"], sgemm["method"]) == ("fused", "sgemm")
-    assert [s["method"] for s in skipped] == ["identity"]
+    assert [s["method"] for s in document["skipped"]] == ["identity"]
     assert set(fused["errors"]) == {"out", "dquery", "dkey", "dvalue"}
     assert max(fused["errors"].values()) < 1e-5
-    assert fused["flops"] == profiler.flops(problem)
+    assert fused["flops"] == profiler.flops(replace(GRID, direction=BOTH))
     assert len(fused["seconds"]) == len(fused["waited"]) == 2
     assert (fused["exact"], sgemm["exact"]) == (True, False)
-    cells = results.cpu_cells(rows)
-    assert [cells[-1][0], cells[-1][5]] == ["sgemm", "100%"]
+    assert document["versions"]["jax-na"] == jax_na.__version__
+    cells = report.cells(results.summary(rows), None)
+    assert {row[0]: row[cells[0].index("of matmul")] for row in cells}["sgemm"] == "100%"
+
+    wrong = entry.Entry(process, "no such method", GRID)
+    assert entry.measure([wrong], [FORWARD], entry.Plan(1, 1.0)) == []
+    assert wrong.skipped()["reason"] == "it failed: KeyError: 'no such method'"
 
 
-def test_a_failure_is_an_obstacle(process):
-    entry = session.Entry(process, "no such method", GRID).setup(None, False)
-    assert entry.obstacle == "it failed: KeyError: 'no such method'"
-    assert entry.skipped()["reason"] == entry.obstacle
-
-
-def test_a_process_that_is_too_slow_is_started_again(process):
-    starts = process.starts
-    lost = session.Entry(process, "fused", GRID)
-    with pytest.raises(client.WorkerDied, match="no time was left"):
-        process.ask("drop", seconds=0.0)
-    assert process.starts == starts + 1
-    assert process.ask("drop") == {}
+def test_a_missing_framework_is_said_and_what_is_too_slow_is_started_again():
+    found = client.Client(client.Role("no_such_framework", CPU, 1))
+    assert found.missing == "ModuleNotFoundError: no_such_framework is not installed"
+    lost = entry.Entry(found, "fused", GRID)
+    assert found.ask("drop", end=0.0) == {"failed": "no time was left"}
+    assert found.starts == 2
     assert lost.sample() is None
     assert lost.obstacle == "it failed: its process has ended"
-
-
-def test_a_missing_framework_is_said():
-    assert json.loads(worker.answer(lambda: {"a": 1})) == {"a": 1}
-    role = client.Role("no_such_framework", CPU, 1)
-    found = client.Client(role)
-    assert found.missing == "ModuleNotFoundError: no_such_framework is not installed"
     found.close()
 
 
@@ -331,12 +320,13 @@ def test_modules_without_jax():
     """What a worker of another framework imports needs nothing but the standard library and numpy."""
     folder = str(pathlib.Path(jax_na.__file__).parent)
     code = f"""import sys; sys.path.insert(0, {str(FOLDER)!r}); import worker
-worker.without_jax({folder!r}); import method, check, memory
+worker.without_jax({folder!r}); import method, check, memory, machine
 assert "jax" not in sys.modules"""
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_peak_memory():
+def test_peak_memory(monkeypatch):
+    monkeypatch.setattr(memory, "CALLS", 1)
     found = memory.peak(lambda: (np.ones(1 << 20),))
     assert not found or found["results"] == 8 << 20
 
@@ -355,11 +345,27 @@ def test_threads():
             run.thread_numbers(wrong, 4)
 
 
-@pytest.mark.parametrize("main", [run.main, gpu.main])
-def test_wrong_usage(main, capsys):
-    assert main(["--specs", "no-such-problem"]) == 2
+@pytest.mark.parametrize("platform", [CPU, GPU])
+def test_wrong_usage(platform, capsys):
+    arguments = ["--platform", platform]
+    assert run.main([*arguments, "--specs", "no-such-problem"]) == 2
     assert "no problem is called 'no-such-problem'" in capsys.readouterr().err
-    assert main(["--dtype", "int8"]) == 2
+    assert run.main([*arguments, "--dtype", "int8"]) == 2
+    assert run.main([*arguments, "--directions", "sideways"]) == 2
+    assert "forward+backward, got sideways" in capsys.readouterr().err
+
+
+def test_options_are_those_of_the_platform():
+    assert run.parse(["--platform", GPU]).rounds == run.DEFAULTS["rounds"][GPU]
+    quick = run.parse(["--quick", "--seconds", "3"])
+    assert (quick.rounds, quick.seconds, quick.tries) == (run.QUICK["rounds"][CPU], 3.0, 1)
+    with pytest.raises(ValueError, match="--tiles are those of a GPU"):
+        run.parse(["--tiles", "2"])
+
+
+def test_commands_name_no_folder():
+    arguments = ["--output", "/some/where/out.json", "--log=a/b.log", "--seconds", "1"]
+    assert machine.command_line(arguments, "run.py").endswith("--output out.json --log=b.log --seconds 1")
 
 
 def test_the_list_of_problems(capsys):
@@ -373,49 +379,51 @@ class FakeClient:
 
     def __init__(self, methods):
         self.role, self.methods, self.versions, self.starts = client.Role("jax", GPU), methods, {}, 1
-        self.instruction_set = None
 
-    def ask(self, command, seconds=None, **arguments):
+    def ask(self, command, end=math.inf, **arguments):
         if arguments.get("method") == "gemm":
             return {"cannot": "it would take too long"}
+        trial = {
+            "kernel": "na_fused_forward",
+            "direction": FORWARD,
+            "tile": "portable:8x8,8x8",
+            "choice": "{}",
+        }
         return {
-            "setup": {"setup_s": 1.0, "note": "", "errors": {"out": 1e-4 if command else 0.0}},
+            "setup": {"setup_s": 1.0, "note": "", "errors": {"out": 1e-4}},
             "start": {"flops": None},
             "sample": Sample(2e-3)._asdict(),
             "ceilings": {"tflop_per_s": 1.0, "gb_per_s": 1.0, "matmul_size": 8, "copy_bytes": 8},
-            "tiles": {
-                "trials": [
-                    vars(tiles.Trial("na_fused_forward", FORWARD, n, "portable:8x8,8x8", "{}"))
-                    for n in (0, 1)
-                ]
-            },
+            "tiles": {"trials": [{**trial, "rank": rank} for rank in (0, 1)]},
         }.get(command, {})
 
 
-def test_a_gpu_session(tmp_path, capsys):
-    arguments = ["--specs", "nat-s3-14", "--tiles", "1", "--methods", "gemm,f*", "--output", "x/out.json"]
-    options = gpu.parser().parse_args(arguments)
-    options.output, options.table = tmp_path / "out.json", tmp_path / "table.txt"
-    found = gpu.begin(options, arguments, [FakeClient({"fused": "", "gemm": "", "xla": ""})])
-    assert found.methods() == ["gemm", "fused"]
-    gpu.measure_all(found, problems.select(options.specs))
-    document = results.read(options.output)
+def on_gpu(*arguments, methods=("fused", "gemm", "xla"), **files):
+    options = run.parse(["--platform", GPU, "--specs", "nat-s3-14", *arguments])
+    vars(options).update(files)
+    found = session.Session(options, arguments, [FakeClient(dict.fromkeys(methods, ""))])
+    found.run()
+    return found
+
+
+def test_a_run_on_a_gpu(tmp_path, capsys):
+    output, table = tmp_path / "out.json", tmp_path / "table.txt"
+    found = on_gpu("--tiles", "1", "--methods", "gemm,f*", output=output, table=table)
+    assert [name for _, name in found.methods()] == ["gemm", "fused"]
+    document = results.read(output)
     assert [(r["method"], r["direction"]) for r in document["results"]] == [
         ("fused", direction) for direction in problems.PASSES
     ]
     assert [s["reason"] for s in document["skipped"]] == ["it would take too long"]
     assert len(document["tiles"]) == 2
-    assert document["command"].endswith("--output out.json")
-    assert "nat-s3-14 bfloat16 fused forward: 2 ms" in capsys.readouterr().err
-    assert options.table.read_text() == gpu_report.report(document)
-    assert len(results.samples(document)) == 3 * gpu.ROUNDS
+    assert "nat-s3-14 bfloat16 forward fused: 2 ms" in capsys.readouterr().err
+    assert table.read_text() == report.tables(document)
+    assert len(results.samples(document)) == 3 * run.DEFAULTS["rounds"][GPU]
 
 
 def test_no_time_is_a_reason():
-    options = gpu.parser().parse_args(["--specs", "nat-s3-14", "--methods", "fused", "--total", "-1"])
-    found = gpu.begin(options, [], [FakeClient({"fused": ""})])
-    gpu.measure_all(found, problems.select(options.specs))
-    assert found.document.content["skipped"][0]["reason"] == "no time was left"
+    found = on_gpu("--methods", "fused", "--total", "-1", methods=["fused"])
+    assert found.content["skipped"][0]["reason"] == "no time was left"
 
 
 # Reports
@@ -424,10 +432,10 @@ def test_no_time_is_a_reason():
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_committed_results_are_readable(file):
     document = results.read(file)
-    text = report.report(document)
+    texts = report.whole(document), report.tables(document)
     names = {r["problem"] for r in document["results"]} - {"tiny-16-w3"}
     assert names <= set(BY_NAME)
-    assert all(name in text for name in names)
+    assert all(name in text for name in names for text in texts)
     medians = [row["median_s"] for row in results.summary(document["results"])]
     assert len(medians) == len(document["results"])
     assert min(medians) > 0
@@ -435,9 +443,9 @@ def test_committed_results_are_readable(file):
 
 @pytest.mark.skipif(not FILES, reason="this copy of the sources has no results")
 def test_the_page_has_the_committed_results():
-    page = (FOLDER.parent / "docs" / "benchmarks.md").read_text()
-    text = report.report(results.read(FOLDER / "results" / "cpu-epyc-2core-float32.json"))
-    assert report.replaced(page, text) == page
+    docs = (FOLDER.parent / "docs" / "benchmarks.md").read_text()
+    text = report.whole(results.read(FOLDER / "results" / "cpu-epyc-2core-float32.json"))
+    assert report.replaced(docs, text) == docs
 
 
 def row(method, seconds, **other):
@@ -467,11 +475,11 @@ def test_samples_are_tidy():
 
 def test_the_best_of_pure_jax():
     rows = [row("fused", [1.0]), row("jax-blocked", [2.0]), row("xla", [4.0])]
-    found = cpu_report.Results({"results": rows})
-    best = found.get("nat-s1-56", "float32", FORWARD, cpu_report.BEST_JAX)
-    assert (best["form"], cpu_report.ratio(best, found.of("fused")[0])) == ("jax-blocked", 2.0)
-    cells = dict(zip(*cpu_report.times(found, "float32", FORWARD), strict=True))
-    assert (cells["fused"], cells[cpu_report.BEST_JAX]) == ("**1000**", "2000 (jax-blocked)")
+    found = page.Results({"results": rows})
+    best = found.get(problem="nat-s1-56", dtype="float32", method=page.BEST_JAX)
+    assert (best["form"], page.factor(best, found.of("fused")[0])) == ("jax-blocked", 2.0)
+    cells = dict(zip(*page.times(found, "float32", FORWARD), strict=True))
+    assert (cells["fused"], cells[page.BEST_JAX]) == ("**1000**", "2000 (jax-blocked)")
     assert cells["torch-flex"] == "-"
 
 
@@ -481,8 +489,10 @@ def test_extra_memory():
     assert results.extra_bytes({}) is None
 
 
+@pytest.mark.some(0)  # two seconds
 @pytest.mark.skipif(not FILES, reason="this copy of the sources has no results")
 def test_chart(tmp_path):
+    pytest.importorskip("matplotlib")
     arguments = [str(FOLDER / "results" / "cpu-epyc-2core-float32.json")]
     assert report.main([*arguments, "--chart", str(tmp_path / "chart.png")]) == 0
     assert (tmp_path / "chart.png").read_bytes().startswith(b"\x89PNG")
