@@ -170,6 +170,7 @@ def test_xla_has_no_kernels(rng):
     assert not calls(lowered(gradient(CASE, "xla"), CASE.inputs(rng)))
 
 
+@pytest.mark.some(4)
 @pytest.mark.parametrize("name", ["tokens-2d", "no-batch", "batches", "all-3d", "plain-1d", "batch-0"])
 @pytest.mark.parametrize("implementation", ["fused", "gemm", "naive"])
 def test_every_kind_of_problem(name, implementation, rng):

@@ -48,6 +48,7 @@ def exported(function, arguments, **options):
     return export.export(jax.jit(function), disabled_checks=checks, **options)(arguments)
 
 
+@pytest.mark.some(1)
 @every_implementation
 def test_round_trip_with_a_symbolic_batch(implementation, rng):
     """One program, written and read again, for every batch size and number of tokens; and its gradient."""
@@ -151,6 +152,7 @@ def cache(tmp_path):
     compilation_cache.reset_cache()
 
 
+@pytest.mark.some(1)
 @every_implementation
 def test_persistent_cache(implementation, cache, rng):
     """What was compiled once is found again; another window or scale is another program."""

@@ -99,6 +99,7 @@ def hessian_times(attend, weights, inputs, direction):
     return jax.jvp(jax.grad(loss(attend, weights)), (inputs,), (direction,))[1]
 
 
+@pytest.mark.some(3)
 @pytest.mark.parametrize(("case", "implementation"), SECOND_ORDER, ids=str)
 def test_second_order(case, implementation, rng, x64):
     inputs, direction, weights = problem(case, rng)
@@ -111,6 +112,7 @@ def test_second_order(case, implementation, rng, x64):
         helpers.assert_identical(program(weights, inputs, direction), found)
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("implementation", FUSED_AND_GEMM)
 def test_third_order(implementation, rng, x64):
     inputs, direction, weights = problem(TINY, rng)
@@ -171,6 +173,7 @@ def test_gradient_of_one_result(result, implementation, rng):
     helpers.assert_close(pull(inputs), expected, 6e-5)
 
 
+@pytest.mark.some(1)
 @every_implementation
 def test_second_order_in_bfloat16(implementation, rng):
     inputs, direction = (ONE.inputs(rng, jnp.bfloat16) for _ in range(2))
@@ -182,6 +185,7 @@ def test_second_order_in_bfloat16(implementation, rng):
     helpers.assert_close(found, expected, 4e-2)
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("implementation", helpers.UNFUSED)
 def test_unfused_second_order(implementation, rng, x64):
     """Attention composed of neighborhood_qk and neighborhood_av has the second derivatives of attention."""
@@ -201,6 +205,7 @@ def test_unfused_second_order(implementation, rng, x64):
         helpers.assert_close(result, expected, TOLERANCE)
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize("implementation", helpers.DOUBLE)
 def test_numerical_derivatives(implementation, rng, x64):
     """Finite differences, which share nothing with any of the above."""

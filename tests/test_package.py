@@ -278,6 +278,7 @@ def plain(every_kernel):
     return every_kernel()
 
 
+@pytest.mark.some(2)
 @pytest.mark.parametrize("level", _cpu.isa_levels())
 def test_instruction_sets(level, plain, every_kernel):
     """Each of them computes the same, up to the order of sums."""
@@ -295,6 +296,7 @@ def test_unknown_instruction_set():
     assert f"JAX_NA_ISA=sse9 cannot run here; this machine has: {levels}" in process.stderr
 
 
+@pytest.mark.some(1)
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator fills new memory on request")
 @pytest.mark.parametrize("byte", ["1", "129"])
 def test_uninitialised_memory_is_not_read(byte, plain, every_kernel):

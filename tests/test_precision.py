@@ -127,6 +127,7 @@ def test_xla_passes_it_on(rng):
         assert products(program("default"))[0] == {"[DEFAULT, DEFAULT]"}
 
 
+@pytest.mark.some(2)
 @pytest.mark.skipif(helpers.ON_GPU, reason="a GPU is less exact by default")
 @pytest.mark.parametrize("implementation", helpers.IMPLEMENTATIONS)
 def test_cpu_is_exact_whatever_it_is(implementation, rng):

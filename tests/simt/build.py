@@ -28,6 +28,7 @@ FLAGS = (
     "-std=c++17",
     "-O1",
     "-gdwarf-4",
+    "-fno-var-tracking",  # lines are needed, values of variables are not: a quarter of the time
     "-fno-optimize-sibling-calls",
     "-fPIC",
     "-Wall",
@@ -95,7 +96,7 @@ def host_library(
 ) -> pathlib.Path:
     """A library of `kernels`, which the executor runs and checks, and of ordinary sources.
 
-    Headers are those of `root`.
+    Sources below `root`, a copy of the tree, take their headers from there.
 
     Raises:
         BuildError: if one does not compile, or if there is no compiler.
@@ -103,10 +104,14 @@ def host_library(
     compiler = host_compiler()
     if compiler is None:
         raise BuildError("there is no C++ compiler")
-    flags = (*FLAGS, f"-I{root}", f"-I{ROOT}")
-    commands = [(source, (compiler, *flags, *definitions, *KERNEL_FLAGS)) for source, definitions in kernels]
+
+    def command(source: pathlib.Path) -> tuple[str, ...]:
+        copied = (f"-I{root}",) if root in source.parents and root != ROOT else ()
+        return (compiler, *FLAGS, *copied, f"-I{ROOT}")
+
+    commands = [(source, (*command(source), *definitions, *KERNEL_FLAGS)) for source, definitions in kernels]
     executor = sorted((SIMT / "executor").glob("*.cc")) if kernels else []
-    commands += [(source, (compiler, *flags)) for source in (*host, *executor)]
+    commands += [(source, command(source)) for source in (*host, *executor)]
     return _library(name, commands, (compiler, "-shared"))
 
 
