@@ -199,8 +199,8 @@ std::string choose(const Table<Row>& table, const Wanted& wanted, const Query& q
 inline bool part_of_pass(std::string_view kernels, int index, int count, std::string_view& part) {
   int parts = 0;
   std::string_view rest = kernels;
-  for (bool more = true; more; ++parts) {
-    more = rest.find(';') != std::string_view::npos;
+  for (bool continues = true; continues; ++parts) {
+    continues = rest.find(';') != std::string_view::npos;
     const std::string_view next = split(rest, ';');
     if (parts == index) part = next;
   }

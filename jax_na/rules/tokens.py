@@ -37,7 +37,7 @@ def include_gradients(
     if inputs.token_key is None:
         return gradients
     query, token_key, token_value = inputs.query, inputs.token_key, inputs.token_value
-    dquery, dkey, dvalue = backward(op, query, token_key, token_value, lse, delta, dout)
+    dquery, dkey, dvalue = backward(op, token_key, token_value, (query, lse, delta, dout))
     return gradients._replace(
         query=gradients.query + dquery,
         token_key=dkey.astype(query.dtype),
@@ -78,15 +78,18 @@ def _one_axis(x: Array, batch: int, rank: int) -> Array:
 
 @functools.partial(jax.jit, static_argnums=0, inline=True)
 def backward(
-    op: Op, q: Array, k: Array, v: Array, lse: Array, delta: Array, dout: Array
+    op: Op, k: Array, v: Array, of_queries: tuple[Array, Array, Array, Array]
 ) -> tuple[Array, Array, Array]:
     """(dQ, dK, dV) of the additional tokens' part in an attention; dK and dV in the accumulator's dtype.
+
+    `of_queries` are Q, LSE, delta and dO.
 
     S = scale Q K^T;  P = exp(S - LSE);  dS = P * (dO V^T - delta)
     dQ = scale dS K;  dK = scale dS^T Q;  dV = P^T dO
 
     LSE and delta = rowsum(dO * O) - dLSE are those of the whole attention.
     """
+    q, lse, delta, dout = of_queries
     batch, groups = k.ndim - 3, k.shape[-2]
     queries = math.prod(q.shape[batch : batch + op.rank])
     size = min(_rows_at_a_time(k.shape, q.shape[-2]), queries)

@@ -60,13 +60,13 @@ std::string explain_wait(const Wait& wait) {
 [[noreturn]] void deadlock() {
   std::vector<Place> places;
   std::map<std::pair<std::string, Site>, std::string> groups;
-  for (int w = 0; w < block.threads / kWarp; ++w) {
+  for (int warp_index = 0; warp_index < block.threads / kWarp; ++warp_index) {
     std::map<std::pair<std::string, Site>, int> lanes;
     for (int lane = 0; lane < kWarp; ++lane) {
-      const Thread& t = block.thread[w * kWarp + lane];
+      const Thread& t = block.thread[warp_index * kWarp + lane];
       ++lanes[t.finished ? std::make_pair(std::string(), Site{}) : std::make_pair(explain_wait(t.wait), t.wait.site)];
     }
-    for (const auto& [what, count] : lanes) groups[what] += text(" %d (%d threads)", w, count);
+    for (const auto& [what, count] : lanes) groups[what] += text(" %d (%d threads)", warp_index, count);
   }
   for (const auto& [what, warps] : groups)
     places.push_back({"warps" + warps + (what.second ? " wait " + what.first : " have left the kernel"), what.second});

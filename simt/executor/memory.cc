@@ -85,14 +85,14 @@ void find_hidden() {
 std::string near(uintptr_t address) {
   std::string best = "far from every buffer";
   uintptr_t distance = 1 << 20;
-  for (const auto& r : regions) {
-    if (address >= r->begin && address < r->end) return "across the end of " + r->name;
-    const bool after = address >= r->end;
-    const uintptr_t d = after ? address - r->end : r->begin - address;
+  for (const auto& registered : regions) {
+    if (address >= registered->begin && address < registered->end) return "across the end of " + registered->name;
+    const bool after = address >= registered->end;
+    const uintptr_t d = after ? address - registered->end : registered->begin - address;
     if (d >= distance) continue;
     distance = d;
     best = text("%zu bytes %s of %s", static_cast<size_t>(d), after ? "past the end" : "before the begin",
-                r->name.c_str());
+                registered->name.c_str());
   }
   return best;
 }

@@ -28,31 +28,31 @@ int box_bytes(const TensorMap& map) {
 // One row of the box, along axis 0: calls body(shared address, global address, first byte, end byte) for every 16 bytes
 // of it, with the part of them that lies inside the tensor.
 template <class Body>
-void for_each_chunk(const TensorMap& m, uint32_t shared, char* row, int64_t first, bool inside, const Body& body) {
-  for (uint32_t chunk = 0; chunk < m.count[0] / 8; ++chunk) {
-    const int64_t element = first + 8 * chunk, extent = inside ? static_cast<int64_t>(m.extent[0]) : 0;
+void for_each_chunk(const TensorMap& tensor, uint32_t shared, char* row, int64_t first, bool inside, const Body& body) {
+  for (uint32_t chunk = 0; chunk < tensor.count[0] / 8; ++chunk) {
+    const int64_t element = first + 8 * chunk, extent = inside ? static_cast<int64_t>(tensor.extent[0]) : 0;
     const int64_t begin = std::clamp<int64_t>(-element, 0, 8), end = std::clamp<int64_t>(extent - element, begin, 8);
-    body(swizzled(shared + 16 * chunk, m.swizzle), row + 2 * element, 2 * begin, inside ? 2 * end : 2 * begin);
+    body(swizzled(shared + 16 * chunk, tensor.swizzle), row + 2 * element, 2 * begin, inside ? 2 * end : 2 * begin);
   }
 }
 
 template <class Body>
 void for_each_chunk(const TensorCopy& copy, const Body& body) {
-  const TensorMap& m = copy.map;
+  const TensorMap& tensor = copy.map;
   uint32_t shared = copy.shared;
   uint32_t i[5] = {};
-  for (i[4] = 0; i[4] < m.count[4]; ++i[4])
-    for (i[3] = 0; i[3] < m.count[3]; ++i[3])
-      for (i[2] = 0; i[2] < m.count[2]; ++i[2])
-        for (i[1] = 0; i[1] < m.count[1]; ++i[1], shared += 2 * m.count[0]) {
+  for (i[4] = 0; i[4] < tensor.count[4]; ++i[4])
+    for (i[3] = 0; i[3] < tensor.count[3]; ++i[3])
+      for (i[2] = 0; i[2] < tensor.count[2]; ++i[2])
+        for (i[1] = 0; i[1] < tensor.count[1]; ++i[1], shared += 2 * tensor.count[0]) {
           bool inside = true;
-          char* row = m.data;
+          char* row = tensor.data;
           for (int axis = 1; axis < 5; ++axis) {
-            const int64_t x = copy.coordinate[axis] + int64_t{i[axis]} * m.step[axis];
-            inside = inside && x >= 0 && x < static_cast<int64_t>(m.extent[axis]);
-            row += x * static_cast<int64_t>(m.stride[axis]);
+            const int64_t x = copy.coordinate[axis] + int64_t{i[axis]} * tensor.step[axis];
+            inside = inside && x >= 0 && x < static_cast<int64_t>(tensor.extent[axis]);
+            row += x * static_cast<int64_t>(tensor.stride[axis]);
           }
-          for_each_chunk(m, shared, row, copy.coordinate[0], inside, body);
+          for_each_chunk(tensor, shared, row, copy.coordinate[0], inside, body);
         }
 }
 
