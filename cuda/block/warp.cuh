@@ -114,7 +114,9 @@ struct Warp {
 // The warp of this thread, in a kernel whose warps share the rows in order.
 template <class Shape>
 __device__ __forceinline__ Warp<Shape> this_warp(const Geometry& geometry, const Block& block, char* windows) {
-  const int lane = threadIdx.x % 32, first_row = static_cast<int>(threadIdx.x) / 32 * 16 * Shape::kRowTiles;
+  // Renewed, or the compiler would compute the lane anew wherever it is used instead of keeping it.
+  const uint32_t thread = renewed(threadIdx.x);
+  const int lane = static_cast<int>(thread % 32), first_row = static_cast<int>(thread / 32) * 16 * Shape::kRowTiles;
   return {geometry, block, {reinterpret_cast<int*>(windows)}, first_row, lane};
 }
 

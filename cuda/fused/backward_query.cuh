@@ -77,7 +77,7 @@ __device__ __forceinline__ void for_each_score_gradient(const BackwardParams& pa
     typename Shape::Scores scores, dweights;
     const Tile key = tiles.at(0, stage), value = tiles.at(1, stage);
     warp.multiply(scores, query, key);
-    keys.finish(step, box, scores);
+    keys.finish(warp, step, box, scores);
     warp.multiply(dweights, dout, value);
     for_each(scores, [&](float& score, Own row, Own column) {
       score = exp2_approx(score * geometry.factor - lse[row]) * (at(dweights, row, column) - delta[row]);
