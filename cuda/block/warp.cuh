@@ -111,11 +111,11 @@ struct Warp {
   }
 };
 
-// The warp of this thread, in a kernel whose warps share the rows in order.
+// The warp of this thread, in a kernel whose warps share the rows in order. Of threadIdx.x the compiler computes the
+// lane anew where it is used, of renewed(threadIdx.x) once: which of them saves registers depends on the kernel.
 template <class Shape>
-__device__ __forceinline__ Warp<Shape> this_warp(const Geometry& geometry, const Block& block, char* windows) {
-  // Renewed, or the compiler would compute the lane anew wherever it is used instead of keeping it.
-  const uint32_t thread = renewed(threadIdx.x);
+__device__ __forceinline__ Warp<Shape> this_warp(const Geometry& geometry, const Block& block, char* windows,
+                                                 uint32_t thread) {
   const int lane = static_cast<int>(thread % 32), first_row = static_cast<int>(thread / 32) * 16 * Shape::kRowTiles;
   return {geometry, block, {reinterpret_cast<int*>(windows)}, first_row, lane};
 }

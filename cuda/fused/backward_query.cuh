@@ -34,7 +34,8 @@ struct BackwardQueryShared {
 
 template <class Shape>
 __device__ __forceinline__ Warp<Shape> backward_query_warp(const BackwardParams& params, const Block& block) {
-  return this_warp<Shape>(params.geometry, block, dynamic_shared() + BackwardQueryShared<Shape>::kWindows);
+  char* windows = dynamic_shared() + BackwardQueryShared<Shape>::kWindows;
+  return this_warp<Shape>(params.geometry, block, windows, renewed(threadIdx.x));
 }
 
 // A block of queries on its walk over keys: calls body(scores that have become dS, tile of keys, box) for each box.
