@@ -113,7 +113,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 8 / Shape::kWarps)
 
   char* shared = dynamic_shared();
   const Tile key{shared + Shared::kKey}, value{shared + Shared::kValue};
-  const Warp<Shape> warp = this_warp<Shape>(geometry, block, shared + Shared::kWindows, renewed(threadIdx.x));
+  const Warp<Shape> warp = this_warp<Shape>(geometry, block, shared + Shared::kWindows);
 
   load_rows<Shape>(geometry, block, {params.key, params.value}, {key, value});
   warp.windows.template store<Side::kKeys>(geometry, block, seen_by_missing(geometry));

@@ -35,7 +35,7 @@ struct BackwardQueryShared {
 template <class Shape>
 __device__ __forceinline__ Warp<Shape> backward_query_warp(const BackwardParams& params, const Block& block) {
   char* windows = dynamic_shared() + BackwardQueryShared<Shape>::kWindows;
-  return this_warp<Shape>(params.geometry, block, windows, renewed(threadIdx.x));
+  return this_warp<Shape>(params.geometry, block, windows);
 }
 
 // A block of queries on its walk over keys: calls body(scores that have become dS, tile of keys, box) for each box.

@@ -83,7 +83,7 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::min_blocks(kHasTokens)
   char* shared = dynamic_shared();
   const Tile query{shared + Shared::kQuery};
   const ColumnTiles<Shape> tiles{shared + Shared::kKey};
-  const Warp<Shape> warp = this_warp<Shape>(geometry, block, shared + Shared::kWindows, renewed(threadIdx.x));
+  const Warp<Shape> warp = this_warp<Shape>(geometry, block, shared + Shared::kWindows);
 
   load_rows<Shape>(geometry, block, {params.query}, {query});
   warp.windows.template store<Side::kQueries>(geometry, block, seen_by_missing(geometry));

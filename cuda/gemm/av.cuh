@@ -90,7 +90,7 @@ __global__ void __launch_bounds__(Shape::kThreads, min_blocks<Shape, Pass::kAv>(
   // Shared memory: boxes of values, windows, weights.
   char* shared = dynamic_shared();
   char* windows = shared + Shape::kStages * Shape::kColumnTileBytes;
-  const Warp<Shape> warp = this_warp<Shape>(geometry, block, windows, threadIdx.x);
+  const Warp<Shape> warp = this_warp<Shape>(geometry, block, windows);
   const int kv_head = block.head / query_heads_per_kv_head(geometry.problem);
   const StagedWeights<Shape> staged{params, warp, reinterpret_cast<Element*>(windows + Shape::kWindowBytes)};
 

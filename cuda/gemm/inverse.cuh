@@ -101,7 +101,7 @@ __global__ void __launch_bounds__(Shape::kThreads, min_blocks<Shape, Pass::kInve
   char* shared = dynamic_shared();
   char* windows = shared + Shape::kStages * Shape::kColumnTileBytes;
   int* begin = reinterpret_cast<int*>(windows + Shape::kWindowBytes);
-  const Warp<Shape> warp = this_warp<Shape>(geometry, block, windows, threadIdx.x);
+  const Warp<Shape> warp = this_warp<Shape>(geometry, block, windows);
   const int repeats = query_heads_per_kv_head(geometry.problem);
   const StagedColumns<Shape> staged{params, warp, begin,
                                     reinterpret_cast<Element*>(begin + Shape::kStages * Shape::kColumns)};

@@ -102,7 +102,7 @@ __global__ void __launch_bounds__(Shape::kThreads, min_blocks<Shape, Pass::kQk>(
   char* shared = dynamic_shared();
   char* queries = shared + Shape::kStages * Shape::kColumnTileBytes;
   char* windows = queries + (slices > 1 ? Shape::kStages : 1) * Shape::kRowTileBytes;
-  const Warp<Shape> warp = this_warp<Shape>(geometry, block, windows, threadIdx.x);
+  const Warp<Shape> warp = this_warp<Shape>(geometry, block, windows);
   const int kv_head = block.head / query_heads_per_kv_head(geometry.problem);
   const StagedScores<Shape> staged{params, warp, reinterpret_cast<float*>(windows + Shape::kWindowBytes)};
   if (!block.complete) {
