@@ -53,9 +53,10 @@ __device__ __forceinline__ float& at(float (&sums)[kSums], Own row, Own column) 
 template <int kCount, class Body>
 __device__ __forceinline__ void for_each_own(const Body& body) {
 #pragma unroll
-  for (int tile = 0; tile < kCount / 2; ++tile)
-#pragma unroll
-    for (int part = 0; part < 2; ++part) body(Own{tile, part});
+  for (int tile = 0; tile < kCount / 2; ++tile) {
+    body(Own{tile, 0});
+    body(Own{tile, 1});
+  }
 }
 
 // Calls body(value, row, column) for all values of a thread.

@@ -111,10 +111,12 @@ struct Warp {
   }
 };
 
-// The warp of this thread, in a kernel whose warps share the rows in order.
+// The warp of this thread, in a kernel whose warps share the rows in order. Of threadIdx.x the compiler computes the
+// lane anew where it is used, of what is renewed once: of wide rows that saves registers, of others it costs some.
 template <class Shape>
 __device__ __forceinline__ Warp<Shape> this_warp(const Geometry& geometry, const Block& block, char* windows) {
-  const int lane = threadIdx.x % 32, first_row = static_cast<int>(threadIdx.x) / 32 * 16 * Shape::kRowTiles;
+  const uint32_t thread = Shape::kRowBytes > 256 ? renewed(threadIdx.x) : threadIdx.x;
+  const int lane = static_cast<int>(thread % 32), first_row = static_cast<int>(thread / 32) * 16 * Shape::kRowTiles;
   return {geometry, block, {reinterpret_cast<int*>(windows)}, first_row, lane};
 }
 

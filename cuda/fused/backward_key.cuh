@@ -154,6 +154,9 @@ __global__ void __launch_bounds__(Shape::kThreads, 8 / Shape::kWarps)
   }
   cp_async_wait<0>();  // copies of a block without columns
 
+  // Only here the sums leave no register for what the loop does not need of the block.
+  if constexpr (kParts > 1 && Shape::kWarps > 1)
+    find_block<Side::kKeys>(geometry, renewed(blockIdx.x) / kParts, params.key.heads, block);
   const int first_feature = part * kFeatureTiles * 8;
   store_rows(warp, {params.dkey, params.key.heads, params.key.features, first_feature}, dkey, params.scale);
   store_rows(warp, {params.dvalue, params.key.heads, params.value.features, first_feature}, dvalue, 1.f);

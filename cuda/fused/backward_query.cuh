@@ -34,7 +34,8 @@ struct BackwardQueryShared {
 
 template <class Shape>
 __device__ __forceinline__ Warp<Shape> backward_query_warp(const BackwardParams& params, const Block& block) {
-  return this_warp<Shape>(params.geometry, block, dynamic_shared() + BackwardQueryShared<Shape>::kWindows);
+  char* windows = dynamic_shared() + BackwardQueryShared<Shape>::kWindows;
+  return this_warp<Shape>(params.geometry, block, windows);
 }
 
 // A block of queries on its walk over keys: calls body(scores that have become dS, tile of keys, box) for each box.
@@ -77,7 +78,7 @@ __device__ __forceinline__ void for_each_score_gradient(const BackwardParams& pa
     typename Shape::Scores scores, dweights;
     const Tile key = tiles.at(0, stage), value = tiles.at(1, stage);
     warp.multiply(scores, query, key);
-    keys.finish(step, box, scores);
+    keys.finish(warp, step, box, scores);
     warp.multiply(dweights, dout, value);
     for_each(scores, [&](float& score, Own row, Own column) {
       score = exp2_approx(score * geometry.factor - lse[row]) * (at(dweights, row, column) - delta[row]);

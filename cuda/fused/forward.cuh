@@ -110,7 +110,7 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::min_blocks(kHasTokens)
     typename Shape::Scores scores;
     const Tile key = tiles.at(0, stage), value = tiles.at(1, stage);
     warp.multiply(scores, query, key);
-    keys.finish(step, box, scores);
+    keys.finish(warp, step, box, scores);
     softmax.update(scores, out, geometry.factor);
     warp.add_weighted(out, scores, value);
   }

@@ -21,7 +21,8 @@ namespace jax_na::cuda {
 // registers.
 template <class Shape, bool kHasTokens>
 struct KeyStream {
-  const Warp<Shape>& warp;
+  const Geometry& geometry;
+  const Block& block;
   const Operand &key, &value;
   const AdditionalTokens& tokens;
   ColumnTiles<Shape> tiles;
@@ -29,21 +30,22 @@ struct KeyStream {
   int boxes;       // of the grid
   int loaded = 0;  // boxes, of the grid and of additional tokens
 
-  __device__ __forceinline__ KeyStream(const Warp<Shape>& of, const Operand& key_, const Operand& value_,
+  __device__ __forceinline__ KeyStream(const Warp<Shape>& warp, const Operand& key_, const Operand& value_,
                                        const AdditionalTokens& tokens_, ColumnTiles<Shape> tiles_)
-      : warp(of),
+      : geometry(warp.geometry),
+        block(warp.block),
         key(key_),
         value(value_),
         tokens(tokens_),
         tiles(tiles_),
-        walk(make_walk(of.geometry.tiling, of.block.axis)),
+        walk(make_walk(geometry.tiling, block.axis)),
         boxes(walk.total()) {}
 
   __device__ __forceinline__ int total() const {
     return kHasTokens ? boxes + (tokens.count + Shape::kColumns - 1) / Shape::kColumns : boxes;
   }
 
-  __device__ __forceinline__ Box box() const { return column_box(warp.geometry.tiling, warp.block, walk); }
+  __device__ __forceinline__ Box box() const { return column_box(geometry.tiling, block, walk); }
 
   // Where the box loaded last is, if it is of the grid; steps to the next.
   __device__ __forceinline__ Box next_box() {
@@ -54,8 +56,6 @@ struct KeyStream {
 
   // Starts copying the next box, as one group; next_box() has been called for the one before.
   __device__ __forceinline__ void load(int stage) {
-    const Geometry& geometry = warp.geometry;
-    const Block& block = warp.block;
     const int head = block.head / query_heads_per_kv_head(geometry.problem);
     const typename Shape::Tile to[2] = {tiles.at(0, stage), tiles.at(1, stage)};
     if (!kHasTokens || loaded < boxes) {
@@ -69,12 +69,13 @@ struct KeyStream {
   }
 
   // Scores of box number `step`, of which `place` is the place if it is of the grid, as finish_scores.
-  __device__ __forceinline__ void finish(int step, const Box& place, typename Shape::Scores& scores) const {
+  __device__ __forceinline__ void finish(const Warp<Shape>& warp, int step, const Box& place,
+                                         typename Shape::Scores& scores) const {
     if (!kHasTokens || step < boxes) {
-      finish_scores<Side::kQueries>(warp, place.start, warp.block.head, scores);
+      finish_scores<Side::kQueries>(warp, place.start, block.head, scores);
       return;
     }
-    scale_scores(warp.geometry, scores);
+    scale_scores(geometry, scores);
     const int left = tokens.count - (step - boxes) * Shape::kColumns;
     if (left >= Shape::kColumns) return;
     const int mine = left - first_column(warp.lane);  // from this thread's first on
