@@ -32,8 +32,8 @@ MANY_PARAMETERS = (
     # What Python calls with keywords, or through ctypes.
     r"|common/call/binding\.h:make_query|simt/(conformance|faulty|harness)/\w+\.cc:\w+"
 )
-# Functions that may be longer: module definitions are lists, Flax's convention names each option twice, and parts of a
-# CUDA kernel share state that is in registers.
+# Functions that may be longer: module definitions are lists, Flax's convention names each option twice, and
+# parts of a CUDA kernel share state that is in registers.
 LONG_FUNCTIONS = (
     r"NB_MODULE|flax_layers/nnx\.py:__init__|cuda/\w+/\w+\.cuh:(attend|for_each_score_gradient|load_tokens)"
 )

@@ -57,10 +57,30 @@ class Source(NamedTuple):
 # Python
 
 
+SKIPPED = (
+    tokenize.COMMENT,
+    tokenize.NL,
+    tokenize.NEWLINE,
+    tokenize.INDENT,
+    tokenize.DEDENT,
+    tokenize.ENDMARKER,
+)
+# Python 3.12 and later see an f-string as many tokens; here it is one, as it was before.
+FSTRING_START, FSTRING_END = (getattr(tokenize, f"FSTRING_{end}", None) for end in ("START", "END"))
+
+
 def python_tokens(text: str) -> list[tokenize.TokenInfo]:
-    skipped = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT)
-    tokens = tokenize.generate_tokens(io.StringIO(text).readline)
-    return [token for token in tokens if token.type not in (*skipped, tokenize.ENDMARKER)]
+    found, depth = [], 0
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type == FSTRING_START:
+            depth += 1
+            if depth == 1:
+                found.append(token._replace(type=tokenize.STRING))
+        elif token.type == FSTRING_END:
+            depth -= 1
+        elif depth == 0 and token.type not in SKIPPED:
+            found.append(token)
+    return found
 
 
 def python_function(

@@ -36,26 +36,26 @@ Mbarrier& find(uint32_t address, Site site) {
   return found->second;
 }
 
-void finish_phase(Mbarrier& b) {
-  if (b.missing > 0 || b.bytes != 0) return;
-  ++b.phase;
-  b.missing = b.count;
-  b.arriving[b.slot] = b.phase;
-  b.released = b.arriving;
-  for (const int thread : b.waiting) wake(thread);
-  b.waiting.clear();
+void finish_phase(Mbarrier& waited) {
+  if (waited.missing > 0 || waited.bytes != 0) return;
+  ++waited.phase;
+  waited.missing = waited.count;
+  waited.arriving[waited.slot] = waited.phase;
+  waited.released = waited.arriving;
+  for (const int thread : waited.waiting) wake(thread);
+  waited.waiting.clear();
 }
 
 void arrive_with(uint32_t address, int bytes, Site site) {
-  Mbarrier& b = find(address, site);
-  if (b.missing == 0)
+  Mbarrier& waited = find(address, site);
+  if (waited.missing == 0)
     fail("mbarrier with too many arrivals",
-         text("shared memory + 0x%x in block %u, %d per phase", address - kSharedBase, block.index, b.count),
+         text("shared memory + 0x%x in block %u, %d per phase", address - kSharedBase, block.index, waited.count),
          {{text("thread %d", block.current), site}});
-  publish(b.arriving.data(), block.current);
-  b.bytes += bytes;
-  --b.missing;
-  finish_phase(b);
+  publish(waited.arriving.data(), block.current);
+  waited.bytes += bytes;
+  --waited.missing;
+  finish_phase(waited);
 }
 
 }  // namespace
@@ -63,28 +63,29 @@ void arrive_with(uint32_t address, int bytes, Site site) {
 void begin_mbarriers() { barriers.clear(); }
 
 void fence_mbarriers() {
-  for (auto& [address, b] : barriers) b.fenced = b.fenced || b.owner == block.current;
+  for (auto& [address, waited] : barriers) waited.fenced = waited.fenced || waited.owner == block.current;
 }
 
 Completion completion_of(uint32_t barrier, Site site) {
-  const Mbarrier& b = find(barrier, site);
-  if (!b.fenced) record("missing fence_mbarrier_init", text("in block %u", block.index), {{"first tensor copy", site}});
-  return {b.slot, b.phase + 1};
+  const Mbarrier& waited = find(barrier, site);
+  if (!waited.fenced)
+    record("missing fence_mbarrier_init", text("in block %u", block.index), {{"first tensor copy", site}});
+  return {waited.slot, waited.phase + 1};
 }
 
 void complete_bytes(uint32_t barrier, int bytes) {
-  Mbarrier& b = barriers.at(barrier);
-  b.bytes -= bytes;
-  finish_phase(b);
+  Mbarrier& waited = barriers.at(barrier);
+  waited.bytes -= bytes;
+  finish_phase(waited);
 }
 
 std::string explain_mbarrier(uint32_t address, uint32_t parity) {
-  const Mbarrier& b = barriers.at(address);
-  const char* format = b.bytes < 0 ? "%d of %d arrivals are missing, and %d bytes more than announced have come"
-                                   : "%d of %d arrivals and %d bytes are missing";
+  const Mbarrier& waited = barriers.at(address);
+  const char* format = waited.bytes < 0 ? "%d of %d arrivals are missing, and %d bytes more than announced have come"
+                                        : "%d of %d arrivals and %d bytes are missing";
   return text("for parity %u of mbarrier shared memory + 0x%x: in its phase %u, ", parity, address - kSharedBase,
-              b.phase) +
-         text(format, b.missing, b.count, abs(b.bytes));
+              waited.phase) +
+         text(format, waited.missing, waited.count, abs(waited.bytes));
 }
 
 void mbarrier_init(uint32_t barrier, int count) {
@@ -104,12 +105,12 @@ void mbarrier_expect_tx(uint32_t barrier, int bytes) { arrive_with(barrier, byte
 
 void mbarrier_wait(uint32_t barrier, int parity) {
   const Site site = __builtin_return_address(0);
-  Mbarrier& b = find(barrier, site);
-  while ((b.phase & 1) == static_cast<uint32_t>(parity)) {
-    b.waiting.push_back(block.current);
+  Mbarrier& waited = find(barrier, site);
+  while ((waited.phase & 1) == static_cast<uint32_t>(parity)) {
+    waited.waiting.push_back(block.current);
     wait_for({Wait::kMbarrier, "mbarrier_wait", site, barrier, static_cast<uint32_t>(parity)});
   }
-  if (!b.released.empty()) merge(seen_by(block.current), b.released.data());
+  if (!waited.released.empty()) merge(seen_by(block.current), waited.released.data());
 }
 
 }  // namespace simt
