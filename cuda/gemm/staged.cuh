@@ -89,13 +89,15 @@ template <class Weight, class Shape>
 __device__ __forceinline__ void staged_rows(const GemmParams& params, const Warp<Shape>& warp,
                                             const int (&start)[kAxes], const int (&phase)[kAxes],
                                             int (&result)[Shape::kThreadRows]) {
-  for_each_own<Shape::kThreadRows>([&](Own number) {
+#pragma unroll
+  for (int i = 0; i < Shape::kThreadRows; ++i) {  // for_each_own would spill a register on sm_80
+    const Own number{i / 2, i % 2};
     const int row = warp.row(number);
     int seen[kAxes];
     read_starts(warp.windows, row, seen);
     result[number] = row * params.staging.slots + slot_of(params, start, seen) -
                      aligned_down<Weight>(slots_before(params, params.staging.axis, phase, seen));
-  });
+  }
 }
 
 // Calls body(column, slots from the first column of a box) for this thread's own columns.
