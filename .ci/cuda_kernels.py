@@ -50,7 +50,8 @@ def check_instructions(run: Run, environment: Environment, wheel: pathlib.Path) 
 
 def check(run: Run, environment: Environment, architectures: str, **variables: str) -> None:
     """Everything about the wheel with CUDA kernels; without a driver it loads, and says why it cannot run."""
-    wheel = build(run, environment.base, environment.folder / "wheel", architectures, **variables)
+    folder = environment.folder.with_name("cuda-wheel")  # the environment begins with an empty folder
+    wheel = build(run, environment.base, folder, architectures, **variables)
     environment.create(run, *requirements("test"))
     environment.install(run, "--no-deps", str(wheel))
     check_instructions(run, environment, wheel)

@@ -23,9 +23,8 @@ def library(name: str) -> str:
 
 
 def check(run: Run, environment: Environment) -> None:
-    wheel = build_wheel(
-        run, environment.base, environment.folder / "wheel", SKBUILD_CMAKE_DEFINE=";".join(DEFINES)
-    )
+    folder = environment.folder.with_name("sanitizers-wheel")  # the environment begins with an empty folder
+    wheel = build_wheel(run, environment.base, folder, SKBUILD_CMAKE_DEFINE=";".join(DEFINES))
     environment.create(run, *requirements("test"))
     environment.install(run, "--no-deps", str(wheel))
     variables = {
