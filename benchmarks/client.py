@@ -18,7 +18,13 @@ import memory
 import jax_na
 
 FOLDER = pathlib.Path(__file__).parent
-SERVE = "import sys; sys.path.insert(0, channel.receive()); import worker; worker.serve(channel)"
+# As a script would be run: its own folder is searched first, and the current one, which may be a checkout, not.
+SERVE = """
+import sys
+sys.path[:] = [channel.receive(), *filter(None, sys.path)]
+import worker
+worker.serve(channel)
+"""
 PATHS = re.compile(r"(?:/[\w.+-]+){2,}/?")
 LONGEST_REASON = 200
 LONGEST_EXIT = 5.0  # seconds

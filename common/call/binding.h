@@ -274,6 +274,7 @@ inline void bind_call(nb::module_& m) {
 template <class Row>
 void bind_table(nb::module_& m, const Platform& platform, Table<Row> (*table)(), XLA_FFI_Handler* (*handler)(Target),
                 int64_t (*scratch)(const Variant&, const Query&, const Tiles&)) {
+  nb::set_leak_warnings(false);  // caches of JAX hold objects of this module until the process has ended
   bind_call(m);
   m.def(
       "handlers",
