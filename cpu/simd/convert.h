@@ -73,6 +73,13 @@ inline void widen(const T* from, float* to, int count) {
   for (; i < count; ++i) to[i] = to_accumulator(from[i]);
 }
 
+// to[i] += from[i].
+inline void add_to(float* to, const float* from, int count) {
+  int i = 0;
+  for (; i + kWidth <= count; i += kWidth) store(to + i, load(to + i) + load(from + i));
+  for (; i < count; ++i) to[i] += from[i];
+}
+
 // kWidth elements of a token from element `first` on, along its `dim` features; those past its end are zero.
 template <class Packed, class T>
 inline Vec load_elements(const T* token, int first, int dim) {

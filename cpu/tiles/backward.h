@@ -14,6 +14,7 @@
 #include "common/problem.h"
 #include "common/window.h"
 #include "cpu/host/kernels.h"
+#include "cpu/simd/convert.h"
 #include "cpu/simd/numeric.h"
 #include "cpu/simd/parallel.h"
 #include "cpu/simd/vec.h"
@@ -86,13 +87,13 @@ inline void sum_rows(const VisitedTokens<Side::kQueries>& visited, const Visited
 inline void flush_panel(const VisitedTokens<Side::kQueries>& visited, const VisitedSums& sums) {
   const TokenPanel& panel = visited.panel;
   if (!panel.resident) return;
-  const HeadView<float>& view = sums.view;
+  const HeadView<float> view = sums.view;  // copied: what is stored could be the one referred to
+  const int64_t next = token_step(visited) * view.stride;
+  const int tokens = extent(panel.box[2]);
   for_each_row(visited, [&](int64_t token, const int (&position)[kAxes]) {
     const float* from = panel_row(panel, sums, position);
     float* to = view.base + token * view.stride;
-    const int64_t next = token_step(visited) * view.stride;
-    for (int j = 0; j < extent(panel.box[2]); ++j, from += view.dim, to += next)
-      for (int d = 0; d < view.dim; ++d) to[d] += from[d];
+    for (int j = 0; j < tokens; ++j, from += view.dim, to += next) add_to(to, from, view.dim);
   });
 }
 

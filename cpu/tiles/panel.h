@@ -130,12 +130,13 @@ inline void interleave_tokens(const BFloat16* low, const BFloat16* high, int dim
   for (; d < dim; ++d) to[d] = {low[d], high == nullptr ? BFloat16{} : high[d]};
 }
 
-// Packs `count` tokens of a row, `step` apart in memory; the last pair is filled with zeros.
+// Packs `count` tokens of a row, `step` apart in memory; the last pair is filled with zeros. The view is a copy: what
+// is stored could be one that is referred to.
 template <class T>
-inline void pack_row(const HeadView<const T>& view, const T* row, int64_t step, int count, Along, float* to) {
+inline void pack_row(HeadView<const T> view, const T* row, int64_t step, int count, Along, float* to) {
   for (int j = 0; j < count; ++j, row += step * view.stride, to += view.dim) widen(row, to, view.dim);
 }
-inline void pack_row(const HeadView<const BFloat16>& view, const BFloat16* row, int64_t step, int count, Along along,
+inline void pack_row(HeadView<const BFloat16> view, const BFloat16* row, int64_t step, int count, Along along,
                      BFloat16Pair* to) {
   const int64_t next = step * view.stride;
   if (along == Along::kTokens) {
