@@ -217,7 +217,9 @@ inline Vec exp2(Vec exponent) {
   power = power * rest + splat(2.40226507e-1f);
   power = power * rest + splat(6.93147182e-1f);
   power = power * rest + splat(1.0f);
-  return power * from_bits((bits_of(shifted) << 23) + bits_of(splat(1.0f)));
+  typedef uint32_t Word __attribute__((vector_size(kWidth * 4)));  // lanes without a query hold anything: it wraps
+  const Word factor = (reinterpret_cast<Word>(shifted) << 23) + reinterpret_cast<Word>(splat(1.0f));
+  return power * reinterpret_cast<Vec>(factor);
 }
 
 }  // namespace JAX_NA_ISA
