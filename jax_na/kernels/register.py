@@ -19,8 +19,9 @@ from jax_na.kernels import devices
 from jax_na.kernels.platforms import CUDA, PLATFORMS, Platform
 
 NOT_BUILT = (
-    "this installation has no CUDA kernels; install jax-na again from source where there is an nvcc, or with "
-    "JAX_NA_CUDA_TOOLKIT=pypi in the environment"
+    "this installation has no CUDA kernels; install jax-na again from source where there are an nvcc and a "
+    "GPU, with JAX_NA_CUDA=ON in the environment if there is no GPU, and with JAX_NA_CUDA_TOOLKIT=pypi if "
+    "there is no nvcc"
 )
 
 
