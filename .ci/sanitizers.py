@@ -14,7 +14,7 @@ DEFINES = (
 )
 # libstdc++ must be loaded before the sanitizer's interceptor of __cxa_throw is used by jaxlib.
 LIBRARIES = ("libasan.so", "libubsan.so", "libstdc++.so.6")
-TESTS = ("tests/test_random.py", "tests/test_regions.py", "tests/test_foreign_calls.py")
+TESTS = (("--exhaustive", "tests/test_foreign_calls.py"), ("tests/test_random.py", "tests/test_regions.py"))
 
 
 def library(name: str) -> str:
@@ -33,4 +33,5 @@ def check(run: Run, environment: Environment) -> None:
         "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1",
     }
     options = ("-q", "-n", "auto", "-p", "no:cacheprovider", "--capture=sys")
-    run(environment.bin / "pytest", *options, *TESTS, variables=variables)
+    for tests in TESTS:
+        run(environment.bin / "pytest", *options, *tests, variables=variables)

@@ -18,7 +18,7 @@ import memory
 import jax_na
 
 FOLDER = pathlib.Path(__file__).parent
-# As a script would be run: its own folder is searched first, and the current one, which may be a checkout, not.
+# As if a script were run: its own folder is searched first. The current one, perhaps a checkout, is not.
 SERVE = """
 import sys
 sys.path[:] = [channel.receive(), *filter(None, sys.path)]

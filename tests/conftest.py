@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 from . import thinning
+from .cuda_kernels import is_built
 
 os.environ["JAX_NA_TUNING"] = "off"  # what was measured on this machine is no part of a test
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # several processes share a GPU
@@ -36,12 +37,25 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "some(n): without --exhaustive, n successive ones of these tests")
+    config.addinivalue_line("markers", "some(n): without --exhaustive, n of these tests")
     for name, number in EXAMPLES.items():
         hypothesis.settings.register_profile(name, max_examples=number)
     is_exhaustive = config.getoption("exhaustive")
     hypothesis.settings.load_profile("exhaustive" if is_exhaustive else "thinned")
     jax.config.update("jax_disable_most_optimizations", not is_exhaustive)
+    if takes_some(config):
+        os.environ.setdefault("JAX_NA_TEST_ARITHMETICS", thinning.arithmetics(SEED))
+
+
+def takes_some(config: pytest.Config) -> bool:
+    """Whether a part of the combinations is run; those named on the command line are."""
+    return not config.getoption("exhaustive") and not any("[" in argument for argument in config.args)
+
+
+def has_its_kernels(item: pytest.Item) -> bool:
+    """Whether the CUDA kernels of a test, if it has a mode of these, are compiled for the executor."""
+    params = item.callspec.params if hasattr(item, "callspec") else {}
+    return is_built(params.get("mode"))
 
 
 def pytest_report_header(config: pytest.Config) -> str:
@@ -51,9 +65,9 @@ def pytest_report_header(config: pytest.Config) -> str:
 
 @pytest.hookimpl(trylast=True)  # after -k and -m have chosen
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.getoption("exhaustive") or any("[" in argument for argument in config.args):
+    if not takes_some(config):
         return
-    kept = thinning.thinned(items, SEED)
+    kept = thinning.thinned([item for item in items if has_its_kernels(item)], SEED)
     config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
     items[:] = kept
 

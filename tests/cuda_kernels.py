@@ -27,6 +27,12 @@ Mode = tuple[str, str]  # dtype, precision
 AXES = 3  # kAxes
 DTYPES = {"float32": 0, "bfloat16": 1, "float16": 2, "float64": 3}  # DType
 ON_DEVICE = os.environ.get("JAX_NA_KERNELS") == "device"
+ARITHMETIC = {
+    ("bfloat16", "default"): "BF16",
+    ("float16", "default"): "F16",
+    ("float32", "default"): "TF32",
+    ("float32", "exact"): "ExactF32",
+}
 GUARD, GUARD_BYTE = 256, 0xA5
 ADDITIONAL = ("additional_keys", "additional_values")
 NAN, NO_NAN = 0xFF, 0x40  # bytes to poison results with; the others are between 2 and 4
@@ -107,6 +113,16 @@ def native_call(kernel: Kernel, problem: Problem, mode: Mode, operands: Sequence
     return _Call(problem=native(problem), target=kernel, operands=mask, **numbers, **more)
 
 
+def built() -> list[str]:
+    """The arithmetics whose tensor core kernels exist: for the host, those of JAX_NA_TEST_ARITHMETICS."""
+    some = os.environ.get("JAX_NA_TEST_ARITHMETICS")
+    return some.split(",") if some and not ON_DEVICE else list(build.ARITHMETICS)
+
+
+def is_built(mode: Mode) -> bool:
+    return ARITHMETIC.get(mode, "") not in set(build.ARITHMETICS) - set(built())
+
+
 @functools.cache
 def library() -> ctypes.CDLL:
     """The kernels, built.
@@ -116,7 +132,7 @@ def library() -> ctypes.CDLL:
     """
     if not ON_DEVICE and build.host_compiler() is None:
         pytest.skip("there is no C++ compiler to build the CUDA kernels for the host with")
-    kernels, dispatch = build.cuda_sources()
+    kernels, dispatch = build.cuda_sources(built())
     if ON_DEVICE:
         host = [*dispatch, build.SIMT / "harness" / "harness_device.cu"]
         path = build.device_library("kernels", kernels, host, build.architecture())

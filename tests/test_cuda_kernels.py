@@ -185,7 +185,8 @@ def test_deterministic(name, mode, rng):
 @pytest.mark.some(2)
 @pytest.mark.parametrize("number", range(48))
 def test_random_problems(number, rng):
-    problem, mode = any_problem(rng), MODES[number % len(MODES)]
+    modes = [mode for mode in MODES if cuda_kernels.is_built(mode)]
+    problem, mode = any_problem(rng), modes[number % len(modes)]
     print(problem, mode)
     assert_attention(problem, mode, ROWS[number // len(MODES) % len(ROWS)], rng)
 

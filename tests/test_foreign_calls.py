@@ -126,6 +126,7 @@ def test_valid_calls(target, rng):
         helpers.assert_close(found, expected, TOLERANCE["bfloat16" if halves else "float32"])
 
 
+@pytest.mark.some(4)
 @pytest.mark.parametrize("target", TARGETS)
 def test_wrong_calls(target, rng):
     """A wrong call says what is wrong, or computes with its own memory only."""

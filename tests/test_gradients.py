@@ -61,6 +61,7 @@ def problem(case, rng):
     return case.inputs(rng), case.inputs(rng), case.cotangents(rng)
 
 
+@pytest.mark.some(4)
 @every_implementation
 @every_case
 def test_forward_mode(case, implementation, rng, x64):
@@ -128,6 +129,7 @@ def test_third_order(implementation, rng, x64):
     helpers.assert_close(found, expected, TOLERANCE)
 
 
+@pytest.mark.some(1)
 @pytest.mark.parametrize(("name", "implementation"), HESSIANS)
 def test_hessian(name, implementation, rng, x64):
     """jax.hessian with respect to one input: batches of tangents, and zero tangents for the other inputs."""
@@ -144,6 +146,7 @@ def test_hessian(name, implementation, rng, x64):
     assert helpers.relative_error(found, expected) <= TOLERANCE
 
 
+@pytest.mark.some(2)
 @every_implementation
 def test_gradient_of_one_input(implementation, rng):
     """Asking for fewer gradients does not change those that remain."""

@@ -108,12 +108,6 @@ def test_covering_of_features():
     assert len(chosen) < len(problems)
 
 
-def test_successive():
-    assert thinning.successive(5, 9, random.Random(0)) == [0, 1, 2, 3, 4]
-    numbers = thinning.successive(48, 8, random.Random(0))
-    assert {i % 8 for i in numbers} == set(range(8))
-
-
 @pytest.fixture
 def compiled(tmp_path):
     """Compiles `a.cc` with a header in a folder of any name; returns whether the compiler had to work."""

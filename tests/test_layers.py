@@ -113,6 +113,7 @@ def test_linen_by_definition(name, rng):
     assert helpers.relative_error(layer.apply(variables, x), expected) < 2e-6
 
 
+@pytest.mark.some(3)
 @every_layer
 def test_nnx_is_linen(name, rng):
     """The same parameters give the same bits and gradients, in both."""
@@ -171,6 +172,7 @@ def test_other_keys_and_values(rng):
     assert helpers.relative_error(layer.apply(variables, q, k), out) > 0.1
 
 
+@pytest.mark.some(3)
 @every_layer
 def test_dtypes(name, rng):
     """bfloat16 computation with float32 parameters: bfloat16 out, close to the float32 result."""

@@ -72,6 +72,7 @@ SAVE = {"both": ("jax_na_out", "jax_na_lse"), "nothing": ()}
 FORWARD = {"fused": "na_attention", "xla": "na_attention"}  # the others: na_av, once more in each derivative
 
 
+@pytest.mark.some(2)
 @every_implementation
 @pytest.mark.parametrize("save", SAVE)
 def test_checkpoint_policy(save, implementation, rng):

@@ -48,6 +48,7 @@ def test_keys_of_several_axes():
     assert all(type(x) is int for pair in keys for x in pair)
 
 
+@pytest.mark.some(2)
 @every_implementation
 def test_every_option(implementation, rng):
     """Two parts at known positions are the whole: with a bias, tokens, grouped heads and a scale."""

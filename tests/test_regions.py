@@ -89,6 +89,7 @@ def in_regions(case, cuts, implementation):
     return lambda **inputs: run(jax.lax.optimization_barrier(jnp.array(starts, jnp.int32)), **inputs)
 
 
+@pytest.mark.some(5)
 @pytest.mark.parametrize(("name", "implementation"), RUNS)
 def test_regions_are_the_whole(name, implementation, rng):
     case = NAMED[name]

@@ -36,6 +36,7 @@ def in_blocks(mesh, names, spec, implementation=None, **options):
     return function
 
 
+@pytest.mark.some(2)
 @every_implementation
 @pytest.mark.parametrize("name", ["stride and dilation", "wide", "2d", "3d"])
 def test_inside_shard_map(name, implementation, rng):
@@ -60,6 +61,7 @@ WINDOWS = {
 }
 
 
+@pytest.mark.some(3)
 @pytest.mark.parametrize("name", WINDOWS)
 def test_windows(name, rng):
     """Windows that reach several blocks, or none."""
@@ -85,6 +87,7 @@ def pad(x, grid):
     return np.pad(x, widths)
 
 
+@pytest.mark.some(3)
 @pytest.mark.parametrize("implementation", helpers.available("fused", "gemm", "xla"))
 @pytest.mark.parametrize("name", UNEVEN)
 def test_uneven(name, implementation, rng):

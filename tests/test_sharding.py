@@ -227,6 +227,7 @@ SPACE = {
 }
 
 
+@pytest.mark.some(5)
 @every_implementation
 @every_kind
 @pytest.mark.parametrize("name", SPACE)
@@ -246,6 +247,7 @@ def test_space(name, kind, implementation, rng):
     assert [entries(x) for x in found[0]] == [tuple(spec)] * 2
 
 
+@pytest.mark.some(1)
 @every_kind
 def test_second_order(kind, rng):
     """A Hessian-vector product, forward over reverse."""

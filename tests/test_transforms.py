@@ -74,6 +74,7 @@ def test_vmap_of_subsets(implementation, rng):
     assert_vmap(CASE, lambda inputs: attend(**inputs), stacked(CASE, rng, 3), subsets)
 
 
+@pytest.mark.some(2)
 @every_implementation
 def test_vmap_of_the_gradient(implementation, rng):
     """Per-example gradients, of what is mapped and of what is shared, the positional bias included."""
@@ -172,6 +173,7 @@ def test_vmap_of_the_unfused(implementation, rng):
         q = expected  # the weights
 
 
+@pytest.mark.some(1)
 @every_implementation
 def test_scan_over_layers(implementation, rng):
     """Three layers in a scan, with a bias each; value and gradients are those of the loop written out."""
@@ -234,6 +236,7 @@ def test_eval_shape(implementation, rng):
     assert (lse.shape, lse.dtype) == (inputs["query"].shape[:-1], jnp.float32)
 
 
+@pytest.mark.some(1)
 @every_implementation
 def test_without_jit(implementation, rng):
     """Eager calls, and those under jax.disable_jit, give what a compiled program gives."""
@@ -243,6 +246,7 @@ def test_without_jit(implementation, rng):
     helpers.assert_correct(CASE, (results, pull(cotangents)[0]), inputs, cotangents)
 
 
+@pytest.mark.some(1)
 @every_implementation
 def test_disable_jit_and_debug_nans(implementation, rng):
     """Operation by operation, nothing inside is nan; what comes in as nan is found."""

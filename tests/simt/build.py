@@ -83,10 +83,16 @@ def unit(source: pathlib.Path, math: str) -> Unit:
     return source, (f"-DJAX_NA_MATH={math}",)
 
 
-def cuda_sources() -> tuple[list[Unit], list[pathlib.Path]]:
-    """The library's kernels, and the ordinary sources that choose among them."""
+def cuda_sources(arithmetics: Sequence[str] = ARITHMETICS) -> tuple[list[Unit], list[pathlib.Path]]:
+    """The library's kernels, and the ordinary sources that choose among them.
+
+    Kernels of other arithmetics are an error when they are called.
+    """
     cuda = ROOT / "cuda"
-    kernels = [unit(cuda / source, math) for source, maths in MATHS.items() for math in maths]
+    absent = set(ARITHMETICS) - set(arithmetics)
+    every = [(cuda / source, math) for source, maths in MATHS.items() for math in maths]
+    kernels = [unit(source, math) for source, math in every if math not in absent]
+    kernels += [unit(SIMT / "harness" / "absent.cc", math) for math in sorted(absent)]
     host = [*cuda.glob("*/variant*.cc"), cuda / "host" / "run.cc", ROOT / "common" / "call" / "call.cc"]
     return kernels, sorted(host)
 
