@@ -2,6 +2,7 @@
 """Neighborhood attention as a linen layer, after `flax.linen.MultiHeadDotProductAttention`."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -10,13 +11,15 @@ import jax.numpy as jnp
 from flax.typing import Dtype, Initializer, PrecisionLike, PRNGKey
 
 from flax_layers import core
+from jax_na.api.window import Window, neighborhood_of
+from jax_na.axis_values import sequence
 
 
 class NeighborhoodAttention(nn.Module):
     """Multi-head attention in which every position attends to its neighborhood.
 
-    Takes inputs `[batch..., *spatial, features]`. The number of spatial axes is the length of whichever of
-    `kernel_size`, `stride`, `dilation`, `is_causal` is a tuple, else `inputs.ndim - 2` (one batch axis).
+    Takes inputs `[batch..., *spatial, features]`. The number of spatial axes is `rank`, or the length of
+    whichever of `kernel_size`, `stride`, `dilation`, `is_causal` is a tuple.
     Axes shorter than `kernel_size * dilation` are padded with zeros at the end, before the projections, and
     cropped after, as in the published NAT and DiNAT layers: there, padded positions take part as keys.
 
@@ -27,8 +30,9 @@ class NeighborhoodAttention(nn.Module):
 
     Attributes:
       num_heads: number of query heads; `qkv_features` must be a multiple.
-      kernel_size: keys per axis, one value or one per axis.
+      kernel_size: keys per axis, one value or one per axis; a `jax_na.Neighborhood` stands for all four.
       stride, dilation, is_causal: see `jax_na.neighborhood_attention`; one value or one per axis.
+      rank: number of spatial axes, needed if all of these are single values.
       rel_pos_bias: learn a relative positional bias. It is stored in float32 whatever `param_dtype`
         (float64 for float64 parameters).
       scale: factor of the logits; `head_dim ** -0.5` if None.
@@ -46,7 +50,14 @@ class NeighborhoodAttention(nn.Module):
       out_kernel_init, out_bias_init: initializers of the output projection; the ones above if None.
       rpb_init: initializer of the relative positional bias.
       use_bias: whether the projections add a bias.
-      normalize_qk: LayerNorm over the head_dim of query and key (https://arxiv.org/abs/2302.05442).
+      normalize_qk: whether query and key are normalized over their head_dim, by LayerNorm without bias
+        (https://arxiv.org/abs/2302.05442), or a factory of another module for each, which is called with the
+        `name` that its parameters have: `functools.partial(nn.RMSNorm, epsilon=1e-6)`.
+      cosine_scale: cosine attention: query and key are divided by their lengths, and the scores multiplied by
+        a learned factor per head, the parameter `scale [heads]`, which begins with this number; takes the
+        place of `scale`.
+      position: a function of query and key `[batch..., *spatial, heads, head_dim]`, after the norm, that
+        returns both with their positions in them: rotary embeddings, say.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -59,10 +70,11 @@ class NeighborhoodAttention(nn.Module):
     """
 
     num_heads: int
-    kernel_size: core.PerAxis
+    kernel_size: core.KernelSize
     stride: core.PerAxis = 1
     dilation: core.PerAxis = 1
     is_causal: core.PerAxisFlag = False
+    rank: int | None = None
     rel_pos_bias: bool = False
     scale: float | None = None
     implementation: str | None = None
@@ -80,7 +92,16 @@ class NeighborhoodAttention(nn.Module):
     out_bias_init: Initializer | None = None
     rpb_init: Initializer = core.rpb_init
     use_bias: bool = True
-    normalize_qk: bool = False
+    normalize_qk: bool | Callable[..., nn.Module] = False
+    cosine_scale: float | None = None
+    position: core.Position | None = None
+
+    def __post_init__(self) -> None:
+        for name in Window._fields:  # a layer is hashable, so that it can be a static argument of jit
+            values = sequence(getattr(self, name))
+            if values is not None:
+                object.__setattr__(self, name, values)
+        super().__post_init__()
 
     @nn.compact
     def __call__(
@@ -105,8 +126,8 @@ class NeighborhoodAttention(nn.Module):
           `[batch..., *spatial, out_features]`.
         """
         inputs = core.self_attention(inputs_q, inputs_k, inputs_v)
-        window = core.Window.of(self.kernel_size, self.stride, self.dilation, self.is_causal)
-        neighborhood = window.neighborhood(window.rank() or inputs_q.ndim - 2)
+        window = Window(self.kernel_size, self.stride, self.dilation, self.is_causal)
+        neighborhood = neighborhood_of(window, self.rank)
         heads = core.head_sizes(self.qkv_features or inputs_q.shape[-1], self.num_heads, self.num_kv_heads)
         rpb = None
         if self.rel_pos_bias:
@@ -118,7 +139,7 @@ class NeighborhoodAttention(nn.Module):
             inputs,
             project,
             rpb=rpb,
-            scale=self.scale,
+            scale=core.scale_of(self.scale, self.cosine_scale),
             implementation=self.implementation,
             precision=self.precision,
         )
@@ -142,11 +163,16 @@ class NeighborhoodAttention(nn.Module):
         key = self._dense(features=(heads.kv, heads.head_dim), name="key")(inputs_k)
         value = self._dense(features=(heads.kv, heads.head_dim), name="value")(inputs_v)
         if self.normalize_qk:
-            norm = functools.partial(
+            layer_norm = functools.partial(
                 nn.LayerNorm, use_bias=False, dtype=self.dtype, param_dtype=self.param_dtype
             )
+            norm = layer_norm if self.normalize_qk is True else self.normalize_qk
             query, key = norm(name="query_ln")(query), norm(name="key_ln")(key)
-        return query, key, value
+        if self.cosine_scale is not None:
+            init = nn.initializers.constant(self.cosine_scale)
+            scale = self.param("scale", init, (heads.num,), core.bias_dtype(self.param_dtype))
+            query, key = core.cosine(query, key, scale)
+        return (*core.placed(self.position, query, key), value)
 
     def _dense(self, **options: Any) -> nn.DenseGeneral:
         inits = {"kernel_init": self.kernel_init, "bias_init": self.bias_init}

@@ -9,10 +9,11 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 import jax_na
-from jax_na.neighborhood import MAX_RANK, given_rank
 
 PerAxis = int | Sequence[int]
 PerAxisFlag = bool | Sequence[bool]
+KernelSize = PerAxis | jax_na.Neighborhood
+Position = Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 Project = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array, jax.Array]]
 
 kernel_init = jax.nn.initializers.lecun_normal()
@@ -46,31 +47,6 @@ def head_sizes(qkv_features: int, num_heads: int, num_kv_heads: int | None) -> H
     return Heads(num_heads, kv, qkv_features // num_heads)
 
 
-class Window(NamedTuple):
-    """The parameters of a neighborhood as the user gave them: one value, or one per axis, each."""
-
-    kernel_size: PerAxis
-    stride: PerAxis
-    dilation: PerAxis
-    is_causal: PerAxisFlag
-
-    @classmethod
-    def of(cls, *parameters: Any) -> "Window":
-        """The same with tuples for lists: hashable."""
-        return cls(*(tuple(p) if isinstance(p, list) else p for p in parameters))
-
-    def rank(self) -> int | None:
-        """The number of spatial axes, if any parameter is a tuple."""
-        return given_rank(**self._asdict())
-
-    def neighborhood(self, rank: int) -> jax_na.Neighborhood:
-        """The neighborhood on a grid with `rank` axes."""
-        if not 1 <= rank <= MAX_RANK:
-            raise ValueError(f"1 to {MAX_RANK} spatial axes are supported, got {rank}")
-        per_axis: Any = (v if isinstance(v, Sequence) else (v,) * rank for v in self)
-        return jax_na.Neighborhood(*per_axis)
-
-
 def bias_shape(heads: Heads, neighborhood: jax_na.Neighborhood) -> tuple[int, ...]:
     """[heads, 2 * kernel_size - 1 for every axis]."""
     return (heads.num, *(2 * w - 1 for w in neighborhood.kernel_size))
@@ -79,6 +55,37 @@ def bias_shape(heads: Heads, neighborhood: jax_na.Neighborhood) -> tuple[int, ..
 def bias_dtype(param_dtype: DTypeLike) -> Any:
     """The bias is added to logits that are at least float32, so it is stored in no less."""
     return jnp.promote_types(param_dtype, jnp.float32)
+
+
+def scale_of(scale: float | None, cosine_scale: float | None) -> float | None:
+    """The factor of the scores; that of cosine attention is in the query."""
+    if cosine_scale is None:
+        return scale
+    if scale is not None:
+        raise ValueError(f"scale {scale} and cosine_scale {cosine_scale} are both given; give one of them")
+    return 1.0
+
+
+def cosine(query: jax.Array, key: jax.Array, scale: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Query and key of length 1, the query times `scale` [heads]; in no less than float32."""
+
+    def unit(x: jax.Array) -> jax.Array:
+        wide = x.astype(bias_dtype(x.dtype))
+        return wide * jax.lax.rsqrt(jnp.sum(wide * wide, -1, keepdims=True) + 1e-6)
+
+    factors = scale.reshape((1,) * (query.ndim - 2) + (-1, 1))
+    return (unit(query) * factors).astype(query.dtype), unit(key).astype(key.dtype)
+
+
+def placed(position: Position | None, query: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Query and key as the hook returns them, which may not change their shapes."""
+    if position is None:
+        return query, key
+    found = position(query, key)
+    given, shapes = (query.shape, key.shape), tuple(x.shape for x in found)
+    if shapes != given:
+        raise ValueError(f"position returns shapes {shapes}; query and key have {given}, which must stay")
+    return found
 
 
 def self_attention(

@@ -2,6 +2,7 @@
 """Neighborhood attention as an nnx layer, with the conventions of `flax.nnx.MultiHeadAttention`."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -9,8 +10,8 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.typing import Dtype, Initializer, PrecisionLike
 
-import jax_na
 from flax_layers import core
+from jax_na.api.window import Window, neighborhood_of
 
 __all__ = ["NeighborhoodAttention"]
 
@@ -18,19 +19,22 @@ __all__ = ["NeighborhoodAttention"]
 class NeighborhoodAttention(nnx.Module):
     """The nnx twin of `flax_layers.NeighborhoodAttention`: same parameters, same result, same names.
 
-    Parameters exist from construction on, so `in_features` and `rngs` are given there, and `rel_pos_bias`
-    needs a tuple for at least one of `kernel_size`, `stride`, `dilation`, `is_causal`: the number of axes.
-    Everything else, the padding of small inputs included, is as in the linen layer.
+    Parameters exist from construction on, so `in_features` and `rngs` are given there. Everything else, the
+    padding of small inputs included, is as in the linen layer.
 
     Args:
       num_heads: number of query heads; `qkv_features` must be a multiple.
       in_features: features of the inputs.
-      kernel_size: keys per axis, one value or one per axis.
+      kernel_size: keys per axis, one value or one per axis; a `jax_na.Neighborhood` stands for it, stride,
+        dilation and is_causal.
       qkv_features: features of all heads of the query; `in_features` if None.
       out_features: features of the output; `in_features` if None.
       num_kv_heads: heads of key and value; a divisor of `num_heads`, which is the default (grouped heads).
+      rank: number of spatial axes, needed if kernel_size, stride, dilation and is_causal are single values.
       in_kv_features: features of `inputs_k` and `inputs_v`; `in_features` if None.
       dropout_rate: dropout of the output projection's result; the attention probabilities have none.
+      normalize_qk: as in the linen layer; a factory is called with `(head_dim, rngs=rngs)`:
+        `functools.partial(nnx.RMSNorm, epsilon=1e-6)`.
       deterministic: no dropout if True; overridden by the call's, needed only if `dropout_rate > 0`.
       keep_rngs: keep a dropout stream of `rngs`; if False every call that drops out brings its own `rngs`.
 
@@ -47,7 +51,7 @@ class NeighborhoodAttention(nnx.Module):
         self,
         num_heads: int,
         in_features: int,
-        kernel_size: core.PerAxis,
+        kernel_size: core.KernelSize,
         qkv_features: int | None = None,
         out_features: int | None = None,
         num_kv_heads: int | None = None,
@@ -56,6 +60,7 @@ class NeighborhoodAttention(nnx.Module):
         stride: core.PerAxis = 1,
         dilation: core.PerAxis = 1,
         is_causal: core.PerAxisFlag = False,
+        rank: int | None = None,
         rel_pos_bias: bool = False,
         scale: float | None = None,
         implementation: str | None = None,
@@ -70,13 +75,16 @@ class NeighborhoodAttention(nnx.Module):
         out_bias_init: Initializer | None = None,
         rpb_init: Initializer = core.rpb_init,
         use_bias: bool = True,
-        normalize_qk: bool = False,
+        normalize_qk: bool | Callable[..., nnx.Module] = False,
+        cosine_scale: float | None = None,
+        position: core.Position | None = None,
         rngs: nnx.Rngs,
         keep_rngs: bool = True,
     ) -> None:
-        self.window = core.Window.of(kernel_size, stride, dilation, is_causal)
+        self.neighborhood = neighborhood_of(Window(kernel_size, stride, dilation, is_causal), rank)
         self.in_features = in_features
-        self.scale = scale
+        self.score_scale = core.scale_of(scale, cosine_scale)
+        self.position = position
         self.implementation = implementation
         self.precision = precision
         heads = core.head_sizes(qkv_features or in_features, num_heads, num_kv_heads)
@@ -87,9 +95,12 @@ class NeighborhoodAttention(nnx.Module):
         self.query = project(in_features, (heads.num, heads.head_dim))
         self.key = project(in_kv_features, (heads.kv, heads.head_dim))
         self.value = project(in_kv_features, (heads.kv, heads.head_dim))
-        norm = functools.partial(nnx.LayerNorm, heads.head_dim, use_bias=False, **shared)
-        self.query_ln = norm() if normalize_qk else None
-        self.key_ln = norm() if normalize_qk else None
+        layer_norm = functools.partial(nnx.LayerNorm, use_bias=False, dtype=dtype, param_dtype=param_dtype)
+        norm: Any = layer_norm if normalize_qk is True else normalize_qk
+        self.query_ln = norm(heads.head_dim, rngs=rngs) if norm else None
+        self.key_ln = norm(heads.head_dim, rngs=rngs) if norm else None
+        factors = jnp.full(heads.num, cosine_scale or 0.0, core.bias_dtype(param_dtype))
+        self.scale = None if cosine_scale is None else nnx.Param(factors)
         self.out = dense(
             in_features=(heads.num, heads.head_dim),
             out_features=out_features or in_features,
@@ -126,11 +137,11 @@ class NeighborhoodAttention(nnx.Module):
         if inputs_q.shape[-1] != self.in_features:
             raise ValueError(f"inputs_q has {inputs_q.shape[-1]} features, the layer has {self.in_features}")
         x = core.attend(
-            self._neighborhood(inputs_q.ndim - 2),
+            self.neighborhood,
             inputs,
             self._project,
             rpb=None if self.rpb is None else self.rpb[...],
-            scale=self.scale,
+            scale=self.score_scale,
             implementation=self.implementation,
             precision=self.precision,
         )
@@ -142,17 +153,8 @@ class NeighborhoodAttention(nnx.Module):
     def _initial_bias(
         self, heads: core.Heads, init: Initializer, param_dtype: Dtype, rngs: nnx.Rngs
     ) -> nnx.Param[jax.Array]:
-        shape = core.bias_shape(heads, self._neighborhood(None))
+        shape = core.bias_shape(heads, self.neighborhood)
         return nnx.Param(init(rngs.params(), shape, core.bias_dtype(param_dtype)))
-
-    def _neighborhood(self, rank: int | None) -> jax_na.Neighborhood:
-        rank = self.window.rank() or rank
-        if rank is None:
-            w = self.window.kernel_size
-            raise ValueError(
-                f"rel_pos_bias needs the number of axes: give kernel_size as a tuple, not as {w}"
-            )
-        return self.window.neighborhood(rank)
 
     def _project(
         self, inputs_q: jax.Array, inputs_k: jax.Array, inputs_v: jax.Array
@@ -161,4 +163,6 @@ class NeighborhoodAttention(nnx.Module):
         query, key, value = self.query(inputs_q), self.key(inputs_k), self.value(inputs_v)
         if self.query_ln is not None and self.key_ln is not None:
             query, key = self.query_ln(query), self.key_ln(key)
-        return query, key, value
+        if self.scale is not None:
+            query, key = core.cosine(query, key, self.scale[...])
+        return (*core.placed(self.position, query, key), value)

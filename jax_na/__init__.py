@@ -13,6 +13,7 @@ except ImportError as error:
     ) from error
 
 from jax_na.api.attention import na1d, na2d, na3d, neighborhood_attention
+from jax_na.api.attention_fn import attention_fn
 from jax_na.api.availability import export_safety_checks, implementations
 from jax_na.api.halves import neighborhood_av, neighborhood_qk
 from jax_na.api.merge import merge_attentions
@@ -25,6 +26,7 @@ __version__ = _version("jax-na")
 
 __all__ = [
     "Neighborhood",
+    "attention_fn",
     "export_safety_checks",
     "implementations",
     "merge_attentions",

@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import functools
 import math
-import operator
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from jax_na import _cpu
+from jax_na.axis_values import flag, given_rank, per_axis, positive
 
-T = TypeVar("T", int, bool)
 Table = NDArray[Any]
 Shape = tuple[int, ...]
-MAX_RANK = 3
 
 
 def known_size(shape: Sequence[int]) -> int:
@@ -97,7 +95,7 @@ class Neighborhood:
             "kernel_size": per_axis("kernel_size", kernel_size, rank, positive),
             "stride": per_axis("stride", stride, rank, positive),
             "dilation": per_axis("dilation", dilation, rank, positive),
-            "is_causal": per_axis("is_causal", is_causal, rank, _flag),
+            "is_causal": per_axis("is_causal", is_causal, rank, flag),
         }
         for name, value in values.items():
             object.__setattr__(self, name, value)
@@ -202,12 +200,15 @@ class Neighborhood:
         value_dim: int | None = None,
         batch: int = 1,
         backward: bool = False,
+        additional_tokens: int = 0,
     ) -> int:
         """Useful FLOPs of one forward pass, or of one backward pass (2.5 times as many).
 
-        2 * batch * heads * (head_dim + value_dim) * sum over the queries of the number of keys they see.
+        2 * batch * heads * (head_dim + value_dim) * sum over the queries of the number of keys they see;
+        all see the additional tokens.
         """
         pairs = math.prod(int(np.diff(windows(axis)).sum()) for axis in self.axes(shape))
+        pairs += math.prod(shape) * additional_tokens
         products = batch * heads * pairs * (head_dim + (head_dim if value_dim is None else value_dim))
         return products * (5 if backward else 2)
 
@@ -234,48 +235,6 @@ def _place(line: Table, axis: int, rank: int) -> Table:
     shape = [1] * (2 * rank)
     shape[axis], shape[rank + axis] = line.shape
     return line.reshape(shape)
-
-
-def given_rank(**parameters: object) -> int | None:
-    """The length of whichever parameter is a tuple, None if none is."""
-    ranks = {name: len(p) for name, p in parameters.items() if isinstance(p, (tuple, list))}
-    if len(set(ranks.values())) > 1:
-        raise ValueError(f"tuples must have one value per axis, but their lengths differ: {ranks}")
-    for name, rank in ranks.items():
-        if not 1 <= rank <= MAX_RANK:
-            raise ValueError(
-                f"{name} {parameters[name]} has {rank} values; 1 to {MAX_RANK} axes are supported"
-            )
-    return next(iter(ranks.values()), None)
-
-
-def per_axis(name: str, value: object, rank: int, check: Callable[[str, object], T]) -> tuple[T, ...]:
-    """One value, or a sequence with one per axis, as a checked tuple."""
-    values = tuple(value) if isinstance(value, (tuple, list)) else (value,) * rank
-    return tuple(check(name, v) for v in values)
-
-
-def positive(name: str, value: object) -> int:
-    if isinstance(value, (float, np.floating)) and math.isfinite(value):
-        nearest = max(1, round(float(value)))
-        raise TypeError(
-            f"{name} must be an integer >= 1, got {value!r}; the nearest legal value is {nearest}"
-        )
-    try:
-        number = None if isinstance(value, (bool, np.bool_)) else operator.index(value)  # type: ignore[arg-type]
-    except TypeError:  # something else, or a traced integer
-        number = None
-    if number is None:
-        raise TypeError(f"{name} must be an integer >= 1, got {value!r}")
-    if number < 1:
-        raise ValueError(f"{name} must be >= 1, got {number}; the nearest legal value is 1")
-    return number
-
-
-def _flag(name: str, value: object) -> bool:
-    if not isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"{name} must be True or False (or a tuple of them), got {value!r}")
-    return bool(value)
 
 
 def _too_long(axis: int, length: int, kernel_size: int, dilation: int) -> str:

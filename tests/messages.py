@@ -21,15 +21,15 @@ KV = zeros(2, 5, 6, 2, 8)
 BF16, F64, I32 = Q.astype(jnp.bfloat16), Q.astype(np.float64), Q.astype(np.int32)
 
 
-def attend(query=Q, key=Q, value=Q, kernel_size=3, **options):
+def attend(query=Q, key=Q, value=Q, kernel_size=(3, 3), **options):
     return jax_na.neighborhood_attention(query, key, value, kernel_size, **options)
 
 
-def qk(query=Q, key=Q, kernel_size=3, **options):
+def qk(query=Q, key=Q, kernel_size=(3, 3), **options):
     return jax_na.neighborhood_qk(query, key, kernel_size, **options)
 
 
-def av(weights=zeros(2, 5, 6, 4, 9), value=Q, kernel_size=3, **options):  # noqa: B008
+def av(weights=zeros(2, 5, 6, 4, 9), value=Q, kernel_size=(3, 3), **options):  # noqa: B008
     return jax_na.neighborhood_av(weights, value, kernel_size, **options)
 
 
@@ -41,17 +41,17 @@ VALUE_ERRORS = {
         "with dilation 2 is 3; the largest legal dilation with kernel_size 4 is 1",
     ),
     "kernel longer than the axis": (
-        lambda: attend(kernel_size=7),
+        lambda: attend(kernel_size=(7, 7)),
         "kernel_size 7 * dilation 1 = 7 exceeds length 5 of spatial axis 0; the largest legal kernel_size "
         "with dilation 1 is 5",
     ),
     "dilation longer than the axis": (
-        lambda: attend(kernel_size=1, dilation=9),
+        lambda: attend(kernel_size=(1, 1), dilation=9),
         "kernel_size 1 * dilation 9 = 9 exceeds length 5 of spatial axis 0; the largest legal dilation with "
         "kernel_size 1 is 5",
     ),
     "both longer than the axis": (
-        lambda: attend(kernel_size=9, dilation=8),
+        lambda: attend(kernel_size=(9, 9), dilation=8),
         "kernel_size 9 * dilation 8 = 72 exceeds length 5 of spatial axis 0; both must be at most 5",
     ),
     "stride too long": (
@@ -77,13 +77,9 @@ VALUE_ERRORS = {
     ),
     "no axis": (lambda: attend(kernel_size=()), "kernel_size () has 0 values; 1 to 3 axes are supported"),
     "rank not known": (
-        lambda: attend(*[zeros(5, 2, 4)] * 3),
-        "query has 3 axes; [batch, *spatial, heads, head_dim] has 4 to 6. With none or several batch axes "
-        "make kernel_size a tuple with one value per spatial axis",
-    ),
-    "rank too high": (
-        lambda: attend(*[zeros(1, 1, 3, 3, 3, 3, 3)] * 3),
-        "query has 7 axes; [batch, *spatial, heads, head_dim] has 4 to 6",
+        lambda: attend(kernel_size=3),
+        "kernel_size 3 does not say how many spatial axes there are; give a tuple, for images (3, 3), or the "
+        "function or argument that names the rank: na1d, na2d, na3d, or rank=2 of a layer",
     ),
     "fewer axes than the rank": (
         lambda: attend(*[zeros(5, 6, 4)] * 3, kernel_size=(3, 3)),
@@ -127,7 +123,7 @@ VALUE_ERRORS = {
     ),
     "heads of the value": (lambda: attend(key=KV), "value has 4 heads, key 2; they must be equal"),
     "no heads": (
-        lambda: attend(*[zeros(1, 5, 0, 3)] * 3),
+        lambda: attend(*[zeros(1, 5, 0, 3)] * 3, kernel_size=(3,)),
         "query has shape (1, 5, 0, 3); it needs at least 1 head and 1 feature",
     ),
     "no features": (
@@ -135,7 +131,7 @@ VALUE_ERRORS = {
         "value has shape (2, 5, 6, 4, 0); it needs at least 1 head and 1 feature",
     ),
     "no tokens": (
-        lambda: attend(*[zeros(1, 0, 2, 3)] * 3, kernel_size=1),
+        lambda: attend(*[zeros(1, 0, 2, 3)] * 3, kernel_size=(1,)),
         "kernel_size 1 * dilation 1 = 1 exceeds length 0 of spatial axis 0",
     ),
     "infinite scale": (
@@ -182,7 +178,7 @@ VALUE_ERRORS = {
     "heads of the weights": (lambda: av(value=zeros(2, 5, 6, 3, 8)), "there are 4 heads and 3 kv heads"),
     "grid of the value": (lambda: av(value=zeros(2, 5, 5, 4, 8)), "value has shape (2, 5, 5, 4, 8), "),
     "window of the products": (
-        lambda: qk(kernel_size=6),
+        lambda: qk(kernel_size=(6, 6)),
         "kernel_size 6 * dilation 1 = 6 exceeds length 5 of spatial axis 0",
     ),
     "head_dim of the products": (
@@ -227,7 +223,7 @@ VALUE_ERRORS = {
         "kernel_size 7 * dilation 1 = 7 exceeds length 6 of spatial axis 1",
     ),
     "implementations for a wrong problem": (
-        lambda: jax_na.implementations(Q, 7),
+        lambda: jax_na.implementations(Q, (7, 7)),
         "kernel_size 7 * dilation 1 = 7 exceeds length 5 of spatial axis 0",
     ),
 }
@@ -251,11 +247,32 @@ TYPE_ERRORS = {
         lambda: attend(key=BF16),
         "dtypes differ: query float32, key bfloat16, value float32; convert to one, for instance float32",
     ),
+    "dtype of the scores": (
+        lambda: qk(preferred_element_type="int32"),
+        "preferred_element_type must be a floating dtype or None, got 'int32'",
+    ),
+    "unknown dtype of the scores": (
+        lambda: qk(preferred_element_type="float31"),
+        "preferred_element_type must be a floating dtype or None, got 'float31'",
+    ),
     "scale as text": (
         lambda: attend(scale="1"),
         "scale must be a real number or None for head_dim ** -0.5, got '1'",
     ),
     "scale per head": (lambda: attend(scale=zeros(4)), "scale must be a real number or None"),
+    "traced kernel_size": (
+        lambda: jax.jit(lambda w: jax_na.na2d(Q, Q, Q, w))(3),
+        "kernel_size is traced, but it must be known when compiling: jax.jit(..., "
+        "static_argnames='kernel_size'), or bind it with functools.partial",
+    ),
+    "traced kernel sizes": (
+        lambda: jax.jit(attend)(Q, Q, Q, np.array([3, 3])),
+        "kernel_size is traced, but it must be known when compiling",
+    ),
+    "traced flag": (
+        lambda: jax.jit(lambda c: attend(is_causal=c))(True),
+        "is_causal is traced, but it must be known when compiling",
+    ),
     "traced scale": (
         lambda: jax.eval_shape(lambda scale: attend(scale=scale), np.float32(1)),
         "scale is traced, but it must be known when compiling: multiply the query instead",

@@ -15,7 +15,7 @@ QUERY, KEY = zeros(2, 2, 6, 4, 8), zeros(2, 4, 6, 4, 8)
 
 
 def attend(query=QUERY, key=KEY, value=None, **options):
-    options = {"length": (9, 6), "query_start": (3, 0), "key_start": (2, 0), "kernel_size": 3} | options
+    options = {"length": (9, 6), "query_start": (3, 0), "key_start": (2, 0), "kernel_size": (3, 3)} | options
     return jax_na.region_attention(query, key, key if value is None else value, **options)
 
 
@@ -52,6 +52,10 @@ VALUE_ERRORS = {
     ),
     "array of starts": (
         lambda: attend(key_start=np.array([2, 0, 0])),
+        "their lengths differ: {'kernel_size': 2, 'length': 2, 'query_start': 2, 'key_start': 3}",
+    ),
+    "traced array of starts": (
+        lambda: jax.eval_shape(lambda start: attend(key_start=start), np.array([2, 0, 0])),
         "key_start has shape (3,); legal are () and (2,)",
     ),
     "length 0": (lambda: attend(length=0), "length must be >= 1, got 0; the nearest legal value is 1"),
@@ -130,7 +134,7 @@ TYPE_ERRORS = {
     ),
     "traced length": (
         lambda: jax.eval_shape(lambda n: attend(length=(n, 6)), jnp.int32(9)),
-        "length must be an integer >= 1, got ",
+        "length is traced, but it must be known when compiling",
     ),
     "region of integers": (
         lambda: attend(*[zeros(2, 2, 6, 4, 8, dtype=np.int32)] * 2),

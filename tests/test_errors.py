@@ -66,6 +66,6 @@ def test_default_for_float64_is_not_an_error(x64):
 def test_errors_are_raised_while_tracing():
     """Under jit the error comes out of the trace, as it is."""
     with pytest.raises(ValueError, match="exceeds length 5"):
-        jax.jit(lambda q: attend(q, q, q, kernel_size=6))(Q)
+        jax.jit(lambda q: attend(q, q, q, kernel_size=(6, 6)))(Q)
     with pytest.raises(ValueError, match="exceeds length 5"):
-        jax.eval_shape(lambda q: attend(q, q, q, kernel_size=6), jax.ShapeDtypeStruct(Q.shape, Q.dtype))
+        jax.eval_shape(lambda q: attend(q, q, q, kernel_size=(6, 6)), jax.ShapeDtypeStruct(Q.shape, Q.dtype))

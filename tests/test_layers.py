@@ -2,6 +2,7 @@
 """The linen and the nnx layer: Flax's parameters, the definition's results, and each other's."""
 
 import dataclasses
+import functools
 import re
 
 import flax.linen as nn
@@ -11,8 +12,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
+import jax_na
 from flax_layers import NeighborhoodAttention
 from flax_layers.nnx import NeighborhoodAttention as NnxNeighborhoodAttention
+from jax_na import Neighborhood
 
 from . import helpers, oracle
 from .cases import Case
@@ -147,18 +150,117 @@ def test_small_inputs_are_padded(rng):
     helpers.assert_identical(out, expected)
 
 
-def test_rank_follows_the_input(rng):
-    """An integer kernel fits any rank with one batch axis; a tuple fits any number of batch axes."""
-    layer = NeighborhoodAttention(num_heads=2, kernel_size=2)
+@pytest.mark.parametrize(
+    "window", [{"kernel_size": 2, "rank": 2}, {"kernel_size": Neighborhood((2, 2))}, {"kernel_size": [2, 2]}]
+)
+def test_the_rank_is_that_of_the_layer(window, rng):
+    """Whatever the number of batch axes, and under vmap."""
+    layer = NeighborhoodAttention(num_heads=2, **window)
     x = jnp.asarray(rng.standard_normal((2, 3, 4, FEATURES)), jnp.float32)
     variables = layer.init(jax.random.key(0), x)
-    fixed = NeighborhoodAttention(num_heads=2, kernel_size=(2, 2))
     out = layer.apply(variables, x)
-    helpers.assert_identical(fixed.apply(variables, x), out)
-    helpers.assert_identical(fixed.apply(variables, x[None])[0], out)
-    assert helpers.relative_error(fixed.apply(variables, x[0]), out[0]) < 1e-6
-    line = layer.apply(variables, x[0])
-    assert helpers.relative_error(line, out[0]) > 0.1
+    helpers.assert_identical(NeighborhoodAttention(2, (2, 2)).apply(variables, x), out)
+    helpers.assert_identical(layer.apply(variables, x[None])[0], out)
+    assert helpers.relative_error(layer.apply(variables, x[0]), out[0]) < 1e-6
+    assert helpers.relative_error(jax.vmap(lambda image: layer.apply(variables, image))(x), out) < 1e-6
+    twin = NnxNeighborhoodAttention(2, FEATURES, **window, rngs=nnx.Rngs(0))
+    assert helpers.relative_error(jax.vmap(twin)(x), twin(x)) < 1e-6
+
+
+def turned(query, key):
+    """Rotary embeddings of a sequence, with one angle."""
+
+    def turn(x):
+        angle = 0.3 * jnp.arange(x.shape[1], dtype=jnp.float32)[None, :, None, None]
+        a, b = jnp.split(x, 2, -1)
+        return jnp.concatenate(
+            [a * jnp.cos(angle) - b * jnp.sin(angle), a * jnp.sin(angle) + b * jnp.cos(angle)], -1
+        )
+
+    return turn(query), turn(key)
+
+
+def test_norm_position_and_cosine_scale(rng):
+    """Hooks, in their order, against the same by hand on the projections of a layer without them."""
+    options = {"num_heads": 2, "kernel_size": (3,)}
+    hooks = {"cosine_scale": 4.0, "position": turned}
+    layer = NeighborhoodAttention(**options, **hooks, normalize_qk=functools.partial(nn.RMSNorm, epsilon=0.1))
+    x = random_inputs("1d", rng)
+    shapes = jax.eval_shape(layer.init, jax.random.key(0), x)
+    variables = jax.tree.map(lambda s: jnp.asarray(rng.standard_normal(s.shape), s.dtype), shapes)
+    parameters = variables["params"]
+    assert parameters["scale"].shape == (2,)
+    assert parameters["query_ln"]["scale"].shape == (FEATURES // 2,)
+    query, key, value = (project(x, parameters[name]) for name in ("query", "key", "value"))
+
+    def normalized(x, name):
+        x = x / np.sqrt((x**2).mean(-1, keepdims=True) + 0.1) * np.asarray(parameters[name]["scale"])
+        return x / np.sqrt((x**2).sum(-1, keepdims=True) + 1e-6)
+
+    query, key = normalized(query, "query_ln"), normalized(key, "key_ln")
+    query = query * np.asarray(parameters["scale"])[:, None]
+    query, key, value = (jnp.asarray(x, jnp.float32) for x in (*turned(query, key), value))
+    out = jax_na.na1d(query, key, value, 3, scale=1.0)
+    expected = np.einsum("bxhd,hdf->bxf", out, parameters["out"]["kernel"]) + parameters["out"]["bias"]
+    assert helpers.relative_error(layer.apply(variables, x), expected) < 1e-5
+
+    norm = functools.partial(nnx.RMSNorm, epsilon=0.1)
+    other = NnxNeighborhoodAttention(
+        in_features=FEATURES, **options, **hooks, normalize_qk=norm, rngs=nnx.Rngs(0)
+    )
+    nnx.update(other, nnx.State(parameters))
+    assert helpers.relative_error(other(x), expected) < 1e-5
+
+
+def test_initial_cosine_scale(rng):
+    layer = NeighborhoodAttention(2, (3,), cosine_scale=10.0)
+    parameters = layer.init(jax.random.key(0), random_inputs("1d", rng))["params"]
+    other = NnxNeighborhoodAttention(2, FEATURES, (3,), cosine_scale=10.0, rngs=nnx.Rngs(0))
+    for scale in (parameters["scale"], other.scale[...]):
+        helpers.assert_identical(scale, np.full(2, 10, np.float32))
+
+
+def test_attention_fn_of_the_layers_of_flax(rng):
+    """The same parameters in Flax's layers give what ours give."""
+    x = random_inputs("2d", rng)
+    window = jax_na.attention_fn((3, 2), dilation=(1, 2))
+    ours = NeighborhoodAttention(2, (3, 2), dilation=(1, 2))
+    variables = jax.tree.map(
+        lambda s: jnp.asarray(rng.standard_normal(s.shape), s.dtype),
+        jax.eval_shape(ours.init, jax.random.key(0), x),
+    )
+    expected = ours.apply(variables, x)
+    helpers.assert_identical(
+        nn.MultiHeadDotProductAttention(2, attention_fn=window).apply(variables, x), expected
+    )
+    other = nnx.MultiHeadAttention(2, FEATURES, decode=False, attention_fn=window, rngs=nnx.Rngs(0))
+    nnx.update(other, nnx.State(variables["params"]))
+    assert helpers.relative_error(other(x), expected) < 1e-6
+
+
+def refused_by_attention_fn():
+    q = np.zeros((1, 6, 2, 4), np.float32)
+    window = jax_na.attention_fn((3,))
+    yield "mask", lambda: window(q, q, q, mask=np.ones((1, 1, 6, 6), bool))
+    yield "bias", lambda: window(q, q, q, bias=np.zeros((1, 1, 6, 6)))
+    yield "dropout_rate", lambda: window(q, q, q, dropout_rate=0.1)
+    yield "sow_weights", lambda: window(q, q, q, module=nn.Dense(1))
+    yield "is_causal", lambda: window(q, q, q, is_causal=True)
+
+
+@pytest.mark.parametrize(("name", "call"), list(refused_by_attention_fn()))
+def test_what_attention_fn_refuses(name, call):
+    with pytest.raises(ValueError, match=f"takes no {name}: "):
+        call()
+
+
+def test_a_layer_is_a_static_argument(rng):
+    """With a list too: it is hashable."""
+    layer = NeighborhoodAttention(2, kernel_size=[2, 2], dilation=np.array([1, 2]))
+    x = rng.standard_normal((1, 4, 5, FEATURES)).astype(np.float32)
+    init = jax.jit(lambda layer, x: layer.init(jax.random.key(0), x), static_argnums=0)
+    assert layer == NeighborhoodAttention(2, kernel_size=(2, 2), dilation=(1, 2))
+    assert layer.apply(init(layer, x), x).shape == x.shape
 
 
 def test_other_keys_and_values(rng):
@@ -217,10 +319,26 @@ ERRORS = {
         "num_kv_heads 3 does not divide num_heads 4; the nearest that does is 2",
     ),
     "no heads": ({"num_heads": 0, "kernel_size": (3,)}, (X,), "must be >= 1, got 0 and 0"),
-    "too many axes": (
-        {"num_heads": 2, "kernel_size": 3},
-        (X[None, None, None],),
-        "1 to 3 spatial axes are supported, got 4",
+    "two scales": (
+        {"num_heads": 2, "kernel_size": (3,), "scale": 1.0, "cosine_scale": 10.0},
+        (X,),
+        "scale 1.0 and cosine_scale 10.0 are both given; give one of them",
+    ),
+    "another shape by position": (
+        {"num_heads": 2, "kernel_size": (3,), "position": lambda q, k: (q[..., :2], k)},
+        (X,),
+        "position returns shapes ((2, 6, 2, 2), (2, 6, 2, 6)); query and key have ((2, 6, 2, 6), ",
+    ),
+    "rank not known": ({"num_heads": 2, "kernel_size": 3}, (X,), "kernel_size 3 does not say how many "),
+    "two ranks": (
+        {"num_heads": 2, "kernel_size": (3, 3), "rank": 1},
+        (X,),
+        "1 spatial axes are asked for, but there are 2 in kernel 3x3",
+    ),
+    "rank too high": (
+        {"num_heads": 2, "kernel_size": 3, "rank": 4},
+        (X,),
+        "kernel_size (3, 3, 3, 3) has 4 values; 1 to 3 axes are supported",
     ),
     "too few axes": (
         {"num_heads": 2, "kernel_size": (3, 3)},
@@ -250,10 +368,6 @@ def test_errors(name):
 
 
 def test_errors_of_nnx_alone():
-    with pytest.raises(
-        ValueError, match="rel_pos_bias needs the number of axes: give kernel_size as a tuple"
-    ):
-        NnxNeighborhoodAttention(2, FEATURES, 3, rel_pos_bias=True, rngs=nnx.Rngs(0))
-    layer = NnxNeighborhoodAttention(2, 10, 3, rngs=nnx.Rngs(0))
+    layer = NnxNeighborhoodAttention(2, 10, (3,), rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match="inputs_q has 12 features, the layer has 10"):
         layer(X)

@@ -30,6 +30,7 @@ from . import helpers
 needs_cuda_module = pytest.mark.skipif("cuda" not in register.TARGETS, reason="CUDA kernels are not built")
 NAMES = {
     "Neighborhood",
+    "attention_fn",
     "export_safety_checks",
     "implementations",
     "merge_attentions",
@@ -165,7 +166,7 @@ def test_table_for_another_platform():
 
 def test_table_for_a_problem():
     double = jax.ShapeDtypeStruct((1, 9, 1, 4), np.float64)
-    rows = {row.name: row for row in jax_na.implementations(double, 3, platform="cpu")}
+    rows = {row.name: row for row in jax_na.implementations(double, (3,), platform="cpu")}
     assert [name for name, row in rows.items() if row.available] == ["naive", "xla"]
     assert "float64" in rows["fused"].reason
 

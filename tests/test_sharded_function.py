@@ -51,13 +51,13 @@ def test_inside_shard_map(name, implementation, rng):
 
 
 WINDOWS = {
-    "wider than a block": (16, {"kernel_size": 7}),
-    "across many blocks": (16, {"kernel_size": 13, "is_causal": True}),
-    "all keys": (16, {"kernel_size": 16}),
-    "all keys by dilation": (32, {"kernel_size": 8, "stride": 8, "dilation": 4}),
-    "one key": (16, {"kernel_size": 1}),
-    "stride over blocks": (24, {"kernel_size": 7, "stride": 5, "dilation": 3, "is_causal": True}),
-    "even": (32, {"kernel_size": 6, "stride": 4}),
+    "wider than a block": (16, {"kernel_size": (7,)}),
+    "across many blocks": (16, {"kernel_size": (13,), "is_causal": True}),
+    "all keys": (16, {"kernel_size": (16,)}),
+    "all keys by dilation": (32, {"kernel_size": (8,), "stride": 8, "dilation": 4}),
+    "one key": (16, {"kernel_size": (1,)}),
+    "stride over blocks": (24, {"kernel_size": (7,), "stride": 5, "dilation": 3, "is_causal": True}),
+    "even": (32, {"kernel_size": (6,), "stride": 4}),
 }
 
 
@@ -122,8 +122,8 @@ def test_tokens(rng):
     inputs, cotangents = problem(rng, (16,), (5,), rpb=False)
     for name in ("additional_keys", "additional_values"):
         inputs[name] = rng.standard_normal((2, 3, 2, 4)).astype(np.float32)
-    run = gradient(in_blocks(mesh_of("auto", (8,), ("x",)), "x", P(None, "x"), kernel_size=5))
-    found, expected = jax.jit(run)(inputs, cotangents), jax.jit(gradient(attend(kernel_size=5)))
+    run = gradient(in_blocks(mesh_of("auto", (8,), ("x",)), "x", P(None, "x"), kernel_size=(5,)))
+    found, expected = jax.jit(run)(inputs, cotangents), jax.jit(gradient(attend(kernel_size=(5,))))
     assert_same(found, expected(inputs, cotangents))
 
 
@@ -131,7 +131,7 @@ def test_compiler_axes_beside_manual_ones(rng):
     """Inside a shard_map over some axes, batch and heads may be split over the others; space is an error."""
     mesh = mesh_of("auto", (4, 2), ("data", "model"))
     inputs, _ = problem(rng, (8,), (3,), batch=(4,), rpb=False)
-    forward = attend(kernel_size=3)
+    forward = attend(kernel_size=(3,))
     part = jax.jit(
         jax.shard_map(
             forward, mesh=mesh, in_specs=(P("data"),), out_specs=(P("data"), P("data")), axis_names={"data"}

@@ -108,7 +108,7 @@ def test_batch_and_heads(kind, implementation, rpb, rng):
     mesh, spec = mesh_of(kind, (4, 2), ("data", "model")), P("data", None, "model")
     data = problem(rng, (9,), (3,), batch=(4,), rpb=rpb)
     laid = put(mesh, spec, *data, rpb=P("model"))
-    run = gradient(attend(implementation, kernel_size=3))
+    run = gradient(attend(implementation, kernel_size=(3,)))
     found, counts = compile_and_run(run, *laid)
     assert counts == ({"all-reduce": 1} if rpb else {})
     assert_same(found, jax.jit(run)(*data))
@@ -124,7 +124,7 @@ def test_one_kv_head_goes_everywhere(kind, rng):
     laid, cotangents_laid = put(mesh, P("data"), inputs, cotangents)
     laid["query"] = jax.device_put(inputs["query"], NamedSharding(mesh, spec))
     cotangents_laid = put(mesh, spec, {}, cotangents)[1]
-    forward = attend(kernel_size=3)
+    forward = attend(kernel_size=(3,))
     found, counts = compile_and_run(forward, laid)
     assert counts == {}
     assert_same(found, jax.jit(forward)(inputs))
@@ -139,7 +139,7 @@ def test_kv_heads_that_do_not_divide(rng):
     inputs, cotangents = problem(rng, (11,), (3,), heads=4, kv_heads=2)
     laid, _ = put(mesh, P(), inputs, cotangents)
     laid["query"] = jax.device_put(inputs["query"], NamedSharding(mesh, spec))
-    forward = attend(kernel_size=3)
+    forward = attend(kernel_size=(3,))
     with pytest.warns(UserWarning, match="gathers axis 2 .* 2 heads do not divide over 4 devices"):
         found = jax.jit(forward)(laid)
     assert_same(found, jax.jit(forward)(inputs))
@@ -155,7 +155,7 @@ def test_features_are_gathered(kind, rng):
     inputs, cotangents = problem(rng, grid, (3,))
     laid, _ = put(mesh, P(), inputs, cotangents)
     laid["key"] = jax.device_put(inputs["key"], NamedSharding(mesh, P(None, None, None, "model")))
-    forward = attend(kernel_size=3)
+    forward = attend(kernel_size=(3,))
     with pytest.warns(UserWarning, match="gathers axis 3 .* split over model: every device needs all"):
         found = jax.jit(forward)(laid)
     assert_same(found, jax.jit(forward)(inputs))
@@ -165,7 +165,7 @@ def test_a_bias_split_where_queries_are_not(rng):
     mesh = mesh_of("explicit", (2,), ("model",))
     inputs, cotangents = problem(rng, (12,), (3,))
     laid, _ = put(mesh, P(), inputs, cotangents, rpb=P("model"))
-    forward = attend(kernel_size=3)
+    forward = attend(kernel_size=(3,))
     with pytest.warns(UserWarning, match=r"gathers axis 0 of an array of shape \(4, 5\), split over model"):
         found = jax.jit(forward)(laid)
     assert_same(found, jax.jit(forward)(inputs))
@@ -176,7 +176,7 @@ def test_shard_map(check_vma, rng):
     """Manual axes: the calls are local."""
     mesh, spec = mesh_of("auto", (4, 2), ("data", "model")), P("data", None, "model")
     inputs, cotangents = problem(rng, (9,), (3,), batch=(4,), rpb=False)
-    forward = attend(kernel_size=3)
+    forward = attend(kernel_size=(3,))
     blocks = jax.shard_map(forward, mesh=mesh, in_specs=(spec,), out_specs=(spec, spec), check_vma=check_vma)
     found, counts = compile_and_run(gradient(blocks), *put(mesh, spec, inputs, cotangents))
     assert counts == {}
@@ -253,7 +253,7 @@ def test_second_order(kind, rng):
     """A Hessian-vector product, forward over reverse."""
     mesh, spec = mesh_of(kind, (4, 2), ("a", "b")), P("b", "a")
     inputs, cotangents = problem(rng, (16,), (5,))
-    forward = attend(kernel_size=5)
+    forward = attend(kernel_size=(5,))
 
     def product(inputs, cotangents):
         pull = functools.partial(gradient(forward), cotangents=cotangents)

@@ -238,6 +238,40 @@ def test_eval_shape(implementation, rng):
 
 @pytest.mark.some(1)
 @every_implementation
+def test_ranks_are_not_promoted(implementation, rng):
+    """The library says itself which axes it broadcasts: JAX may be told that code which does not is wrong."""
+    case = dataclasses.replace(CASE, batch=(2,), kv_heads=1, additional=2)
+    inputs = case.inputs(rng)
+    attend = helpers.attend(case, implementation)
+
+    def loss(inputs):
+        out, lse = attend(**inputs)
+        return out.sum() + lse.sum()
+
+    with jax.numpy_rank_promotion("raise"):
+        _, moved = jax.jvp(jax.grad(loss), (inputs,), (inputs,))
+        if implementation in helpers.UNFUSED:
+            arrays = (inputs["query"], inputs["key"])
+            scores = jax_na.neighborhood_qk(
+                *arrays, **case.spec, rpb=inputs["rpb"], implementation=implementation
+            )
+            weights = jax.nn.softmax(scores)
+            jax_na.neighborhood_av(weights, inputs["value"], **case.spec, implementation=implementation)
+    assert all(np.isfinite(x).all() for x in moved.values())
+
+
+@every_implementation
+def test_weak_types_end_here(implementation):
+    weak = jnp.broadcast_to(1.0, (1, 5, 1, 4))
+    assert weak.weak_type
+    out, lse = jax_na.na1d(weak, weak, weak, 3, implementation=implementation, return_lse=True)
+    assert not out.weak_type
+    assert not lse.weak_type
+    traced = jax.make_jaxpr(lambda q: jax_na.na1d(q, q, q, 3, implementation=implementation))(weak)
+    assert not traced.out_avals[0].weak_type
+
+
+@every_implementation
 def test_without_jit(implementation, rng):
     """Eager calls, and those under jax.disable_jit, give what a compiled program gives."""
     inputs, cotangents = CASE.inputs(rng), CASE.cotangents(rng)

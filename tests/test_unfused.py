@@ -27,8 +27,9 @@ CASES = [
 every_case = pytest.mark.parametrize("name", CASES)
 
 
-def qk(case, implementation):
-    return lambda **inputs: jax_na.neighborhood_qk(**inputs, **case.spec, implementation=implementation)
+def qk(case, implementation, **options):
+    options |= {**case.spec, "implementation": implementation}
+    return lambda **inputs: jax_na.neighborhood_qk(**inputs, **options)
 
 
 def av(case, implementation):
@@ -50,12 +51,16 @@ def av_inputs(case, rng, dtype=np.float32):
 
 
 def check_qk(case, implementation, rng, dtype):
-    inputs, cotangent = qk_inputs(case, rng, dtype), rng.standard_normal(weights_shape(case)).astype(dtype)
+    result = np.promote_types(
+        dtype, np.float32
+    )  # whatever the inputs: sums are not rounded to half precision
+    inputs, cotangent = qk_inputs(case, rng, dtype), rng.standard_normal(weights_shape(case)).astype(result)
     weights, gradients = helpers.evaluate(qk(case, implementation), inputs, cotangent)
     reference, expected = oracle.neighborhood_qk(case.geometry, inputs, cotangent)
-    tolerance, gradient_tolerance = helpers.TOLERANCE[np.dtype(dtype).name]
+    tolerance, _ = helpers.TOLERANCE[result.name]
+    _, gradient_tolerance = helpers.TOLERANCE[np.dtype(dtype).name]
     visible = np.isfinite(reference)
-    assert weights.dtype == dtype
+    assert weights.dtype == result
     assert np.array_equal(np.isfinite(weights), visible)
     assert np.all(weights[~visible] == -np.inf)
     assert helpers.relative_error(weights[visible], reference[visible]) <= tolerance
@@ -111,6 +116,43 @@ def test_float32_weights_of_half_values(dtype, implementation, rng):
     tolerance, gradient_tolerance = helpers.TOLERANCE[dtype]
     helpers.assert_close({"out": out}, {"out": reference}, tolerance)
     helpers.assert_close(gradients, expected, gradient_tolerance)
+
+
+@every_implementation
+def test_scale_of_the_products(implementation, rng):
+    """As if the query had been multiplied, but in the accumulator's dtype."""
+    case = NAMED["all-1d"]
+    inputs = qk_inputs(case, rng)
+    visible = np.isfinite(oracle.neighborhood_qk(case.geometry, inputs, np.zeros(weights_shape(case)))[0])
+    for scale, factor in ((0.25, 0.25), (None, case.head_dim**-0.5), (0.0, 0.0)):
+        found = np.asarray(qk(case, implementation, scale=scale)(**inputs))
+        expected = np.asarray(qk(case, implementation)(**{**inputs, "query": factor * inputs["query"]}))
+        assert helpers.relative_error(found[visible], expected[visible]) < 1e-6
+
+
+@every_implementation
+def test_half_products_do_not_overflow(implementation):
+    """32 * 32 * 64 = 65536 is no float16."""
+    x = np.full((1, 9, 1, 64), 32, np.float16)
+    scores = jax_na.neighborhood_qk(x, x, (3,), implementation=implementation)
+    assert scores.dtype == np.float32
+    assert np.all(scores == 65536)
+    assert np.all(jax.nn.softmax(scores) == np.float32(1 / 3))
+    rounded = jax_na.neighborhood_qk(
+        x, x, (3,), scale=0.5, preferred_element_type="float16", implementation=implementation
+    )
+    assert rounded.dtype == np.float16
+    assert np.all(rounded == 32768)
+
+
+@every_implementation
+def test_no_infinite_slots(implementation, rng):
+    """With no causal axis nothing is infinite, padding neither."""
+    q = rng.standard_normal((1, 9, 2, 8)).astype(np.float32)
+    with jax.debug_infs(True):
+        scores = jax_na.neighborhood_qk(q, q, (3,), implementation=implementation)
+        jax_na.na1d(q, q, q, 3, implementation=implementation).block_until_ready()
+    assert np.isfinite(scores).all()
 
 
 @every_implementation

@@ -3,9 +3,11 @@
 
 import itertools
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jax_na
 from jax_na import Neighborhood, _cpu
 
 from . import helpers, oracle
@@ -85,6 +87,8 @@ def test_flops_default_value_dim():
     neighborhood = Neighborhood((3, 3))
     both = neighborhood.flops((5, 6), heads=2, head_dim=7, value_dim=7)
     assert neighborhood.flops((5, 6), heads=2, head_dim=7) == both == 2 * 2 * 30 * 9 * 14
+    beside = neighborhood.flops((5, 6), heads=2, head_dim=7, additional_tokens=3)
+    assert beside == 2 * 2 * 30 * (9 + 3) * 14
 
 
 def test_neighborhood_is_a_value():
@@ -95,6 +99,18 @@ def test_neighborhood_is_a_value():
     assert a != Neighborhood((3, 3), dilation=(1, 2), is_causal=(True, False))
     with pytest.raises(AttributeError):
         a.stride = (2, 2)
+
+
+@pytest.mark.parametrize(
+    "sizes", [[3, 2], np.array([3, 2]), jnp.array([3, 2]), (np.int64(3), jnp.int32(2)), [np.array(3), 2]]
+)
+def test_arrays_stand_for_tuples(sizes):
+    expected = Neighborhood((3, 2), is_causal=(True, False))
+    for flags in ([True, False], np.array([True, False]), (jnp.bool_(True), False)):
+        assert Neighborhood(sizes, is_causal=flags) == expected
+    q = np.ones((1, 5, 6, 1, 4), np.float32)
+    for given in (jax_na.na2d, jax_na.neighborhood_attention):
+        helpers.assert_identical(given(q, q, q, sizes), given(q, q, q, (3, 2)))
 
 
 def test_neighborhood_geometry_is_not_shared():

@@ -18,7 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jax_na.neighborhood import Neighborhood, Shape, given_rank, per_axis, positive
+from jax_na.axis_values import given_rank, per_axis, positive
+from jax_na.neighborhood import Neighborhood, Shape
 from jax_na.op import DTYPES
 
 Positions = int | tuple[int | Array, ...] | Array
@@ -42,7 +43,20 @@ def _array(name: str, x: Any) -> Array:
     array = jnp.asarray(x)
     if array.dtype.name not in DTYPES:
         raise TypeError(f"{name} has dtype {array.dtype.name}; legal are {', '.join(DTYPES)}")
-    return array
+    return jax.lax.convert_element_type(array, array.dtype)  # a weak type, of a Python number, ends here
+
+
+def floating(name: str, dtype: Any) -> Any:
+    """A dtype of real numbers, or None."""
+    if dtype is None:
+        return None
+    try:
+        found = jnp.dtype(dtype)
+    except TypeError:
+        found = None
+    if found is None or not jnp.issubdtype(found, jnp.floating):
+        raise TypeError(f"{name} must be a floating dtype or None, got {dtype!r}")
+    return found
 
 
 def spatial(n: Neighborhood, x: Array) -> Shape:

@@ -54,7 +54,7 @@ def neighborhood_attention(
         value: [batch..., *spatial, kv_heads, value_dim], the same dtype.
         kernel_size: keys per window, one integer or a tuple with one per spatial axis;
             kernel_size * dilation <= length on every axis. The number of spatial axes is the length of
-            whichever of kernel_size, stride, dilation, is_causal is a tuple, else query.ndim - 3. A
+            whichever of kernel_size, stride, dilation, is_causal is a tuple; one of them must be. A
             `Neighborhood` instead stands for all four.
         stride: this many neighbouring queries share one window; 1 <= stride <= kernel_size.
         dilation: distance between the keys of a window, >= 1.

@@ -119,7 +119,7 @@ def _problem(window: Window | None, arrays: Mapping[str, Any], precision: Precis
     query = arrays["query"]
     neighborhood, length = Neighborhood(1), Shape((1,))
     if window is not None:
-        neighborhood = neighborhood_of(query.ndim, window)
+        neighborhood = neighborhood_of(window)
         length = arguments.spatial(neighborhood, query)
     op = Op(neighborhood, length, precision=precisions.resolve(precision))
     return contract.problem(op, arrays)

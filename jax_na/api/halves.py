@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from jax import Array
+from jax.typing import DTypeLike
 
 from jax_na.api import arguments
 from jax_na.api.arguments import Precision
@@ -21,41 +22,47 @@ def neighborhood_qk(
     stride: Ints = 1,
     dilation: Ints = 1,
     is_causal: Flags = False,
+    scale: float | None = 1.0,
     rpb: Array | None = None,
+    preferred_element_type: DTypeLike | None = None,
     implementation: str | None = None,
     precision: Precision = None,
 ) -> Array:
-    """The products of every query with the keys of its neighborhood, without a scale (PN of the paper).
+    """The products of every query with the keys of its neighborhood (PN of the paper).
 
-        weights[q, j] = <query[q], key[k]> + rpb[k' - q' + kernel_size - 1],     k the key in slot j of q
+        scores[q, j] = scale * <query[q], key[k]> + rpb[k' - q' + kernel_size - 1],   k the key in slot j of q
 
     Args:
         query: [batch..., *spatial, heads, head_dim].
         key: [batch..., *spatial, kv_heads, head_dim].
+        scale: factor of the products, 1 by default; None is head_dim ** -0.5. Products are scaled in the
+            accumulator's dtype, so none overflows that the scale makes small.
+        preferred_element_type: floating dtype of the scores, as in `jax.lax.dot`; None is the accumulator's:
+            float32, or float64 for float64. Rounded to half precision, scores lose what softmax needs.
         implementation: "gemm", "naive", "xla" or None; "fused" has no weights to return.
         The rest as in `neighborhood_attention`.
 
     Returns:
-        [batch..., *spatial, heads, prod(kernel_size)] in the dtype of the query. Slots are row-major over the
-        axes, as in `Neighborhood.indices`; causal slots past the query are -inf.
+        [batch..., *spatial, heads, prod(kernel_size)]. Slots are row-major over the axes, as in
+        `Neighborhood.indices`; causal slots past the query are -inf.
 
     Raises:
         TypeError, ValueError: as `neighborhood_attention`.
 
     Example:
         >>> q, k, v = jax.random.normal(jax.random.key(0), (3, 1, 20, 20, 4, 32))
-        >>> weights = jax.nn.softmax(jax_na.neighborhood_qk(q * q.shape[-1] ** -0.5, k, kernel_size=7))
+        >>> weights = jax.nn.softmax(jax_na.neighborhood_qk(q, k, (7, 7), scale=None))
         >>> weights.shape
         (1, 20, 20, 4, 49)
-        >>> jax_na.neighborhood_av(weights, v, kernel_size=7).shape
+        >>> jax_na.neighborhood_av(weights, v, (7, 7)).shape
         (1, 20, 20, 4, 32)
     """
     arrays = arguments.arrays({"query": query, "key": key})
     window = Window(kernel_size, stride, dilation, is_causal)
-    options = Options(implementation=implementation, precision=precision)
-    op, inputs = request(arrays, window, options, Extras(rpb))
+    op, inputs = request(arrays, window, Options(scale, implementation, precision), Extras(rpb))
+    dtype = arguments.floating("preferred_element_type", preferred_element_type)
     scores: Array = compose.scores(op, inputs, compose.whole_grid(op.rank))
-    return scores[..., : op.neighborhood.size].astype(inputs.query.dtype)
+    return scores if dtype is None else scores.astype(dtype)
 
 
 def neighborhood_av(

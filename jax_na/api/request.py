@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from jax import Array
 
 from jax_na.api import arguments
-from jax_na.api.window import Window, neighborhood_of
+from jax_na.api.window import Window, neighborhood_of, require_axes
 from jax_na.kernels import contract, register, table
 from jax_na.kernels import precision as precisions
 from jax_na.kernels.contract import Problem
@@ -68,7 +68,8 @@ def request(
         TypeError, ValueError: for the first argument that is wrong.
     """
     queries, *_, last = arrays.values()
-    n = neighborhood_of(queries.ndim, window)
+    n = neighborhood_of(window)
+    require_axes(n, queries.ndim)
     length = grid(n, arrays)
     n.axes(length)  # raises an error if windows do not fit
     arguments.require_features(arrays)

@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from jax_na.neighborhood import MAX_RANK, Neighborhood
+from jax_na.axis_values import sequence
+from jax_na.neighborhood import Neighborhood
 
-Ints = int | tuple[int, ...]
-Flags = bool | tuple[bool, ...]
+Ints = int | Sequence[int]
+Flags = bool | Sequence[bool]
 
 
 class Window(NamedTuple):
@@ -20,22 +22,48 @@ class Window(NamedTuple):
     is_causal: Flags = False
 
 
-def neighborhood_of(ndim: int, window: Window) -> Neighborhood:
-    """The Neighborhood of a query with `ndim` axes; the rank is that of a tuple, else ndim - 3."""
-    if isinstance(window.kernel_size, Neighborhood):
+def neighborhood_of(window: Window, rank: int | None = None) -> Neighborhood:
+    """The Neighborhood that is meant; `rank` says how many axes it has where no parameter does.
+
+    Raises:
+        TypeError, ValueError: for parameters that are not legal, of another rank, or of none.
+    """
+    kernel_size: Any = window.kernel_size
+    if isinstance(kernel_size, Neighborhood):
         _require_nothing_besides(window)
-        found = window.kernel_size
-    elif any(isinstance(value, (tuple, list)) for value in window):
-        found = Neighborhood(window.kernel_size, *window[1:])
-    else:
-        kernel_size: Any = (window.kernel_size,) * _spatial_axes(ndim)
+        found = kernel_size
+    elif rank is None or _has_sequence(window):
         found = Neighborhood(kernel_size, *window[1:])
-    if ndim < found.rank + 2:
-        raise ValueError(
-            f"query has {ndim} axes; [batch..., *spatial, heads, head_dim] with {found.rank} spatial axes "
-            f"has at least {found.rank + 2}"
-        )
+        _require_sequence(window)
+    else:
+        found = Neighborhood((kernel_size,) * rank, *window[1:])
+    if rank is not None and found.rank != rank:
+        raise ValueError(f"{rank} spatial axes are asked for, but there are {found.rank} in {found}")
     return found
+
+
+def _has_sequence(window: Window) -> bool:
+    return any(sequence(value) is not None for value in window)
+
+
+def _require_sequence(window: Window) -> None:
+    """One integer would fit any number of axes, and the axes of an array do not say which are batch axes."""
+    if _has_sequence(window):
+        return
+    k = window.kernel_size
+    raise ValueError(
+        f"kernel_size {k} does not say how many spatial axes there are; give a tuple, for images ({k}, {k}), "
+        "or the function or argument that names the rank: na1d, na2d, na3d, or rank=2 of a layer"
+    )
+
+
+def require_axes(n: Neighborhood, ndim: int) -> None:
+    """A query with `ndim` axes has all axes of the neighborhood."""
+    if ndim < n.rank + 2:
+        raise ValueError(
+            f"query has {ndim} axes; [batch..., *spatial, heads, head_dim] with {n.rank} spatial axes "
+            f"has at least {n.rank + 2}"
+        )
 
 
 def _require_nothing_besides(window: Window) -> None:
@@ -49,16 +77,6 @@ def _require_nothing_besides(window: Window) -> None:
             )
 
 
-def _spatial_axes(ndim: int) -> int:
-    """How many there are with one batch axis."""
-    if not 1 <= ndim - 3 <= MAX_RANK:
-        raise ValueError(
-            f"query has {ndim} axes; [batch, *spatial, heads, head_dim] has 4 to {MAX_RANK + 3}. With none "
-            "or several batch axes make kernel_size a tuple with one value per spatial axis"
-        )
-    return ndim - 3
-
-
 def of_rank(rank: int, window: Window) -> Any:
     """kernel_size as a tuple of `rank` values, or the Neighborhood; those of another rank are an error."""
     kernel_size = window.kernel_size
@@ -70,8 +88,9 @@ def of_rank(rank: int, window: Window) -> Any:
             )
         return kernel_size
     for name, value in window._asdict().items():
-        if isinstance(value, (tuple, list)) and len(value) != rank:
+        values = sequence(value)
+        if values is not None and len(values) != rank:
             raise ValueError(
-                f"na{rank}d takes one value or {rank} for {name}, got {value} of length {len(value)}"
+                f"na{rank}d takes one value or {rank} for {name}, got {value} of length {len(values)}"
             )
-    return kernel_size if isinstance(kernel_size, (tuple, list)) else (kernel_size,) * rank
+    return (kernel_size,) * rank if sequence(kernel_size) is None else kernel_size

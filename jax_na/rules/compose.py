@@ -56,10 +56,10 @@ def _composed(op: Op, inputs: Inputs, offsets: Array) -> Results:
 
 @functools.partial(jax.jit, static_argnums=0, inline=True)
 def scores(op: Op, inputs: Inputs, offsets: Array) -> Array:
-    """scale * <q, k> + rpb [*batch, *queries, heads, pitch]; -inf in slots without a key and in padding."""
+    """scale * <q, k> + rpb [*batch, *queries, heads, prod(kernel_size)]; -inf in slots without a key."""
 
     def local(operands: fused.Attention) -> Weights:
-        return Weights(_scores(op, *operands))
+        return Weights(_scores(op, *operands)[..., : op.neighborhood.size])
 
     found: Array = partition.explicit(local, op, fused.Attention(inputs, offsets), Weights).weights
     return found
@@ -69,15 +69,20 @@ def _scores(op: Op, inputs: Inputs, offsets: Array) -> Array:
     products = op.scale * trilinear.qk(op, inputs.query, inputs.key, offsets)
     queries = inputs.query.shape[-op.rank - 2 : -2]
     if inputs.rpb is not None:
-        products = products + bias(op, inputs.rpb, queries, offsets)
-    return jnp.where(visible(op, queries, offsets), products, -jnp.inf)
+        products = products + _batched(bias(op, inputs.rpb, queries, offsets), products)
+    return jnp.where(_batched(visible(op, queries, offsets), products), products, -jnp.inf)
+
+
+def _batched(x: Array, like: Array) -> Array:
+    """x with ones for the batch axes that `like` has besides."""
+    return jnp.expand_dims(x, range(like.ndim - x.ndim))
 
 
 def _slots(axis: Axis, queries: int, q0: Array) -> tuple[Array, Array, Array]:
     """For n queries from q0 on: positions [n, 1], keys of the slots [n, w], stops of the windows [n, 1]."""
     x = q0 + jnp.arange(queries, dtype=jnp.int32)
     start, stop = jnp.asarray(windows(axis))[x].T
-    keys = start[:, None] + jnp.arange(axis.kernel_size, dtype=jnp.int32)
+    keys = start[:, None] + jnp.arange(axis.kernel_size, dtype=jnp.int32)[None]
     return (x // axis.dilation)[:, None], keys, stop[:, None]
 
 

@@ -137,12 +137,12 @@ def merge(outputs: Sequence[Array], lses: Sequence[Array]) -> tuple[Array, Array
     top = jax.lax.stop_gradient(stacked.max(0))
     top = jnp.where(jnp.isfinite(top), top, 0)
     some = stacked != -jnp.inf  # selected before and after exp and log, so that no gradient is 0 * inf
-    weights = jnp.where(some, jnp.exp(jnp.where(some, stacked - top, 0)), 0)
+    weights = jnp.where(some, jnp.exp(jnp.where(some, stacked - top[None], 0)), 0)
     total = weights.sum(0)
     safe = jnp.where(total == 0, 1, total)
     parts = (
         jnp.where(w[..., None] == 0, 0, w[..., None] * o.astype(acc))
-        for w, o in zip(weights / safe, outputs, strict=True)
+        for w, o in zip(weights / safe[None], outputs, strict=True)
     )
     out = functools.reduce(operator.add, parts)
     return out.astype(dtype), jnp.where(total == 0, -jnp.inf, top + jnp.log(safe))

@@ -115,7 +115,7 @@ def _backward_step(
 def _bias_gradient(blocks: Blocks, spans: tuple[Span, ...], rpb: Array, dscores: Array) -> Array:
     """What the scores of a step add to the gradient of rpb."""
     scatter = jax.linear_transpose(lambda table: blocks.bias(table, spans), rpb)
-    gradient: Array = scatter(dscores.sum(range(blocks.batch)))[0]
+    gradient: Array = scatter(dscores.sum(range(blocks.batch), keepdims=True))[0]
     return gradient
 
 

@@ -142,18 +142,18 @@ class Blocks:
         return (zero,) * (x.ndim - self.rank - 1) + tuple(span.key for span in spans) + (zero,)
 
     def mask(self, spans: tuple[Span, ...]) -> Array:
-        """bool [*d, 1, 1, prod(T), prod(U)]"""
+        """bool [1.. (batch), *d, 1, 1, prod(T), prod(U)]"""
         result = jnp.ones((), bool)
         for a, (span, extent) in enumerate(zip(spans, self.extent, strict=True)):
-            key = jnp.arange(extent, dtype=jnp.int32)
+            key = _count(extent)
             result = result & self._place((span.start[..., None] <= key) & (key < span.stop[..., None]), a)
         return self._flat(result)
 
     def bias(self, rpb: Array, spans: tuple[Span, ...]) -> Array:
-        """rpb [H, 2 * w0 - 1, ..] -> [*d, G, R, prod(T), prod(U)]"""
+        """rpb [H, 2 * w0 - 1, ..] -> [1.. (batch), *d, G, R, prod(T), prod(U)]"""
         r = self.rank
         for a, (span, line) in enumerate(zip(spans, self.lines, strict=True)):
-            entry = span.entry[..., None] + jnp.arange(line.extent, dtype=jnp.int32)
+            entry = span.entry[..., None] + _count(line.extent)
             rpb = jnp.take(rpb, jnp.clip(entry, 0, 2 * line.axis.kernel_size - 2), axis=1 + 3 * a)
         order = [1 + 3 * a for a in range(r)] + [0] + [1 + 3 * a + i for i in (1, 2) for a in range(r)]
         rpb = rpb.transpose(order)
@@ -162,17 +162,19 @@ class Blocks:
         )
 
     def covered(self) -> Array:
-        """bool [*Sq]: whether the keys hold the whole window of a query."""
-        result = jnp.ones((), bool)
-        for line, offset in zip(self.lines, self.offsets, strict=True):
-            result = result[..., None] & line.covered(offset[0], offset[1])
+        """bool [1.. (batch), *Sq]: whether the keys hold the whole window of a query."""
+        result = jnp.ones((1,) * (self.batch + self.rank), bool)
+        for a, (line, offset) in enumerate(zip(self.lines, self.offsets, strict=True)):
+            before, after = self.batch + a, self.rank - a - 1
+            shape = (1,) * before + (line.queries,) + (1,) * after
+            result = result & line.covered(offset[0], offset[1]).reshape(shape)
         return result
 
     def to_slots(self, scores: Array, spans: tuple[Span, ...]) -> Array:
         """[.., prod(T), prod(U)] -> [.., prod(T), prod(w)]; invisible slots are 0."""
 
         def key(span: Span, line: Line) -> tuple[Array, Array]:
-            index = span.start[..., None] + jnp.arange(line.axis.kernel_size, dtype=jnp.int32)
+            index = span.start[..., None] + _count(line.axis.kernel_size)
             return jnp.clip(index, 0, line.extent - 1), index < span.stop[..., None]
 
         return self._gather(scores, self.extent, spans, key)
@@ -181,7 +183,7 @@ class Blocks:
         """The transpose of to_slots: [.., prod(T), prod(w)] -> [.., prod(T), prod(U)]."""
 
         def slot(span: Span, line: Line) -> tuple[Array, Array]:
-            index = jnp.arange(line.extent, dtype=jnp.int32) - span.start[..., None]
+            index = _count(line.extent) - span.start[..., None]
             seen = (index >= 0) & (index < (span.stop - span.start)[..., None])
             return jnp.clip(index, 0, line.axis.kernel_size - 1), seen
 
@@ -213,7 +215,13 @@ class Blocks:
 
     def _flat(self, x: Array) -> Array:
         r = self.rank
-        return x.reshape(*x.shape[: r + 2], math.prod(self.tile), math.prod(self.extent))
+        ones = (1,) * self.batch
+        return x.reshape(*ones, *x.shape[: r + 2], math.prod(self.tile), math.prod(self.extent))
+
+
+def _count(size: int) -> Array:
+    """0, 1, .. as int32 [1, 1, size], beside residues and query positions."""
+    return jnp.arange(size, dtype=jnp.int32)[None, None]
 
 
 def _pad(x: Array, first: int, sizes: Sequence[int], fill: float = 0.0) -> Array:

@@ -77,7 +77,7 @@ class Line:
         """The geometry of one tile of the region whose first query is q0 and whose first key is k0."""
         length, kernel_size, _, d, _ = self.axis
         residue = jnp.arange(d, dtype=jnp.int32)[:, None]
-        local = (tile * self.tile + jnp.arange(self.tile, dtype=jnp.int32)) * d + residue
+        local = (tile * self.tile + jnp.arange(self.tile, dtype=jnp.int32))[None] * d + residue
         present = local < self.queries
         table = jnp.asarray(windows(self.axis))[jnp.clip(q0 + local, 0, length - 1)]
         origin = (k0 + self.key_residue(residue, q0, k0)) // d  # position of local key position 0
