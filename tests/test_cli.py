@@ -2,6 +2,9 @@
 """The command jax-na, run in this process: what it prints, stores, and refuses."""
 
 import json
+import os
+import subprocess
+import sys
 
 import jax
 import pytest
@@ -54,6 +57,20 @@ def test_info_about_kernels_that_cannot_run_here(capsys):
     text = run(capsys, "info")
     row = next(line for line in text.splitlines() if "forward" in line and "sm90" in line)
     assert "cannot run: JAX has no CUDA device here" in row
+
+
+@pytest.mark.parametrize("command", [["info"], ["profile", "9x9", "--kernel-size", "3"]])
+def test_a_platform_that_is_not_there(command):
+    """One line instead of a traceback of JAX."""
+    program = [sys.executable, "-P", "-m", "jax_na.tools.cli", *command]
+    environment = {**os.environ, "JAX_PLATFORMS": "no_such_platform"}
+    found = subprocess.run(program, capture_output=True, text=True, check=False, env=environment)
+    assert found.returncode == 2
+    message = (
+        "jax-na: JAX finds none of the platforms that it is told to take, JAX_PLATFORMS=no_such_platform; "
+    )
+    assert message in found.stderr
+    assert "Traceback" not in found.stderr
 
 
 def test_window_as_text(capsys):

@@ -38,8 +38,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _require_platform() -> None:
+    """JAX must find one of the platforms that it is told to take.
+
+    Raises:
+        ValueError: if it finds none.
+    """
+    try:
+        jax.default_backend()
+    except (RuntimeError, AssertionError):
+        asked = jax.config.jax_platforms
+        raise ValueError(
+            f"JAX finds none of the platforms that it is told to take, JAX_PLATFORMS={asked}; install their "
+            f'plugin, for "cuda" by pip install "jax[cuda13]", or unset JAX_PLATFORMS'
+        ) from None
+
+
 def info(options: argparse.Namespace) -> None:
     """Versions, the machine, and which implementations can run."""
+    _require_platform()
     print(f"jax-na {jax_na.__version__}, jax {jax.__version__}, Python {platform.python_version()}")
     print(f"platform {jax.default_backend()}: {', '.join(str(d) for d in jax.devices()[:8])}")
     print(f"CPU kernels: {_cpu.isa()} of {', '.join(_cpu.isa_levels())}, {plan.workers()} threads")
@@ -149,6 +166,7 @@ def _clock(problem: Problem, implementation: str, choice: tuning.Choice | None =
 
 def _problem(options: argparse.Namespace) -> Problem:
     """The problem of that grid or name; what was not given is a default, or the problem's own."""
+    _require_platform()
     if not options.json and not options.dry_run:
         report.rich("rich.table")  # to miss it now, not after the measurement
     if options.dtype == "float64":
