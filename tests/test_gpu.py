@@ -41,7 +41,7 @@ def test_more_elements_than_32_bits_count(rng):
         pytest.skip(f"it takes {14 * 2 * math.prod(shape) / GB:.0f} GB")
     keys = jax.random.split(jax.random.key(int(rng.integers(2**31))), 4)
     *inputs, dout = (jax.random.normal(k, shape, jnp.bfloat16) for k in keys)
-    parameters = {"kernel_size": 5, "implementation": "fused"}
+    parameters = {"kernel_size": (5,), "implementation": "fused"}
     last = lambda x: x[:, :, -1:]  # noqa: E731
     out, lse, gradients = attend_and_pull(inputs, dout, **parameters)
     found = {"out": last(out), "lse": last(lse), "gradients": jnp.stack([last(x) for x in gradients])}

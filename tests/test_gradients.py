@@ -196,7 +196,7 @@ def test_unfused_second_order(implementation, rng, x64):
     inputs, direction, weights = problem(case, rng)
 
     def composed(inputs):
-        options = {"kernel_size": case.kernel_size, "implementation": implementation}
+        options = {**case.spec, "implementation": implementation}
         scaled = inputs["query"] * np.float32(case.head_dim**-0.5)
         logits = jax_na.neighborhood_qk(scaled, inputs["key"], rpb=inputs["rpb"], **options)
         lse = jax.nn.logsumexp(logits, -1)

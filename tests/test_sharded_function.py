@@ -66,7 +66,7 @@ WINDOWS = {
 def test_windows(name, rng):
     """Windows that reach several blocks, or none."""
     length, options = WINDOWS[name]
-    data = problem(rng, (length,), (options["kernel_size"],), heads=2, kv_heads=1)
+    data = problem(rng, (length,), options["kernel_size"], heads=2, kv_heads=1)
     run = gradient(in_blocks(mesh_of("auto", (8,), ("x",)), "x", P(None, "x"), **options))
     assert_same(jax.jit(run)(*data), jax.jit(gradient(attend(**options)))(*data))
 
@@ -153,7 +153,7 @@ WRONG = {
     "name": ({"axis_names": "z"}, "'z', not all of which are manual axes"),
     "twice": ({"axis_names": (("x", "x"),)}, "has a mesh axis twice"),
     "too long": ({"axis_names": "x", "length": 17}, "length 17 of spatial axis 0 does not fit 8 blocks of 2"),
-    "window": ({"axis_names": "x", "kernel_size": 17}, "kernel_size 17 .* exceeds length 16"),
+    "window": ({"axis_names": "x", "kernel_size": (17,)}, "kernel_size 17 .* exceeds length 16"),
 }
 
 
@@ -163,7 +163,7 @@ def test_errors(reason):
     x = jnp.ones((1, 16, 1, 2))
 
     def block(x):
-        return jax_na.sharded_neighborhood_attention(x, x, x, **({"kernel_size": 3} | options))
+        return jax_na.sharded_neighborhood_attention(x, x, x, **({"kernel_size": (3,)} | options))
 
     mesh = mesh_of("auto", (8,), ("x",))
     with pytest.raises(ValueError, match=message):

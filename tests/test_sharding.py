@@ -268,10 +268,10 @@ def test_second_order(kind, rng):
 @pytest.mark.parametrize(
     "options",
     [
-        {"kernel_size": 7},
-        {"kernel_size": 12},
-        {"kernel_size": 5, "dilation": 2, "stride": 3},
-        {"kernel_size": 6, "is_causal": True},
+        {"kernel_size": (7,)},
+        {"kernel_size": (12,)},
+        {"kernel_size": (5,), "dilation": 2, "stride": 3},
+        {"kernel_size": (6,), "is_causal": True},
     ],
 )
 def test_communication_is_the_halo(kind, options, rng):
