@@ -30,7 +30,7 @@ EXECUTOR = (
     *(f"test_cuda_{n}.py" for n in ("kernels", "naive", "gemm", "hopper")),
 )
 EXECUTOR += ("test_cuda_gemm_faults.py",)
-# What a set of instructions computes: these run in full with each of them.
+# What a set of instructions computes: these run with each of them.
 NUMERICAL = ("test_attention.py", "test_unfused.py", "test_random.py", "test_regions.py", "test_package.py")
 CLANG_SOURCES = ("cpu/isa/kernels.cc", "cpu/naive.cc", "cpu/host/instruction_set.cc", "cpu/host/handlers.cc")
 CLANG_TARGETS = ("aarch64-linux-gnu", "x86_64-linux-gnu")

@@ -99,8 +99,7 @@ class NeighborhoodAttention(nnx.Module):
         norm: Any = layer_norm if normalize_qk is True else normalize_qk
         self.query_ln = norm(heads.head_dim, rngs=rngs) if norm else None
         self.key_ln = norm(heads.head_dim, rngs=rngs) if norm else None
-        factors = jnp.full(heads.num, cosine_scale or 0.0, core.bias_dtype(param_dtype))
-        self.scale = None if cosine_scale is None else nnx.Param(factors)
+        self.scale = self._initial_scale(heads, cosine_scale, param_dtype)
         self.out = dense(
             in_features=(heads.num, heads.head_dim),
             out_features=out_features or in_features,
@@ -155,6 +154,13 @@ class NeighborhoodAttention(nnx.Module):
     ) -> nnx.Param[jax.Array]:
         shape = core.bias_shape(heads, self.neighborhood)
         return nnx.Param(init(rngs.params(), shape, core.bias_dtype(param_dtype)))
+
+    def _initial_scale(
+        self, heads: core.Heads, cosine_scale: float | None, param_dtype: Dtype
+    ) -> nnx.Param[jax.Array] | None:
+        if cosine_scale is None:
+            return None
+        return nnx.Param(jnp.full(heads.num, cosine_scale, core.bias_dtype(param_dtype)))
 
     def _project(
         self, inputs_q: jax.Array, inputs_k: jax.Array, inputs_v: jax.Array

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import pytest
 
 from . import thinning
+from .simt import build
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -106,6 +107,13 @@ def test_covering_of_features():
     seen = {(feature, row["kind"]) for row in chosen for feature in row["case"].features}
     assert seen == set(itertools.product("abcdef", (1, 2)))
     assert len(chosen) < len(problems)
+
+
+def test_arithmetics():
+    """Every one is taken by some seed."""
+    chosen = {thinning.arithmetics(seed) for seed in range(32)}
+    assert all(len(set(names.split(","))) == 2 for names in chosen)
+    assert {name for names in chosen for name in names.split(",")} == set(build.ARITHMETICS)
 
 
 @pytest.fixture
