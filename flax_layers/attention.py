@@ -172,7 +172,7 @@ class NeighborhoodAttention(nn.Module):
             init = nn.initializers.constant(self.cosine_scale)
             scale = self.param("scale", init, (heads.num,), core.bias_dtype(self.param_dtype))
             query, key = core.cosine(query, key, scale)
-        return (*core.placed(self.position, query, key), value)
+        return core.placed(self.position, query, key, value)
 
     def _dense(self, **options: Any) -> nn.DenseGeneral:
         inits = {"kernel_init": self.kernel_init, "bias_init": self.bias_init}

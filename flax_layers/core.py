@@ -71,21 +71,26 @@ def cosine(query: jax.Array, key: jax.Array, scale: jax.Array) -> tuple[jax.Arra
 
     def unit(x: jax.Array) -> jax.Array:
         wide = x.astype(bias_dtype(x.dtype))
-        return wide * jax.lax.rsqrt(jnp.sum(wide * wide, -1, keepdims=True) + 1e-6)
+        return wide * jax.lax.rsqrt(jnp.sum(wide * wide, -1, keepdims=True) + 1e-6)  # zeros stay zeros
 
     factors = scale.reshape((1,) * (query.ndim - 2) + (-1, 1))
-    return (unit(query) * factors).astype(query.dtype), unit(key).astype(key.dtype)
+    return unit(query) * factors, unit(key)
 
 
-def placed(position: Position | None, query: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Query and key as the hook returns them, which may not change their shapes."""
-    if position is None:
-        return query, key
-    found = position(query, key)
-    given, shapes = (query.shape, key.shape), tuple(x.shape for x in found)
-    if shapes != given:
-        raise ValueError(f"position returns shapes {shapes}; query and key have {given}, which must stay")
-    return found
+def placed(
+    position: Position | None, query: jax.Array, key: jax.Array, value: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The three as attention takes them: query and key as the hook returns them, of their shapes.
+
+    Norms and hooks may compute in another dtype, as Flax's do by default; the value's is that of the layer.
+    """
+    if position is not None:
+        given = query.shape, key.shape
+        query, key = position(query, key)
+        if (query.shape, key.shape) != given:
+            shapes = query.shape, key.shape
+            raise ValueError(f"position returns shapes {shapes}; query and key have {given}, which must stay")
+    return query.astype(value.dtype), key.astype(value.dtype), value
 
 
 def self_attention(

@@ -171,4 +171,4 @@ class NeighborhoodAttention(nnx.Module):
             query, key = self.query_ln(query), self.key_ln(key)
         if self.scale is not None:
             query, key = core.cosine(query, key, self.scale[...])
-        return (*core.placed(self.position, query, key), value)
+        return core.placed(self.position, query, key, value)

@@ -212,6 +212,26 @@ def test_norm_position_and_cosine_scale(rng):
     assert helpers.relative_error(other(x), expected) < 1e-5
 
 
+@pytest.mark.parametrize("hook", ["norm", "position", "cosine_scale"])
+def test_hooks_keep_the_dtype(hook, rng):
+    """Flax's norms and angles in float32 do not make a bfloat16 layer one of float32, or an error."""
+    norms = (functools.partial(nn.RMSNorm, epsilon=0.1), functools.partial(nnx.RMSNorm, epsilon=0.1))
+    hooks = [{"normalize_qk": norm} if hook == "norm" else {} for norm in norms]
+    more = {"position": {"position": turned}, "cosine_scale": {"cosine_scale": 4.0}}.get(hook, {})
+    x = random_inputs("1d", rng).astype(jnp.bfloat16)
+    layer = NeighborhoodAttention(2, (3,), dtype=jnp.bfloat16, **hooks[0], **more)
+    variables = layer.init(jax.random.key(0), x)
+    other = NnxNeighborhoodAttention(
+        2, FEATURES, (3,), dtype=jnp.bfloat16, **hooks[1], **more, rngs=nnx.Rngs(0)
+    )
+    nnx.update(other, nnx.State(variables["params"]))
+    out = layer.apply(variables, x)
+    assert out.dtype == other(x).dtype == jnp.bfloat16
+    exact = dataclasses.replace(layer, dtype=jnp.float32).apply(variables, x.astype(jnp.float32))
+    assert helpers.relative_error(out, exact) < 2e-2
+    assert helpers.relative_error(other(x), exact) < 2e-2
+
+
 def test_initial_cosine_scale(rng):
     layer = NeighborhoodAttention(2, (3,), cosine_scale=10.0)
     parameters = layer.init(jax.random.key(0), random_inputs("1d", rng))["params"]
