@@ -210,6 +210,10 @@ inline void bind_variants(nb::module_& m) {
       .def_prop_ro(
           "takes", [](const PyVariant& v) { return names_of(v.variant->takes); },
           "The optional operands that it takes.")
+      .def_prop_ro(
+          "capability", [](const PyVariant& v) { return v.variant->capability; },
+          nb::sig("def capability(self) -> str | None"),
+          "Compute capability of the GPUs that it is for, \"9.0\"; None if it is for all devices of its platform.")
       .def("obstacle", &PyVariant::obstacle, nb::arg("query"),
            "Why it does not take a call: a sentence that begins with \"it takes\". Empty if it does.")
       .def("tile_obstacle", &PyVariant::tile_obstacle, nb::arg("query"), nb::arg("choice"),

@@ -61,6 +61,7 @@ struct Variant {
   Obstacle obstacle;
   void (*tile_obstacle)(const Query&, const Tiles&, Text&);
   void (*tilings)(const Query&, const TilingVisitor&);
+  const char* capability = nullptr;  // of the GPUs that it is for, "9.0"; null if it is for all devices of its platform
 };
 
 inline namespace JAX_NA_ISA {

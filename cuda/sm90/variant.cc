@@ -15,6 +15,8 @@ bool device_is_hopper();
 
 namespace {
 
+constexpr const char* kCapability = "9.0";
+
 KernelSizes shapes_of(const Query& query) {
   const int features = feature_bucket(query.problem.head_dim, query.problem.value_dim);
   return {{{kHopperRows, 16, hopper_columns(features)}}, 1};
@@ -23,7 +25,7 @@ KernelSizes shapes_of(const Query& query) {
 void obstacle(const Query& query, Text& text) {
   const Problem& p = query.problem;
 #ifndef JAX_NA_HOPPER
-  say(text, "it takes an installation that was built for compute capability 9.0 (90a)");
+  say(text, "it takes an installation that was built for compute capability %s (90a)", kCapability);
   return;
 #endif
   if (feature_bucket(p.head_dim, p.value_dim) == 0)
@@ -56,7 +58,7 @@ void late_obstacle(const void* args, Text& text) {
       say(text, "it takes arrays aligned to 16 bytes, not %d beyond that", static_cast<int>(address % 16));
   }
 #ifdef JAX_NA_HOPPER
-  if (!device_is_hopper()) say(text, "it takes a GPU of compute capability 9.0");
+  if (!device_is_hopper()) say(text, "it takes a GPU of compute capability %s", kCapability);
 #endif
 }
 
@@ -75,7 +77,7 @@ const char* run([[maybe_unused]] const void* args, [[maybe_unused]] Stream strea
 extern const CudaVariant kHopperForward;
 const CudaVariant kHopperForward = {
     {Target::kFusedForward, Pass::kForward, "sm90", Form::kTilePair, 0,
-     type_bit(DType::kBFloat16) | type_bit(DType::kFloat16), obstacle, tile_obstacle, tilings},
+     type_bit(DType::kBFloat16) | type_bit(DType::kFloat16), obstacle, tile_obstacle, tilings, kCapability},
     run,
     late_obstacle};
 

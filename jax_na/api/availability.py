@@ -13,7 +13,7 @@ import jax.export
 from jax_na.api import arguments
 from jax_na.api.arguments import Precision
 from jax_na.api.window import Flags, Ints, Window, neighborhood_of
-from jax_na.kernels import contract, devices, plan, register, variants
+from jax_na.kernels import contract, devices, register, variants
 from jax_na.kernels import precision as precisions
 from jax_na.kernels.contract import Problem
 from jax_na.kernels.table import ROWS, Row
@@ -135,7 +135,7 @@ def _variants(row: Row, platform: str, problem: Problem | None) -> Iterator[Vari
     """The kernels of an implementation."""
     missing = register.refusal(platform) or row.absence(platform)
     for target, kernel in variants.of_targets(platform, row.targets):
-        reason = missing or plan.absence(platform, kernel.name)
+        reason = missing or devices.absence(kernel.capability)
         if problem is not None:
             reason = variants.reason(platform, kernel, problem) or reason
         yield Variant(target, kernel.pass_name, kernel.name, reason is None, reason)

@@ -19,7 +19,6 @@ KEY_ROW = 4  # starting a row of keys costs the tile kernels as much as this man
 
 # Products of each pass: queries with keys (scores), and weights with tokens.
 PRODUCTS = {"forward": (1, 1), "backward": (2, 3), "qk": (1, 0), "av": (0, 1), "inverse": (0, 1)}
-CAPABILITIES: dict[str, str] = {}  # no kernel is for some CPUs only: the binding has those of this one
 
 
 def cost(pass_name: str, name: str, problem: Problem, tiling: Any) -> float:

@@ -37,7 +37,6 @@ COSTS = {
     # the problems above.
     "sm90": Costs(product=0.5, softmax=24, mask=16, copy_rows=0, start=3),
 }
-CAPABILITIES = {"sm90": "9.0"}  # kernels for some GPUs only, by compute capability
 STAGE = 64  # a weight of a score to or from shared memory; this and the next are not measured
 CROWDED = 24 << 10  # staged weights of a block: as many take the room that other blocks would need
 

@@ -32,10 +32,15 @@ def cuda_kind() -> str:
     return str(devices[0].device_kind) if devices else "unknown"
 
 
-def have(capability: str) -> bool:
-    """Whether the CUDA devices here have this compute capability, like "9.0", as far as is known."""
+def absence(capability: str | None) -> str | None:
+    """Why a kernel for GPUs of a compute capability, like "9.0", runs on no device here, as far as is known.
+
+    None if it does, or if it is for all devices: a capability of None.
+    """
     found = [str(getattr(device, "compute_capability", "")) for device in cuda_devices()]
-    return bool(found) and all(name == capability for name in found)
+    if capability is None or (found and all(name == capability for name in found)):
+        return None
+    return f"it takes a GPU of compute capability {capability}"
 
 
 def cuda_refusal(architectures: Sequence[str]) -> str | None:

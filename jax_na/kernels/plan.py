@@ -29,6 +29,7 @@ class Priced(NamedTuple):
     cost: float
     choice: str  # the kernel with its tiles, as in the attribute `kernels`
     name: str  # of the kernel
+    capability: str | None  # of the GPUs that it is for, None for all devices of the platform
 
 
 Ranked = tuple[tuple[Priced, ...], ...]  # the kernels of a pass, and their tilings, the cheapest first
@@ -45,9 +46,7 @@ def plan(platform: str, target: str, op: Op, problem: Problem) -> str:
 @functools.lru_cache(maxsize=1024)
 def cheapest(platform: str, target: str, problem: Problem) -> str:
     """The attribute `kernels` that costs least."""
-    return ";".join(
-        _attribute(platform, ranked[0][0], ranked) for ranked in rankings(platform, target, problem)
-    )
+    return ";".join(_attribute(ranked[0][0], ranked) for ranked in rankings(platform, target, problem))
 
 
 def candidates(platform: str, target: str, problem: Problem) -> tuple[str, ...]:
@@ -55,7 +54,7 @@ def candidates(platform: str, target: str, problem: Problem) -> tuple[str, ...]:
 
     Where a pass has several kernels that run on the devices here, their tilings take turns.
     """
-    tried = [_candidates(platform, ranked) for ranked in rankings(platform, target, problem)]
+    tried = [_candidates(ranked) for ranked in rankings(platform, target, problem)]
     return tuple(dict.fromkeys(";".join(choices) for choices in zip(*tried, strict=False)))
 
 
@@ -95,46 +94,33 @@ def _priced(platform: str, row: Any, problem: Problem) -> tuple[Priced, ...]:
     found = []
     for tiling in row.tilings(contract.query(platform, problem)):
         cost = COSTS[platform].cost(row.pass_name, row.name, problem, tiling)
-        found.append(Priced(cost, tiling.choice, row.name))
+        found.append(Priced(cost, tiling.choice, row.name, row.capability))
     return tuple(sorted(found, key=lambda priced: priced.cost))
 
 
-def _attribute(platform: str, tiling: Priced, ranked: Ranked) -> str:
+def _attribute(tiling: Priced, ranked: Ranked) -> str:
     """The choices of a pass that lead to a tiling, on the devices here.
 
     Cheaper kernels for other devices stand before it, and one for all devices behind it if it is not.
     """
     best = [tilings[0] for tilings in ranked]
-    cheaper = itertools.takewhile(lambda priced: not _runs_everywhere(platform, priced.name), best)
+    cheaper = itertools.takewhile(lambda priced: priced.capability is not None, best)
     others = [priced for priced in cheaper if priced.name != tiling.name]
-    choices = [priced.choice for priced in others if not _runs_here(platform, priced.name)]
+    choices = [priced.choice for priced in others if not _runs_here(priced)]
     choices.append(tiling.choice)
-    if not _runs_everywhere(platform, tiling.name):
-        choices += [priced.choice for priced in best if _runs_everywhere(platform, priced.name)][:1]
+    if tiling.capability is not None:
+        choices += [priced.choice for priced in best if priced.capability is None][:1]
     return "|".join(choices)
 
 
-def _candidates(platform: str, ranked: Ranked) -> list[str]:
-    here = [tilings for tilings in ranked if _runs_here(platform, tilings[0].name)]
+def _candidates(ranked: Ranked) -> list[str]:
+    here = [tilings for tilings in ranked if _runs_here(tilings[0])]
     turns = itertools.chain.from_iterable(itertools.zip_longest(*here))
-    return [_attribute(platform, tiling, ranked) for tiling in turns if tiling is not None]
+    return [_attribute(tiling, ranked) for tiling in turns if tiling is not None]
 
 
-def _runs_everywhere(platform: str, name: str) -> bool:
-    """Whether a kernel is for all devices of a platform."""
-    return name not in COSTS[platform].CAPABILITIES
-
-
-def absence(platform: str, name: str) -> str | None:
-    """Why a kernel does not run on the devices of this machine, None if it does."""
-    capability = COSTS[platform].CAPABILITIES.get(name)
-    if capability is None or devices.have(capability):
-        return None
-    return f"it takes a GPU of compute capability {capability}"
-
-
-def _runs_here(platform: str, name: str) -> bool:
-    return absence(platform, name) is None
+def _runs_here(tiling: Priced) -> bool:
+    return devices.absence(tiling.capability) is None
 
 
 def workers() -> int:
