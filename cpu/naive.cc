@@ -11,6 +11,7 @@
 #include "cpu/host/kernels.h"
 #include "cpu/simd/numeric.h"
 #include "cpu/simd/parallel.h"
+#include "cpu/unfused_rows.h"
 
 namespace jax_na {
 namespace {
@@ -36,36 +37,14 @@ void qk(const UnfusedArgs& args, const Parallel& parallel) {
 template <class T>
 void av(const UnfusedArgs& args, const Parallel& parallel) {
   const Problem& problem = args.problem;
-  const int64_t dim = problem.value_dim;
-  auto body = [&](int64_t row, char*) {
-    const auto* weights = static_cast<const Accumulator<T>*>(args.weights) + row * problem.pitch;
-    const View query = view_of_query(problem, row);
-    for (int64_t d = 0; d < dim; ++d) {
-      Accumulator<T> sum = 0;
-      for_each_key(problem, query, [&](int slot, int64_t key) {
-        sum += weights[slot] * to_accumulator(static_cast<const T*>(args.y)[key * dim + d]);
-      });
-      assign(static_cast<T*>(args.x)[row * dim + d], sum);
-    }
-  };
+  auto body = [&](int64_t row, char*) { av_row<T>(args, row); };
   parallel_for(parallel, problem.batch * query_tokens(problem) * problem.heads, body);
 }
 
 template <class T>
 void inverse(const UnfusedArgs& args, const Parallel& parallel) {
   const Problem& problem = args.problem;
-  const int64_t dim = problem.value_dim;
-  auto body = [&](int64_t row, char*) {
-    const View key = view_of_key(problem, row);
-    for (int64_t d = 0; d < dim; ++d) {
-      Accumulator<T> sum = 0;
-      for_each_query(problem, key, [&](int slot, int64_t query) {
-        sum += static_cast<const Accumulator<T>*>(args.weights)[query * problem.pitch + slot] *
-               to_accumulator(static_cast<const T*>(args.x)[query * dim + d]);
-      });
-      assign(static_cast<T*>(args.y)[row * dim + d], sum);
-    }
-  };
+  auto body = [&](int64_t row, char*) { inverse_row<T, T>(args, row); };
   parallel_for(parallel, problem.batch * key_tokens(problem) * problem.kv_heads, body);
 }
 

@@ -20,30 +20,31 @@ inline namespace JAX_NA_ISA {
 
 // The scaled scores from a slot on, -inf where there is no slot.
 inline Vec slots_from(const SoftmaxArgs& args, const float* row, int first) {
-  const float scale = args.scale * kLog2E;
-  if (first + kWidth <= args.slots) return load(row + first) * splat(scale);
+  if (first + kWidth <= args.slots) return load(row + first) * splat(args.scale);
   Vec scores = splat(-INFINITY);
-  for (int i = 0; i < args.slots - first; ++i) scores[i] = row[first + i] * scale;
+  for (int i = 0; i < args.slots - first; ++i) scores[i] = row[first + i] * args.scale;
   return scores;
 }
 
+// In natural units up to the difference with the maximum: finite scores of any size have finite weights. A row without
+// a key has weights of zero.
 inline void softmax_row(const SoftmaxArgs& args, const float* scores, float* weights, float* lse) {
   Vec largest = splat(kLowest);
   for (int slot = 0; slot < args.slots; slot += kWidth) largest = vmax(largest, slots_from(args, scores, slot));
   const float maximum = max_lanes(largest);
   Vec total = {};
   for (int slot = 0; slot < args.pitch; slot += kWidth) {
-    const Vec weight = exp2(slots_from(args, scores, slot) - splat(maximum));
+    const Vec weight = exp2((slots_from(args, scores, slot) - splat(maximum)) * splat(kLog2E));
     total += weight;
     store_narrow(weights + slot, weight, args.pitch - slot);
   }
   const float sum = sum_lanes(total);
-  const Vec inverse = splat(1.0f / sum);
+  const Vec inverse = splat(sum == 0.0f ? 0.0f : 1.0f / sum);
   for (int slot = 0; slot < args.pitch; slot += kWidth) {
     const int rest = args.pitch - slot;
     store_narrow(weights + slot, load_wide(weights + slot, rest) * inverse, rest);
   }
-  *lse = maximum * kLn2 + logf(sum);
+  *lse = maximum + logf(sum);
 }
 
 inline void softmax(const SoftmaxArgs& args, const Parallel& parallel) {

@@ -9,6 +9,7 @@
 #include "common/isa.h"
 #include "common/problem.h"
 #include "common/window.h"
+#include "cpu/definition.h"
 #include "cpu/host/kernels.h"
 #include "cpu/rows/block.h"
 #include "cpu/rows/grid.h"
@@ -46,6 +47,7 @@ struct RowBackwardScratch {
   Packed* key_rows;                // ring, natural
   float *scores, *dscores;         // [row][key row][column][kWidth]
   float *lse, *delta;              // [row][kWidth]
+  LeftOut* left_out;               // of all threads
 };
 
 template <class Packed>
@@ -128,6 +130,7 @@ struct GradientFinish {
         const ptrdiff_t at = (first + c) * kWidth;
         Vec gradient = load(scores[r] + at) * (sum[r][c] - row_delta);
         if (!tile.full) gradient = select(in_window(tile, first + c), gradient, Vec{});
+        if (biased) gradient = select(load(scores[r] + at) == Vec{}, Vec{}, gradient);  // masked, whatever dP is
         store(dscores[r] + at, gradient);
         if (biased) drpb[r][first + c] += sum_lanes(gradient);
       }
@@ -217,7 +220,7 @@ inline void load_block_queries(const BlockLanes& lanes, const BackwardViews<T>& 
     pack_natural(douts, 1.0f, block_row(scratch.dout_rows, r, problem.value_dim));
     for (int lane = 0; lane < kWidth; ++lane) {
       const int64_t token = first + int64_t{min(lane, count - 1)} * dilation;
-      scratch.lse[r * kWidth + lane] = views.lse.base[token * views.lse.stride] * kLog2E;
+      scratch.lse[r * kWidth + lane] = tile_lse(views.lse.base[token * views.lse.stride], *scratch.left_out);
       scratch.delta[r * kWidth + lane] = views.delta.base[token * views.delta.stride];
     }
   }
@@ -238,7 +241,11 @@ inline void backward_block(const BackwardArgs& args, const BlockLanes& lanes, co
     const int64_t first = first_query(lanes, lanes.block.row[r]);
     unpack_natural(
         block_row(scratch.dquery, r, problem.head_dim), [&](int) { return factor; },
-        token_run(views.dquery, first, problem.axis[2].dilation, lanes.tile.count));
+        token_run(views.dquery, first, problem.axis[2].dilation, lanes.tile.count),
+        [&](int lane) {
+          scratch.left_out->keys = true;
+          define_query_gradient(args, query_row(problem, tile, first + int64_t{lane} * problem.axis[2].dilation));
+        });
   }
 }
 
@@ -263,17 +270,20 @@ inline void row_backward(const BackwardArgs& args, const Parallel& parallel) {
   const SlabbedGrid rows = make_row_slabs(problem);
   const int span = make_row_grid(problem, backward_features(problem), 0).span;
   clear_sums(args, parallel);
+  LeftOut left_out;
   with_half_or_single(args.dtype, [&](auto element) {
     using T = decltype(element);
     const auto body = [&](int slab, const Tile& tile, int64_t part, char* memory) {
       Arena arena{memory};
-      const auto scratch = make_row_backward_scratch<PackedOf<T>>(arena, problem);
+      auto scratch = make_row_backward_scratch<PackedOf<T>>(arena, problem);
+      scratch.left_out = &left_out;
       float* drpb = bias_table_of(args, part);
       for_each_slab_unit(problem, rows, slab, span, tile,
                          [&](RowUnit& unit) { backward_unit<T>(args, unit, drpb, scratch); });
     };
     for_each_slab(problem, parallel, rows.slabs, args.drpb_parts, body);
   });
+  finish_gradients(args, parallel, left_out);
 }
 
 }  // namespace JAX_NA_ISA

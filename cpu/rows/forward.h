@@ -11,6 +11,7 @@
 
 #include "common/isa.h"
 #include "common/problem.h"
+#include "cpu/definition.h"
 #include "cpu/host/kernels.h"
 #include "cpu/rows/block.h"
 #include "cpu/rows/grid.h"
@@ -163,9 +164,9 @@ inline void block_softmax(const RowBlock& block, const LaneTile& tile, const Row
   }
 }
 
-// out = P V / l;   lse = m + log l
+// out = P V / l;   lse = m + log l. Rows that are not finite, for example without a key, by definition.
 template <class T>
-inline void store_block(const BlockLanes& lanes, const ForwardViews<T>& views,
+inline void store_block(const ForwardArgs& args, const BlockLanes& lanes, const ForwardViews<T>& views,
                         const RowForwardScratch<PackedOf<T>>& scratch) {
   const int count = lanes.tile.count, dilation = lanes.problem.axis[2].dilation;
   for (int r = 0; r < lanes.block.count; ++r) {
@@ -173,13 +174,16 @@ inline void store_block(const BlockLanes& lanes, const ForwardViews<T>& views,
     const float *maximum = scratch.maximum + r * kWidth, *sum = scratch.sum + r * kWidth;
     alignas(64) float inverse[kWidth];
     store(inverse, splat(1.0f) / load(sum));
-    unpack_natural(
-        block_row(scratch.out, r, lanes.problem.value_dim), [&](int lane) { return inverse[lane]; },
-        token_run(views.out, first, dilation, count));
     for (int lane = 0; lane < count; ++lane) {
       float& lse = views.lse.base[(first + int64_t{lane} * dilation) * views.lse.stride];
       lse = maximum[lane] * kLn2 + logf(sum[lane]);
     }
+    const auto define = [&](int lane) {
+      define_attention(args, query_row(lanes.problem, lanes.unit.tile, first + int64_t{lane} * dilation));
+    };
+    unpack_natural(
+        block_row(scratch.out, r, lanes.problem.value_dim), [&](int lane) { return inverse[lane]; },
+        token_run(views.out, first, dilation, count), define);
   }
 }
 
@@ -199,7 +203,7 @@ inline void forward_block(const ForwardArgs& args, const BlockLanes& lanes, cons
   block_softmax(lanes.block, lanes.tile, scratch);
   row_products<Packed>(
       lanes, {ring, reinterpret_cast<const Packed*>(scratch.scores), scratch.values, scratch.out, problem.value_dim});
-  store_block(lanes, views, scratch);
+  store_block(args, lanes, views, scratch);
 }
 
 template <class T>

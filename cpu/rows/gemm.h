@@ -6,10 +6,12 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include <atomic>
 #include <type_traits>
 
 #include "common/isa.h"
 #include "common/problem.h"
+#include "cpu/definition.h"
 #include "cpu/host/kernels.h"
 #include "cpu/rows/block.h"
 #include "cpu/rows/grid.h"
@@ -139,25 +141,34 @@ void row_av_unit(const UnfusedArgs& args, RowUnit& unit, KeyRing& ring, const Ro
     for (int r = 0; r < lanes.block.count; ++r)
       unpack_natural(
           block_row(scratch.rows, r, dim), [](int) { return 1.0f; },
-          token_run(out, weights[r].token, dilation, lanes.tile.count));
+          token_run(out, weights[r].token, dilation, lanes.tile.count),
+          [&](int lane) {
+            const int64_t token = weights[r].token + int64_t{lane} * dilation;
+            define_av(args, query_row(problem, unit.tile, token));
+          });
   });
 }
 
+// Returns whether all inputs are finite.
 template <class T>
-void row_inverse_unit(const UnfusedArgs& args, RowUnit& unit, const RowGemmScratch<float>& scratch) {
+bool row_inverse_unit(const UnfusedArgs& args, RowUnit& unit, const RowGemmScratch<float>& scratch) {
   const Problem& problem = args.problem;
   const int dim = problem.value_dim, dilation = problem.axis[2].dilation;
   const auto sums = y_view<float>(args, unit.tile.batch, unit.tile.head);
   const auto fill_nothing = [](const RowBlock&) {};
+  bool finite = true;
   for_each_lane_tile(problem, unit, false, fill_nothing, [&](const BlockLanes& lanes) {
     WeightRows weights[kBlockRows];
     load_block_weights(args, lanes, weights, scratch.scores);
     const auto queries = x_view<const T>(args, unit.tile.batch, unit.tile.head);
-    for (int r = 0; r < lanes.block.count; ++r)
-      pack_natural(token_run(queries, weights[r].token, dilation, lanes.tile.count), 1.0f,
-                   block_row(scratch.rows, r, dim));
+    for (int r = 0; r < lanes.block.count; ++r) {
+      float* rows = block_row(scratch.rows, r, dim);
+      pack_natural(token_run(queries, weights[r].token, dilation, lanes.tile.count), 1.0f, rows);
+      finite &= all_finite(rows, lanes.tile.count, dim);
+    }
     add_key_sums<float>(lanes, {{scratch.scores, scratch.rows, sums}});
   });
+  return finite;
 }
 
 // qk and av; body(T{}, unit, ring, scratch) for every unit.
@@ -190,15 +201,23 @@ inline void row_gemm_inverse(const UnfusedArgs& args, const Parallel& parallel) 
   const SlabbedGrid rows = make_row_slabs(problem);
   const int64_t key_rows = problem.batch * key_tokens(problem) * problem.kv_heads;
   clear(parallel, static_cast<float*>(args.y), key_rows * problem.value_dim);
+  std::atomic<bool> finite{true};
   with_half_or_single(args.dtype, [&](auto element) {
     const auto body = [&](int slab, const Tile& tile, int64_t, char* memory) {
       Arena arena{memory};
       const auto scratch = make_row_gemm_scratch<float>(arena, problem, Pass::kInverse);
-      for_each_slab_unit(problem, rows, slab, rows.grid.tiles[2], tile,
-                         [&](RowUnit& unit) { row_inverse_unit<decltype(element)>(args, unit, scratch); });
+      for_each_slab_unit(problem, rows, slab, rows.grid.tiles[2], tile, [&](RowUnit& unit) {
+        if (!row_inverse_unit<decltype(element)>(args, unit, scratch)) finite = false;
+      });
     };
     for_each_slab(problem, parallel, rows.slabs, 0, body);
   });
+  if (finite) return;
+  auto body = [&](int64_t row, char*) {
+    if (!is_finite(static_cast<const float*>(args.y) + row * problem.value_dim, problem.value_dim))
+      define_inverse(args, row);
+  };
+  parallel_for(parallel, key_rows, body);
 }
 
 }  // namespace JAX_NA_ISA

@@ -2,6 +2,7 @@
 // Packing tokens for the row kernels, transposed ([dim][tokens]) or natural ([tokens][dim]).
 #pragma once
 
+#include <math.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -87,13 +88,30 @@ inline void pack_natural(TokenRun<const BFloat16> tokens, float, BFloat16Pair* t
     }
 }
 
-// token_j[d] = factor(j) * rows[j][d], the other way round.
-template <class T, class Factor>
-inline void unpack_natural(const float* rows, const Factor& factor, TokenRun<T> tokens) {
+// Whether all values of natural rows are finite.
+inline bool all_finite(const float* rows, int count, int dim) {
+  Vec finite = {};
+  for (int64_t i = 0; i < int64_t{count} * padded(dim); i += kWidth) finite += zero_if_finite(load(rows + i));
+  return all_zero(finite);
+}
+
+// token_j[d] = factor(j) * rows[j][d], the other way round. Calls spoiled(j) for tokens with a value that is not
+// finite.
+template <class T, class Factor, class Spoiled>
+inline void unpack_natural(const float* rows, const Factor& factor, TokenRun<T> tokens, const Spoiled& spoiled) {
   const int dim = tokens.dim;
   T* token = tokens.first;
-  for (int j = 0; j < tokens.count; ++j, rows += padded(dim), token += tokens.step)
-    for (int d = 0; d < dim; d += kWidth) store_narrow(token + d, load(rows + d) * splat(factor(j)), dim - d);
+  Vec finite = {};
+  const float* row = rows;
+  for (int j = 0; j < tokens.count; ++j, row += padded(dim), token += tokens.step)
+    for (int d = 0; d < dim; d += kWidth) {
+      const Vec values = load(row + d) * splat(factor(j));
+      finite += zero_if_finite(values);
+      store_narrow(token + d, values, dim - d);
+    }
+  if (all_zero(finite)) return;
+  for (int j = 0; j < tokens.count; ++j)
+    if (!all_finite(rows + j * padded(dim), 1, dim) || !isfinite(factor(j))) spoiled(j);
 }
 
 }  // namespace JAX_NA_ISA

@@ -52,6 +52,12 @@ inline void assign(BFloat16& to, float x) {  // round to nearest, ties to even; 
   to.bits = static_cast<uint16_t>(x != x ? 0x7fc0u : rounded);
 }
 
+inline bool is_finite(const float* values, int count) {
+  float zero = 0;
+  for (int i = 0; i < count; ++i) zero += values[i] - values[i];
+  return zero == 0;
+}
+
 // Calls body(T{}) with the element type that dtype names.
 template <class Body>
 void with_half_or_single(DType dtype, const Body& body) {

@@ -61,6 +61,8 @@ inline Vec vmax(Vec a, Vec b) {  // a NaN in b is kept
 }
 inline IntVec vmin(IntVec a, IntVec b) { return a < b ? a : b; }
 inline IntVec vmax(IntVec a, IntVec b) { return a > b ? a : b; }
+// Added to a sum of zeros: the sum stays zero as long as all values are finite.
+inline Vec zero_if_finite(Vec value) { return value - value; }
 inline IntVec bits_of(Vec value) { return reinterpret_cast<IntVec>(value); }
 inline Vec from_bits(IntVec bits) { return reinterpret_cast<Vec>(bits); }
 
@@ -68,6 +70,11 @@ inline float max_lanes(Vec lanes) {
   float largest = lanes[0];
   for (int i = 1; i < kWidth; ++i) largest = lanes[i] > largest ? lanes[i] : largest;
   return largest;
+}
+inline bool all_zero(Vec lanes) {
+  bool zero = true;
+  for (int i = 0; i < kWidth; ++i) zero &= lanes[i] == 0.0f;
+  return zero;
 }
 inline float sum_lanes(Vec lanes) {
   float sum = 0.0f;

@@ -13,6 +13,7 @@
 #include "common/isa.h"
 #include "common/problem.h"
 #include "common/window.h"
+#include "cpu/definition.h"
 #include "cpu/host/kernels.h"
 #include "cpu/simd/convert.h"
 #include "cpu/simd/numeric.h"
@@ -29,8 +30,9 @@
 namespace jax_na {
 inline namespace JAX_NA_ISA {
 
-// scores -> P, dscores -> dS = P (dP - delta). Lanes that do not exist have lse = -kLowest, so their P is exactly 0.
-template <class Packed>
+// scores -> P, dscores -> dS = P (dP - delta). Lanes that do not exist have an infinite lse, so their P is exactly 0.
+// For the gradient of a bias, which adds up all lanes, dS is 0 where P is, whatever dP is.
+template <bool kBiased, class Packed>
 inline void softmax_gradient(int keys, const BackwardScratch<Packed>& scratch) {
   for (int lane = 0; lane < kLanes; lane += kWidth) {
     const Vec lse = load(scratch.lse + lane), delta = load(scratch.delta + lane);
@@ -38,7 +40,9 @@ inline void softmax_gradient(int keys, const BackwardScratch<Packed>& scratch) {
       float *score = scratch.scores + key * kLanes + lane, *gradient = scratch.dscores + key * kLanes + lane;
       const Vec probability = exp2(load(score) - lse);
       store(score, probability);
-      store(gradient, probability * (load(gradient) - delta));
+      Vec dscore = probability * (load(gradient) - delta);
+      if constexpr (kBiased) dscore = select(probability == Vec{}, Vec{}, dscore);
+      store(gradient, dscore);
     }
   }
 }
@@ -122,8 +126,12 @@ void backward_tile(const BackwardArgs& args, const Tile& tile, const TokenPanel&
     // dP = dout v^T;  P = exp(S - lse);  dS = P (dP - delta)
     visit_rows(visited, VisitedOperand{views.value, scratch.values, Along::kFeatures}, chunk, *scratch.value_rows);
     dot(scratch.dout, *scratch.value_rows, 1.0f, scratch.dscores);
-    softmax_gradient(chunk.keys, scratch);
-    if (drpb != nullptr) add_bias_gradient(bias, lanes, chunk, scratch.dscores, drpb);
+    if (drpb == nullptr) {
+      softmax_gradient<false>(chunk.keys, scratch);
+    } else {
+      softmax_gradient<true>(chunk.keys, scratch);
+      add_bias_gradient(bias, lanes, chunk, scratch.dscores, drpb);
+    }
     round_weights(chunk.keys, scale, scratch);
     // dq += dS k, of pairs with pairs of keys: packed along tokens
     if constexpr (kTerms<Packed> == 2)
@@ -138,7 +146,10 @@ void backward_tile(const BackwardArgs& args, const Tile& tile, const TokenPanel&
   });
   float factors[kLanes];
   for (float& factor : factors) factor = kTerms<Packed> == 1 ? scale : 1.0f;
-  unpack_tile(scratch.dquery, factors, lanes, views.dquery);
+  unpack_tile(scratch.dquery, factors, lanes, views.dquery, [&](int lane) {
+    scratch.left_out->keys = true;
+    define_query_gradient(args, query_row(problem, tile, lanes.token[lane]));
+  });
 }
 
 // Packs the keys and values that a run visits, and clears the sums that it adds to.
@@ -212,15 +223,18 @@ inline void fused_backward(const BackwardArgs& args, const Parallel& parallel) {
   const TileGrid grid = make_tile_grid(problem, Side::kQueries, backward_capacity(problem), 0);
   const SlabbedGrid cut{grid, choose_slabs(problem, grid)};
   clear_sums(args, parallel);
+  LeftOut left_out;
   with_half_or_single(args.dtype, [&](auto element) {
     using T = decltype(element);
     const auto body = [&](int slab, Tile& tile, int64_t part, char* memory) {
       Arena arena{memory};
-      const auto scratch = make_backward_scratch<PackedOf<T>>(arena, problem);
+      auto scratch = make_backward_scratch<PackedOf<T>>(arena, problem);
+      scratch.left_out = &left_out;
       backward_slab<T>(args, cut, slab, tile, bias_table_of(args, part), scratch);
     };
     for_each_slab(problem, parallel, cut.slabs, args.drpb_parts, body);
   });
+  finish_gradients(args, parallel, left_out);
 }
 
 }  // namespace JAX_NA_ISA

@@ -2,11 +2,16 @@
 // What the backward pass reads and writes: operands as one head sees them, and the tile kernels' scratch memory.
 #pragma once
 
+#include <math.h>
 #include <stdint.h>
 #include <string.h>
 
+#include <atomic>
+
+#include "common/definition.h"
 #include "common/isa.h"
 #include "common/problem.h"
+#include "cpu/definition.h"
 #include "cpu/host/kernels.h"
 #include "cpu/simd/numeric.h"
 #include "cpu/simd/parallel.h"
@@ -20,6 +25,45 @@
 
 namespace jax_na {
 inline namespace JAX_NA_ISA {
+
+// What any of the threads has left out, to be done by definition when all are ready.
+struct LeftOut {
+  std::atomic<bool> keys{false};     // values that are not finite may have reached keys that they do not concern
+  std::atomic<bool> queries{false};  // the contribution of queries whose log-sum-exp is not exact
+};
+
+// The log-sum-exp of a query in the units of the exponents; infinite, so that all weights are 0, if it sees no key or
+// if it is left out.
+inline float tile_lse(float lse, LeftOut& left_out) {
+  if (lse == -INFINITY) {
+    left_out.keys = true;  // the rest of the row may hold anything, and must not count
+    return INFINITY;
+  }
+  if (!has_exact_lse(lse)) {
+    left_out.queries = true;
+    return INFINITY;
+  }
+  return lse * kLog2E;
+}
+
+// The gradients that the kernel has left out. One thread adds those of queries: their order is fixed.
+inline void finish_gradients(const BackwardArgs& args, const Parallel& parallel, const LeftOut& left_out) {
+  const Problem& problem = args.problem;
+  if (left_out.queries) {
+    const int64_t rows = problem.batch * query_tokens(problem) * problem.heads;
+    for (int64_t row = 0; row < rows; ++row)
+      if (args.lse[row] != -INFINITY && !has_exact_lse(args.lse[row])) add_gradients_of_query(args, row);
+  }
+  if (!left_out.keys) return;
+  const auto finite = [](const void* sums, int64_t row, int dim) {
+    return is_finite(static_cast<const float*>(sums) + row * dim, dim);
+  };
+  auto body = [&](int64_t row, char*) {
+    if (finite(args.dkey, row, problem.head_dim) && finite(args.dvalue, row, problem.value_dim)) return;
+    define_key_gradients(args, row);
+  };
+  parallel_for(parallel, problem.batch * key_tokens(problem) * problem.kv_heads, body);
+}
 
 template <class Packed>
 struct BackwardScratch {
@@ -36,6 +80,7 @@ struct BackwardScratch {
   BoxChunk* chunk;
   Streamed<const Packed>*key_rows, *value_rows;
   Streamed<float>* sums;
+  LeftOut* left_out;  // of all threads
 };
 
 // Tokens of a panel.
@@ -117,7 +162,8 @@ void load_queries(const Problem& problem, const BackwardViews<T>& views, const B
   memset(scratch.dquery, 0, padded(problem.head_dim) * kLanes * sizeof(float));
   for (int lane = 0; lane < kLanes; ++lane) {
     const int64_t token = lanes.token[lane];
-    scratch.lse[lane] = lanes.valid[lane] ? views.lse.base[token * views.lse.stride] * kLog2E : -kLowest;
+    scratch.lse[lane] =
+        lanes.valid[lane] ? tile_lse(views.lse.base[token * views.lse.stride], *scratch.left_out) : INFINITY;
     scratch.delta[lane] = views.delta.base[token * views.delta.stride];
   }
 }

@@ -13,6 +13,7 @@
 
 #include "common/isa.h"
 #include "common/problem.h"
+#include "cpu/definition.h"
 #include "cpu/host/kernels.h"
 #include "cpu/simd/numeric.h"
 #include "cpu/simd/parallel.h"
@@ -132,16 +133,18 @@ inline ForwardViews<T> make_forward_views(const ForwardArgs& args, int64_t batch
           query_view(problem, args.lse, batch, head, 1)};
 }
 
-// out = O / l;  lse = m + log l
+// out = O / l;  lse = m + log l. Rows that are not finite, for example without a key, by definition.
 template <class T>
-inline void finish_tile(const ForwardViews<T>& views, const ForwardScratch<PackedOf<T>>& scratch) {
+inline void finish_tile(const ForwardArgs& args, const Tile& tile, const ForwardViews<T>& views,
+                        const ForwardScratch<PackedOf<T>>& scratch) {
   const Lanes& lanes = *scratch.lanes;
   for (int lane = 0; lane < kLanes; ++lane) {
     scratch.factor[lane] = 1.0f / scratch.sum[lane];
     if (lanes.valid[lane])
       views.lse.base[lanes.token[lane] * views.lse.stride] = scratch.maximum[lane] * kLn2 + logf(scratch.sum[lane]);
   }
-  unpack_tile(scratch.out, scratch.factor, lanes, views.out);
+  unpack_tile(scratch.out, scratch.factor, lanes, views.out,
+              [&](int lane) { define_attention(args, query_row(args.problem, tile, lanes.token[lane])); });
 }
 
 template <class T>
@@ -176,7 +179,7 @@ void forward_tile(const ForwardArgs& args, const Tile& tile, const TokenPanel& p
     visit_rows(visited, VisitedOperand{views.value, scratch.values, Along::kTokens}, chunk, *scratch.rows);
     accumulate(reinterpret_cast<const Packed*>(scratch.scores), *scratch.rows, scratch.out);
   });
-  finish_tile(views, scratch);
+  finish_tile(args, tile, views, scratch);
 }
 
 // One unit: a run of query tiles, for every query head that shares a kv head; keys and values are packed once.

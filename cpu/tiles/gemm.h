@@ -7,6 +7,7 @@
 
 #include "common/isa.h"
 #include "common/problem.h"
+#include "cpu/definition.h"
 #include "cpu/host/kernels.h"
 #include "cpu/simd/numeric.h"
 #include "cpu/simd/parallel.h"
@@ -102,14 +103,15 @@ void gemm_av_tile(const GemmTile<float>& work, const HeadView<const T>& values) 
   const auto& scratch = work.scratch;
   const Lanes& lanes = *scratch.lanes;
   const BoxChunk& chunk = *scratch.chunk;
-  memset(scratch.sums, 0, args.problem.value_dim * kLanes * sizeof(float));
+  memset(scratch.sums, 0, padded(args.problem.value_dim) * kLanes * sizeof(float));
   const VisitedTokens<Side::kQueries> visited{args.problem, tile, work.panel};
   for_each_chunk(lanes, *scratch.chunk, [&] {
     visit_rows(visited, VisitedOperand{values, scratch.panel, Along::kTokens}, chunk, *scratch.rows);
     gather_weights(args, tile, lanes, chunk, scratch.scores);
     accumulate<float>(scratch.scores, *scratch.rows, scratch.sums);
   });
-  unpack_tile(scratch.sums, kOnes, lanes, x_view<T>(args, tile.batch, tile.head));
+  unpack_tile(scratch.sums, kOnes, lanes, x_view<T>(args, tile.batch, tile.head),
+              [&](int lane) { define_av(args, query_row(args.problem, tile, lanes.token[lane])); });
 }
 
 // y[lane] = sum over the queries that see it of weights[query, slot] x[query]. The lanes are keys of one kv head; the
@@ -124,7 +126,7 @@ void gemm_inverse_tile(const GemmTile<float>& work) {
   const int repeats = query_heads_per_kv_head(args.problem);
   TokenPanel panel = work.panel;
   panel.resident &= repeats == 1;  // of another head each time: not worth keeping
-  memset(scratch.sums, 0, args.problem.value_dim * kLanes * sizeof(float));
+  memset(scratch.sums, 0, padded(args.problem.value_dim) * kLanes * sizeof(float));
   const VisitedTokens<Side::kKeys> visited{args.problem, tile, panel};
   for (int head = tile.head * repeats; head < (tile.head + 1) * repeats; ++head) {
     const auto queries = x_view<const T>(args, tile.batch, head);
@@ -134,7 +136,8 @@ void gemm_inverse_tile(const GemmTile<float>& work) {
       accumulate<float>(scratch.scores, *scratch.rows, scratch.sums);
     });
   }
-  unpack_tile(scratch.sums, kOnes, lanes, y_view<float>(args, tile.batch, tile.head));
+  unpack_tile(scratch.sums, kOnes, lanes, y_view<float>(args, tile.batch, tile.head),
+              [&](int lane) { define_inverse(args, key_row(args.problem, tile, lanes.token[lane])); });
 }
 
 // Runs every tile whose lanes are of one side; fill(tile, panel, scratch) packs the visited tokens of a run, body(

@@ -17,7 +17,7 @@ inline namespace JAX_NA_ISA {
 
 constexpr float kLog2E = 1.4426950408889634f;
 constexpr float kLn2 = 0.6931471805599453f;
-constexpr float kLowest = -1e30f;  // finite, so that (-inf) - kLowest is still -inf
+constexpr float kLowest = -3.4028235e38f;  // of all finite scores; finite, so that (-inf) - kLowest is still -inf
 
 // From dot products to scores.
 inline float score_factor(const Problem& problem) { return static_cast<float>(problem.scale) * kLog2E; }

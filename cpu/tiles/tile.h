@@ -157,6 +157,14 @@ inline int64_t key_token(const Problem& problem, const Tile& tile, const int (&p
   return (int64_t{local(0)} * problem.nk[1] + local(1)) * problem.nk[2] + local(2);
 }
 
+// Row of a token of the tile's batch entry and head, in [batch, queries, heads] or [batch, keys, kv_heads].
+inline int64_t query_row(const Problem& problem, const Tile& tile, int64_t token) {
+  return (tile.batch * query_tokens(problem) + token) * problem.heads + tile.head;
+}
+inline int64_t key_row(const Problem& problem, const Tile& tile, int64_t token) {
+  return (tile.batch * key_tokens(problem) + token) * problem.kv_heads + tile.head;
+}
+
 // The window of a query, or the queries present in the inverse window of a key.
 inline Range lane_window(const Problem& problem, const Tile& tile, Side side, int axis, int position) {
   const Group& group = tile.group[axis];

@@ -75,19 +75,29 @@ inline void pack_tile(const HeadView<const T>& view, const Lanes& lanes, float f
   }
 }
 
-// token_lane[d] = factor[lane] * tile[d][lane], for the lanes that exist.
-template <class T>
-inline void unpack_tile(const float* tile, const float* factor, const Lanes& lanes, const HeadView<T>& view) {
-  for (int lane = 0; lane < kLanes; lane += kWidth)
+// token_lane[d] = factor[lane] * tile[d][lane], for the lanes that exist. Calls spoiled(lane) for those of them with a
+// value that is not finite.
+template <class T, class Spoiled>
+inline void unpack_tile(const float* tile, const float* factor, const Lanes& lanes, const HeadView<T>& view,
+                        const Spoiled& spoiled) {
+  for (int lane = 0; lane < kLanes; lane += kWidth) {
+    Vec finite = {};  // zeros where all values of a lane are
     for (int first = 0; first < view.dim; first += kWidth) {
       Vec row[kWidth];
 #pragma GCC unroll 16
-      for (int i = 0; i < kWidth; ++i) row[i] = load(tile + (first + i) * kLanes + lane) * load(factor + lane);
+      for (int i = 0; i < kWidth; ++i) {
+        row[i] = load(tile + (first + i) * kLanes + lane) * load(factor + lane);
+        finite += zero_if_finite(row[i]);
+      }
       transpose(row);
       for (int i = 0; i < kWidth; ++i)
         if (lanes.valid[lane + i])
           store_narrow(view.base + lanes.token[lane + i] * view.stride + first, row[i], view.dim - first);
     }
+    if (all_zero(finite)) continue;
+    for (int i = 0; i < kWidth; ++i)
+      if (lanes.valid[lane + i] && !(finite[i] == 0.0f)) spoiled(lane + i);
+  }
 }
 
 // tokens[lane][d] = factor * token_lane[d], or pairs of lanes; rows padded with zeros to whole registers.

@@ -1,0 +1,120 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cpu/definition.h"
+
+#include <stdint.h>
+
+#include "common/definition.h"
+#include "common/problem.h"
+#include "common/walk.h"
+#include "cpu/simd/numeric.h"
+#include "cpu/unfused_rows.h"
+
+namespace jax_na {
+namespace {
+
+template <class T>
+struct OneThread {
+  using Element = T;
+  static constexpr int kThreads = 1, kFeatures = 64;
+
+  static float widen(T value) { return to_accumulator(value); }
+  template <class To>
+  static void narrow(To& to, float value) {
+    assign(to, value);
+  }
+  int thread() const { return 0; }
+  float sum(float value) const { return value; }
+};
+
+template <class T>
+AttentionOperands<T> operands_of(const ForwardArgs& args) {
+  return {args.problem,
+          static_cast<const T*>(args.query),
+          static_cast<const T*>(args.key),
+          static_cast<const T*>(args.value),
+          args.rpb,
+          static_cast<const T*>(args.tokens.key),
+          static_cast<const T*>(args.tokens.value),
+          args.tokens.count,
+          nullptr,
+          nullptr,
+          nullptr};
+}
+
+template <class T>
+AttentionOperands<T> operands_of(const BackwardArgs& args) {
+  return {args.problem,
+          static_cast<const T*>(args.query),
+          static_cast<const T*>(args.key),
+          static_cast<const T*>(args.value),
+          args.rpb,
+          static_cast<const T*>(args.tokens.key),
+          static_cast<const T*>(args.tokens.value),
+          args.tokens.count,
+          args.lse,
+          args.delta,
+          static_cast<const T*>(args.dout)};
+}
+
+template <class T>
+void add_gradients(const BackwardArgs& args, int64_t row) {
+  const Problem& problem = args.problem;
+  const OneThread<T> team;
+  const AttentionOperands<T> operands = operands_of<T>(args);
+  const View query = view_of_query(problem, row);
+  const RowWeights weights = row_weights(team, operands, row);
+  const T *features = operands.query + row * problem.head_dim, *dout = operands.dout + row * problem.value_dim;
+  float* drpb = args.drpb == nullptr ? nullptr : args.drpb + int64_t{query.head} * bias_entries(problem);
+  for_each_key(problem, query, [&](int slot, int64_t key) {
+    const float score = score_of_slot(team, operands, query, row, slot, key);
+    if (score == -INFINITY) return;
+    const float weight = weights.of(score);
+    const float dscore = score_gradient(team, operands, weight, row, operands.value + key * problem.value_dim);
+    float* dkey = static_cast<float*>(args.dkey) + key * problem.head_dim;
+    float* dvalue = static_cast<float*>(args.dvalue) + key * problem.value_dim;
+    const float scale = static_cast<float>(problem.scale);
+    for (int d = 0; d < problem.head_dim; ++d) dkey[d] += scale * dscore * to_accumulator(features[d]);
+    for (int d = 0; d < problem.value_dim; ++d) dvalue[d] += weight * to_accumulator(dout[d]);
+    if (drpb != nullptr) drpb[bias_entry_of_slot(problem, query, slot)] += dscore;
+  });
+  query_gradient_row(team, operands, row, static_cast<T*>(args.dquery));
+}
+
+}  // namespace
+
+void define_attention(const ForwardArgs& args, int64_t query_row) {
+  with_half_or_single(args.dtype, [&](auto element) {
+    using T = decltype(element);
+    attention_row(OneThread<T>{}, operands_of<T>(args), query_row, static_cast<T*>(args.out), args.lse[query_row]);
+  });
+}
+
+void define_query_gradient(const BackwardArgs& args, int64_t query_row) {
+  with_half_or_single(args.dtype, [&](auto element) {
+    using T = decltype(element);
+    query_gradient_row(OneThread<T>{}, operands_of<T>(args), query_row, static_cast<T*>(args.dquery));
+  });
+}
+
+void define_key_gradients(const BackwardArgs& args, int64_t key_row) {
+  with_half_or_single(args.dtype, [&](auto element) {
+    using T = decltype(element);
+    const auto operands = operands_of<T>(args);
+    key_gradient_row(OneThread<T>{}, operands, key_row, static_cast<float*>(args.dkey));
+    value_gradient_row(OneThread<T>{}, operands, key_row, static_cast<float*>(args.dvalue));
+  });
+}
+
+void add_gradients_of_query(const BackwardArgs& args, int64_t query_row) {
+  with_half_or_single(args.dtype, [&](auto element) { add_gradients<decltype(element)>(args, query_row); });
+}
+
+void define_av(const UnfusedArgs& args, int64_t query_row) {
+  with_half_or_single(args.dtype, [&](auto element) { av_row<decltype(element)>(args, query_row); });
+}
+
+void define_inverse(const UnfusedArgs& args, int64_t key_row) {
+  with_half_or_single(args.dtype, [&](auto element) { inverse_row<decltype(element), float>(args, key_row); });
+}
+
+}  // namespace jax_na
