@@ -88,10 +88,11 @@ inline void pack_natural(TokenRun<const BFloat16> tokens, float, BFloat16Pair* t
     }
 }
 
-// Whether all values of natural rows are finite.
+// Whether all values of natural rows are finite; what fills their last registers may be anything.
 inline bool all_finite(const float* rows, int count, int dim) {
   Vec finite = {};
-  for (int64_t i = 0; i < int64_t{count} * padded(dim); i += kWidth) finite += zero_if_finite(load(rows + i));
+  for (int j = 0; j < count; ++j, rows += padded(dim))
+    for (int d = 0; d < dim; d += kWidth) finite += zero_if_finite(load_wide(rows + d, dim - d));
   return all_zero(finite);
 }
 
@@ -105,7 +106,7 @@ inline void unpack_natural(const float* rows, const Factor& factor, TokenRun<T> 
   const float* row = rows;
   for (int j = 0; j < tokens.count; ++j, row += padded(dim), token += tokens.step)
     for (int d = 0; d < dim; d += kWidth) {
-      const Vec values = load(row + d) * splat(factor(j));
+      const Vec values = load_wide(row + d, dim - d) * splat(factor(j));
       finite += zero_if_finite(values);
       store_narrow(token + d, values, dim - d);
     }
