@@ -104,12 +104,19 @@ inline void unpack_natural(const float* rows, const Factor& factor, TokenRun<T> 
   T* token = tokens.first;
   Vec finite = {};
   const float* row = rows;
-  for (int j = 0; j < tokens.count; ++j, row += padded(dim), token += tokens.step)
-    for (int d = 0; d < dim; d += kWidth) {
-      const Vec values = load_wide(row + d, dim - d) * splat(factor(j));
+  for (int j = 0; j < tokens.count; ++j, row += padded(dim), token += tokens.step) {
+    const Vec scale = splat(factor(j));
+    int d = 0;
+    for (; d + kWidth <= dim; d += kWidth) {
+      const Vec values = load(row + d) * scale;
       finite += zero_if_finite(values);
-      store_narrow(token + d, values, dim - d);
+      store_narrow(token + d, values);
     }
+    if (d == dim) continue;
+    const Vec values = load_wide(row + d, dim - d) * scale;
+    finite += zero_if_finite(values);
+    store_narrow(token + d, values, dim - d);
+  }
   if (all_zero(finite)) return;
   for (int j = 0; j < tokens.count; ++j)
     if (!all_finite(rows + j * padded(dim), 1, dim) || !isfinite(factor(j))) spoiled(j);

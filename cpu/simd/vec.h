@@ -62,7 +62,7 @@ inline Vec vmax(Vec a, Vec b) {  // a NaN in b is kept
 inline IntVec vmin(IntVec a, IntVec b) { return a < b ? a : b; }
 inline IntVec vmax(IntVec a, IntVec b) { return a > b ? a : b; }
 // Added to a sum of zeros: the sum stays zero as long as all values are finite.
-inline Vec zero_if_finite(Vec value) { return value - value; }
+inline Vec zero_if_finite(Vec value) { return value * Vec{}; }
 inline IntVec bits_of(Vec value) { return reinterpret_cast<IntVec>(value); }
 inline Vec from_bits(IntVec bits) { return reinterpret_cast<Vec>(bits); }
 
