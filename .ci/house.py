@@ -30,7 +30,7 @@ PACKAGES = ("jax_na", "flax_layers", "benchmarks")  # whose imports must not run
 MANY_PARAMETERS = (
     r"na[123]d|neighborhood_\w+|flops|region_attention|sharded_\w+|jax_na/api/\w+\.py:\w+|flax_layers/\w+\.py:\w+"
     # What Python calls with keywords, or through ctypes.
-    r"|common/call/binding\.h:make_query|simt/(conformance|faulty|harness)/\w+\.cc:\w+"
+    r"|common/call/query\.h:make_query|simt/(conformance|faulty|harness)/\w+\.cc:\w+"
 )
 # Functions that may be longer: module definitions are lists, Flax's convention names each option twice, and
 # parts of a CUDA kernel share state that is in registers.

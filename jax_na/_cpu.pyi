@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Axis = tuple[int, int, int, int, bool]  # length, kernel_size, stride, dilation, is_causal
+Sizes = tuple[int, int, int, Sequence[int], Sequence[int]]  # batch, heads, kv_heads, queries, keys
 
 @final
 class Query:
@@ -19,6 +20,7 @@ class Query:
         is_exact: bool = False,
         operands: Sequence[str] = (),
         pitch: int | None = None,
+        sizes: Sizes | None = None,
     ) -> None: ...
 
 @final
@@ -83,5 +85,6 @@ def width() -> int: ...
 def windows(axis: Axis) -> NDArray[np.int32]: ...
 def inverse_windows(axis: Axis) -> NDArray[np.int32]: ...
 
+LONGEST_AXIS: int
 OPERANDS: tuple[str, ...]
 SMALLEST_SHARED_WORK: float

@@ -3,6 +3,7 @@ from collections.abc import Sequence
 from typing import Any, final
 
 Axis = tuple[int, int, int, int, bool]  # length, kernel_size, stride, dilation, is_causal
+Sizes = tuple[int, int, int, Sequence[int], Sequence[int]]  # batch, heads, kv_heads, queries, keys
 
 @final
 class Query:
@@ -16,6 +17,7 @@ class Query:
         is_exact: bool = False,
         operands: Sequence[str] = (),
         pitch: int | None = None,
+        sizes: Sizes | None = None,
     ) -> None: ...
 
 @final
@@ -76,4 +78,5 @@ def variants(target: str) -> list[Variant]: ...
 def pitch(slots: int) -> int: ...
 def architectures() -> list[str]: ...
 
+LONGEST_AXIS: int
 OPERANDS: tuple[str, ...]

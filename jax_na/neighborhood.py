@@ -119,13 +119,19 @@ class Neighborhood:
         """The axes of a grid of this shape.
 
         Raises:
-            ValueError: if the rank differs or a window does not fit; has the nearest legal values.
+            ValueError: if the rank differs, a window does not fit, or an axis has more than 2^28 tokens; has
+                the nearest legal values.
         """
         if len(shape) != self.rank:
             raise ValueError(f"shape {tuple(shape)} has {len(shape)} axes, the neighborhood has {self.rank}")
         for a, (n, w, d) in enumerate(zip(shape, self.kernel_size, self.dilation, strict=True)):
             if w * d > n:
                 raise ValueError(_too_long(a, n, w, d))
+            if n > _cpu.LONGEST_AXIS:
+                raise ValueError(
+                    f"length {n} of spatial axis {a} is too large, the largest legal one is "
+                    f"{_cpu.LONGEST_AXIS}; cut it into parts, each with the keys that its windows reach"
+                )
         return tuple(map(Axis, shape, self.kernel_size, self.stride, self.dilation, self.is_causal))
 
     def bounds(self, shape: Sequence[int]) -> tuple[Table, ...]:

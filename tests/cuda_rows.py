@@ -46,7 +46,7 @@ def module() -> Any:
 
 def _compiled(compiler: str, nanobind: pathlib.Path) -> pathlib.Path:
     """The compiled module, kept under a hash of what it is made of."""
-    headers = [*ROOT.glob("common/**/*.h"), *ROOT.glob("cuda/**/*.h")]
+    headers = [*ROOT.glob("common/**/*.h"), *ROOT.glob("cuda/**/*.h"), *ROOT.glob("cuda/**/*.cuh")]
     sources = [ROOT / source for source in SOURCES]
     digest = hashlib.sha256(sys.version.encode())
     for file in sorted([*headers, *sources]):

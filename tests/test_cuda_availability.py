@@ -54,7 +54,7 @@ def test_a_gpu(gpu):
     gpu("9.0")
     assert [name for name, reason in reasons().items() if reason is None] == ["fused", "gemm", "naive", "xla"]
     wide = jax.ShapeDtypeStruct((1, 9, 8, 4, 320), np.float32)
-    assert reasons(query=wide)["fused"] == "it takes up to 256 features per head, not 320"
+    assert reasons(query=wide)["fused"] == "it takes up to 256 features per head of query and key, not 320"
     assert reasons(query=wide)["gemm"] is None
     assert tuning.key(Op(jax_na.Neighborhood((3,)), (9,)), "cuda").startswith("cuda NVIDIA Test | 9 |")
 

@@ -135,7 +135,7 @@ PLAIN = Problem((oracle.Axis(40, 7),), head_dim=64, value_dim=64)
 REFUSED = {
     "head_dim": (dataclasses.replace(PLAIN, head_dim=20), "a multiple of 8 features per head, not 20"),
     "value_dim": (dataclasses.replace(PLAIN, value_dim=12), "a multiple of 8 features per head, not 12"),
-    "wide": (dataclasses.replace(PLAIN, value_dim=264), "up to 256 features per head, not 264"),
+    "wide": (dataclasses.replace(PLAIN, value_dim=264), "up to 256 features per head of the value, not 264"),
     "bias": (dataclasses.replace(PLAIN, rpb=True), "no relative positional bias"),
     "tokens": (dataclasses.replace(PLAIN, additional=3), "no additional tokens"),
 }

@@ -214,5 +214,5 @@ def test_illegal_kernels_are_refused(kernels, rng):
 
 def test_more_features_than_there_is_room_for(rng):
     problem = dataclasses.replace(Problem.of(NAMED["plain-1d"]), value_dim=320)
-    with pytest.raises(AssertionError, match="it takes up to 256 features per head, not 320"):
+    with pytest.raises(AssertionError, match="it takes up to 256 features per head of the value, not 320"):
         cuda_kernels.forward(problem, "bfloat16", problem.inputs(rng, "bfloat16"), kernels="portable:64,64")

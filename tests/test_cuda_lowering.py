@@ -150,14 +150,9 @@ def test_default_is_fused(rng):
     assert [c.name for c in calls(lowered(attend(CASE), CASE.inputs(rng)))] == ["na_fused_forward"]
 
 
-def test_default_for_what_fused_cannot(rng, x64):
-    """float64, and more features than its kernels have room for."""
+def test_default_for_what_no_kernel_takes(rng, x64):
+    """float64; more features than fused kernels take are in test_cuda_wide.py."""
     assert not calls(lowered(attend(CASE), CASE.inputs(rng, np.float64)))
-    wide = dataclasses.replace(CASE, value_dim=257)
-    assert not calls(lowered(attend(wide), wide.inputs(rng)))
-    message = "implementation 'fused' cannot run here: it takes up to 256 features per head, not 257"
-    with pytest.raises(ValueError, match=re.escape(message)):
-        lowered(attend(wide, "fused"), wide.inputs(rng))
 
 
 def test_gemm_does_not_take_float64(rng, x64):

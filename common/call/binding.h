@@ -10,71 +10,22 @@
 #include <nanobind/stl/vector.h>
 
 #include <optional>
-#include <stdexcept>
 #include <string>
-#include <tuple>
 #include <vector>
 
 #include "common/call/choice.h"
+#include "common/call/query.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace jax_na::binding {
 
 namespace nb = nanobind;
 
-using Names = std::vector<std::string>;
-using AxisTuple = std::tuple<int, int, int, int, bool>;  // jax_na.neighborhood.Axis
-
-inline Axis checked_axis(const AxisTuple& given) {
-  const auto [length, kernel_size, stride, dilation, is_causal] = given;
-  if (kernel_size < 1 || dilation < 1 || stride < 1 || stride > kernel_size || int64_t{kernel_size} * dilation > length)
-    throw std::invalid_argument("there is no such axis: length " + std::to_string(length) + ", kernel_size " +
-                                std::to_string(kernel_size) + ", stride " + std::to_string(stride) + ", dilation " +
-                                std::to_string(dilation));
-  return {length, kernel_size, stride, dilation, is_causal};
-}
-
-// Weights between two rows of them, for a window of so many slots: rows begin with whole pieces of 16 bytes, of any
-// type.
-inline int pitch(int64_t slots) { return static_cast<int>((slots + 7) / 8 * 8); }
-
-template <int kCount>
-int index_of(const std::string& name, const char* const (&names)[kCount], const char* what) {
-  std::string known;
-  for (int i = 0; i < kCount; ++i) {
-    if (name == names[i]) return i;
-    known += (known.empty() ? "" : ", ") + std::string(names[i]);
-  }
-  throw std::invalid_argument(std::string("there is no ") + what + " " + name + "; there are " + known);
-}
-
 inline Names names_of(Operands operands) {
   Names names;
   for (int i = 0; i < kOperands; ++i)
     if ((operands >> i & 1) != 0) names.emplace_back(kOperandNames[i]);
   return names;
-}
-
-inline Query make_query(const std::vector<AxisTuple>& axes, int head_dim, int value_dim, const std::string& dtype,
-                        bool is_exact, const Names& operands, std::optional<int> given_pitch) {
-  if (axes.empty() || axes.size() > kAxes)
-    throw std::invalid_argument("1 to 3 axes are supported, not " + std::to_string(axes.size()));
-  if (head_dim < 0 || value_dim < 0) throw std::invalid_argument("head_dim and value_dim must not be negative");
-  Query query{};
-  Problem& p = query.problem;
-  p.rank = static_cast<int>(axes.size());
-  for (int a = 0; a < kAxes; ++a) {
-    const int i = a - (kAxes - p.rank);
-    p.axis[a] = i < 0 ? Axis{1, 1, 1, 1, false} : checked_axis(axes[i]);
-  }
-  p.head_dim = head_dim;
-  p.value_dim = value_dim;
-  p.pitch = given_pitch.value_or(pitch(slots(p)));
-  query.dtype = static_cast<DType>(index_of(dtype, kDTypeNames, "element type"));
-  query.is_exact = is_exact;
-  for (const std::string& name : operands)
-    query.operands |= bit(static_cast<Operand>(index_of(name, kOperandNames, "operand")));
-  return query;
 }
 
 // The extents of one tile of a form, none if it has no such tile.
@@ -166,15 +117,17 @@ inline void bind_queries(nb::module_& m) {
       .def(
           "__init__",
           [](Query* self, const std::vector<AxisTuple>& axes, int head_dim, int value_dim, const std::string& dtype,
-             bool is_exact, const Names& operands, std::optional<int> given_pitch) {
+             bool is_exact, const Names& operands, std::optional<int> given_pitch,
+             const std::optional<SizeTuple>& sizes) {
             new (self) Query(make_query(axes, head_dim, value_dim, dtype, is_exact, operands, given_pitch));
+            if (sizes) place_sizes(*sizes, self->problem);
           },
           nb::kw_only(), nb::arg("axes"), nb::arg("head_dim") = 0, nb::arg("value_dim") = 0,
           nb::arg("dtype") = "float32", nb::arg("is_exact") = false, nb::arg("operands") = Names{},
-          nb::arg("pitch") = nb::none(),
+          nb::arg("pitch") = nb::none(), nb::arg("sizes") = nb::none(),
           "axes: (length, kernel_size, stride, dilation, is_causal) each. head_dim is unused by the unfused "
-          "operations. "
-          "operands: names of those that the call has; only optional ones matter. pitch: see `pitch`.");
+          "operations. operands: names of those that the call has; only optional ones matter. pitch: see `pitch`. "
+          "sizes: (batch, heads, kv_heads, queries, keys) of the arrays, the last two per axis; 0 and () if unknown.");
   nb::class_<PyTiling>(m, "Tiling", "Tiles that a kernel has and that fit, and what its costs depend on.")
       .def_ro("choice", &PyTiling::choice, "The kernel with these tiles, as the attribute `kernels` has it.")
       .def_ro("query", &PyTiling::query,
@@ -271,6 +224,7 @@ inline void bind_call(nb::module_& m) {
       "ffi_api_version", [] { return std::make_tuple(XLA_FFI_API_MAJOR, XLA_FFI_API_MINOR); },
       "(major, minor) of the XLA FFI headers this module was built with.");
   m.def("pitch", &pitch, nb::arg("slots"), "Weights from one row of them to the next, for windows of so many slots.");
+  m.attr("LONGEST_AXIS") = kLongestAxis;
   m.attr("OPERANDS") = nb::tuple(nb::cast(Names(kOperandNames, kOperandNames + kOperands)));
 }
 

@@ -13,7 +13,7 @@ namespace jax_na {
 
 // What is known of a call when a program is compiled.
 struct Query {
-  Problem problem;  // axes, rank, head_dim, value_dim and pitch; sizes of arrays are not known
+  Problem problem;  // sizes of arrays, besides features and pitch, are 0 where they are not known
   DType dtype;
   bool is_exact;
   Operands operands;  // those that the call has

@@ -8,7 +8,7 @@ namespace jax_na::cuda {
 template <class S>
 const char* launch_backward_key(const BackwardArgs& a, BackwardParams params, Stream stream) {
   static_assert(BackwardKeyShared<S>::kBytes <= kSharedLimit);
-  constexpr int kParts = S::kRowBytes > 256 ? S::kRowBytes / 256 : 1;
+  constexpr int kParts = key_parts(S::kRowBytes);
   const Problem& p = a.problem;
   if (tokens_of(a.tiles.query) != S::kColumns) return kNoKernel;
   params.geometry = make_geometry<Side::kKeys>(p, a.tiles.key, a.tiles.query, a.offsets, a.rpb);

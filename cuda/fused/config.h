@@ -52,6 +52,9 @@ constexpr int stages(Pass pass, int row_bytes, int rows) {
   return row_bytes <= (pass == Pass::kForward ? 512 : 256) ? 2 : 1;
 }
 
+// Blocks that share the features of the same keys: the sums of wide rows would not fit into the registers of one.
+constexpr int key_parts(int row_bytes) { return row_bytes > 256 ? row_bytes / 256 : 1; }
+
 // The forward kernel for compute capability 9.0, of 2-byte types: two warpgroups with 64 rows each. Sums of 256
 // features leave room in the registers for the scores of 64 columns only.
 constexpr int kHopperRows = 128;

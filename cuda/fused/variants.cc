@@ -27,15 +27,19 @@ KernelSizes shapes_of(Pass pass, const Query& query) {
   return shapes;
 }
 
-void features_obstacle(const Query& query, Text& text) {
-  const Problem& p = query.problem;
-  if (feature_bucket(p.head_dim, p.value_dim) == 0)
-    say(text, "it takes up to %d features per head, not %d", kMostFeatures, max(p.head_dim, p.value_dim));
+void obstacle(const Query& query, Text& text) {
+  features_obstacle(query.problem, text);
+  if (is_empty(text)) grid_obstacle(query.problem, text);
 }
 
 template <Pass pass>
 void tile_obstacle(const Query& query, const Tiles& tiles, Text& text) {
   shapes_obstacle(shapes_of(pass, query), pass, tiles, text);
+  if (!is_empty(text)) return;
+  const Problem& p = query.problem;
+  const int row_bytes = feature_bucket(p.head_dim, p.value_dim) * kDTypeBytes[static_cast<int>(query.dtype)];
+  const int parts = keys_stay(pass) ? key_parts(row_bytes) : 1, heads = keys_stay(pass) ? p.kv_heads : p.heads;
+  blocks_obstacle(product({p.batch, heads, row_tiles(p, pass, tiles), parts}), text);
 }
 
 template <Pass pass>
@@ -62,22 +66,20 @@ const char* run_key_pass(const void* args, Stream stream) {
                          [&](auto math) { return run_backward_key<typename decltype(math)::type>(backward, stream); });
 }
 
-template <class Args, Pass pass>
+template <Pass pass>
 constexpr CudaVariant portable(Target target, const char* (*run)(const void*, Stream)) {
   constexpr Operands kTakes = bit(Operand::kRpb) | bit(Operand::kTokenKey) | bit(Operand::kTokenValue);
-  return {{target, pass, "portable", Form::kTilePair, kTakes, kHalfOrSingle, features_obstacle, tile_obstacle<pass>,
-           tilings<pass>},
-          run,
-          late_grid_obstacle<Args>};
+  return {
+      {target, pass, "portable", Form::kTilePair, kTakes, kHalfOrSingle, obstacle, tile_obstacle<pass>, tilings<pass>},
+      run,
+      nullptr};
 }
 
 }  // namespace
 
 extern const CudaVariant kPortableForward, kPortableBackwardQuery, kPortableBackwardKey;
-const CudaVariant kPortableForward = portable<ForwardArgs, Pass::kForward>(Target::kFusedForward, run_forward_pass);
-const CudaVariant kPortableBackwardQuery =
-    portable<BackwardArgs, Pass::kBackwardQuery>(Target::kFusedBackward, run_query_pass);
-const CudaVariant kPortableBackwardKey =
-    portable<BackwardArgs, Pass::kBackwardKey>(Target::kFusedBackward, run_key_pass);
+const CudaVariant kPortableForward = portable<Pass::kForward>(Target::kFusedForward, run_forward_pass);
+const CudaVariant kPortableBackwardQuery = portable<Pass::kBackwardQuery>(Target::kFusedBackward, run_query_pass);
+const CudaVariant kPortableBackwardKey = portable<Pass::kBackwardKey>(Target::kFusedBackward, run_key_pass);
 
 }  // namespace jax_na::cuda

@@ -27,11 +27,13 @@ Staging staging_of(Pass pass, const Query& query, const Tiles& tiles) {
 }
 
 template <Pass pass>
-void pitch_obstacle(const Query& query, Text& text) {
+void obstacle(const Query& query, Text& text) {
   const GemmShape shape = gemm_shape(pass, kDTypeBytes[static_cast<int>(query.dtype)], query.problem.value_dim, 16);
   if (query.problem.pitch % shape.vector() != 0)
     say(text, "it takes rows of weights of whole pieces of 16 bytes: a multiple of %d slots, not %d", shape.vector(),
         query.problem.pitch);
+  else
+    grid_obstacle(query.problem, text);
 }
 
 template <Pass pass>
@@ -40,6 +42,11 @@ void tile_obstacle(const Query& query, const Tiles& tiles, Text& text) {
   if (is_empty(text) && staging_of(pass, query, tiles).slots == 0)
     say(text, "it takes tiles that leave room in %d KB of shared memory for their part of %d weights per query",
         kSharedLimit >> 10, slots(query.problem));
+  if (!is_empty(text)) return;
+  const Problem& p = query.problem;
+  const int slices = pass == Pass::kQk ? 1 : ceil_div(p.value_dim, shape_of(pass, query, tiles).features);
+  const int heads = keys_stay(pass) ? p.kv_heads : p.heads;
+  blocks_obstacle(product({p.batch, heads, row_tiles(p, pass, tiles), slices}), text);
 }
 
 template <Pass pass>
@@ -54,7 +61,6 @@ void tilings(const Query& query, const TilingVisitor& visitor) {
 
 void late_obstacle(const void* args, Text& text) {
   const auto& unfused = *static_cast<const UnfusedArgs*>(args);
-  grid_obstacle(unfused.problem, text);
   const auto address = reinterpret_cast<uintptr_t>(unfused.weights);
   if (address % 16 != 0)
     say(text, "it takes weights aligned to 16 bytes, not %d beyond that", static_cast<int>(address % 16));
@@ -69,10 +75,10 @@ const char* run(const void* args, Stream stream) {
 
 template <Pass pass>
 constexpr CudaVariant gemm(Target target) {
-  return {{target, pass, "portable", Form::kTilePair, 0, kHalfOrSingle, pitch_obstacle<pass>, tile_obstacle<pass>,
-           tilings<pass>},
-          run<pass>,
-          late_obstacle};
+  return {
+      {target, pass, "portable", Form::kTilePair, 0, kHalfOrSingle, obstacle<pass>, tile_obstacle<pass>, tilings<pass>},
+      run<pass>,
+      late_obstacle};
 }
 
 }  // namespace

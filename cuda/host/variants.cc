@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cuda/host/variants.h"
 
+#include "cuda/fused/config.h"
+#include "cuda/geometry/tile.cuh"
+
 namespace jax_na::cuda {
 
 void shapes_obstacle(const KernelSizes& shapes, Pass pass, const Tiles& tiles, Text& text) {
@@ -28,7 +31,34 @@ void shapes_obstacle(const KernelSizes& shapes, Pass pass, const Tiles& tiles, T
 
 void grid_obstacle(const Problem& p, Text& text) {
   const int64_t most = query_tokens(p) > key_tokens(p) ? query_tokens(p) : key_tokens(p);
-  if (most > INT32_MAX) say(text, "it takes up to 2^31 - 1 tokens in an array, not %lld", static_cast<long long>(most));
+  if (most > INT32_MAX)
+    say(text, "it takes up to 2^31 - 1 tokens of a batch entry, not %lld; region_attention takes them part by part",
+        static_cast<long long>(most));
+}
+
+void features_obstacle(const Problem& p, Text& text) {
+  if (p.head_dim > kMostFeatures)
+    say(text, "it takes up to %d features per head of query and key, not %d", kMostFeatures, p.head_dim);
+  else if (p.value_dim > kMostFeatures)
+    say(text, "it takes up to %d features per head of the value, not %d", kMostFeatures, p.value_dim);
+}
+
+double product(std::initializer_list<int64_t> counts) {
+  double result = 1;
+  for (const int64_t count : counts) result *= static_cast<double>(count);
+  return result;
+}
+
+void blocks_obstacle(double blocks, Text& text) {
+  if (blocks > INT32_MAX)
+    say(text,
+        "it takes problems of up to 2^31 - 1 thread blocks, not %.0f; parts of the batch or of the heads take less",
+        blocks);
+}
+
+int64_t row_tiles(const Problem& p, Pass pass, const Tiles& tiles) {
+  return keys_stay(pass) ? tile_count(p, make_tiling<Side::kKeys>(p, tiles.key, tiles.query))
+                         : tile_count(p, make_tiling<Side::kQueries>(p, tiles.query, tiles.key));
 }
 
 // A family of kernels has a line here and a line in the table; kernels of a pass are shown in the order of the table.

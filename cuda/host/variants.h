@@ -3,6 +3,8 @@
 // must not exceed, and from an element type to the arithmetic of block/arithmetic.cuh.
 #pragma once
 
+#include <initializer_list>
+
 #include "cuda/host/kernels.h"
 
 namespace jax_na::cuda {
@@ -68,11 +70,19 @@ void for_each_pair(const KernelSizes& shapes, Pass pass, int rank, const Body& b
   }
 }
 
+// More tokens than their indices, of 32 bits, can count: those of one batch entry.
 void grid_obstacle(const Problem&, Text&);
 
-template <class Args>
-void late_grid_obstacle(const void* args, Text& text) {
-  grid_obstacle(static_cast<const Args*>(args)->problem, text);
-}
+// More features than the fused kernels have room for.
+void features_obstacle(const Problem&, Text&);
+
+// An integer could overflow.
+double product(std::initializer_list<int64_t> counts);
+
+// More blocks than a launch has.
+void blocks_obstacle(double blocks, Text&);
+
+// Tiles of the rows of one head.
+int64_t row_tiles(const Problem&, Pass, const Tiles&);
 
 }  // namespace jax_na::cuda

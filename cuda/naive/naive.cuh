@@ -13,11 +13,10 @@
 #include "common/problem.h"
 #include "common/walk.h"
 #include "cuda/host/launch.h"
+#include "cuda/naive/config.h"
 #include "cuda/ptx/element.cuh"
 
 namespace jax_na::cuda {
-
-constexpr int kNaiveThreads = 128;
 
 // Channels that are loaded in one piece.
 template <class Element, int kWidth>

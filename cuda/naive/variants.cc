@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// The rows of the naive kernels: they take everything.
-#include "cuda/host/kernels.h"
+// The rows of the naive kernels: they take everything that a launch has threads for.
+#include "cuda/host/variants.h"
+
+#include "cuda/naive/config.h"
 
 namespace jax_na::cuda {
 
@@ -29,8 +31,17 @@ const char* run(const void* args, Stream stream) {
 }
 
 template <Pass pass>
+void obstacle(const Query& query, Text& text) {
+  const Problem& p = query.problem;
+  const int64_t tokens = keys_stay(pass) ? key_tokens(p) : query_tokens(p);
+  const int heads = keys_stay(pass) ? p.kv_heads : p.heads;
+  const double threads = product({p.batch, tokens, heads, pass == Pass::kQk ? p.pitch : p.value_dim});
+  blocks_obstacle(threads / kNaiveThreads, text);
+}
+
+template <Pass pass>
 constexpr CudaVariant naive(Target target) {
-  return {{target, pass, "naive", Form::kNone, 0, kAllTypes, nullptr, nullptr, nullptr}, run<pass>, nullptr};
+  return {{target, pass, "naive", Form::kNone, 0, kAllTypes, obstacle<pass>, nullptr, nullptr}, run<pass>, nullptr};
 }
 
 }  // namespace

@@ -16,10 +16,24 @@ bool device_is_hopper();
 namespace {
 
 constexpr const char* kCapability = "9.0";
+constexpr int64_t kMapStride = int64_t{1} << 40;  // strides of tensor maps are below
 
 KernelSizes shapes_of(const Query& query) {
   const int features = feature_bucket(query.problem.head_dim, query.problem.value_dim);
   return {{{kHopperRows, 16, hopper_columns(features)}}, 1};
+}
+
+// Rows and strides of a tensor map.
+void map_obstacle(const Problem& p, const int (&tokens)[kAxes], int heads, int features, Text& text) {
+  const double rows = product({p.batch, tokens[0], tokens[1], tokens[2], heads});
+  if (rows > INT32_MAX) say(text, "it takes up to 2^31 - 1 rows (batch times tokens times heads), not %.0f", rows);
+  int64_t stride = int64_t{2} * features * heads;  // of tokens that are neighbours along an axis, in bytes
+  for (int a = kAxes - 1; a >= 0; --a) {
+    if (stride * p.axis[a].dilation >= kMapStride)
+      say(text, "it takes tokens up to 2^40 bytes apart along an axis of a dilation group, not %lld",
+          static_cast<long long>(stride * p.axis[a].dilation));
+    stride *= tokens[a];
+  }
 }
 
 void obstacle(const Query& query, Text& text) {
@@ -28,14 +42,18 @@ void obstacle(const Query& query, Text& text) {
   say(text, "it takes an installation that was built for compute capability %s (90a)", kCapability);
   return;
 #endif
-  if (feature_bucket(p.head_dim, p.value_dim) == 0)
-    say(text, "it takes up to %d features per head, not %d", kMostFeatures, max(p.head_dim, p.value_dim));
-  else if (p.head_dim % 8 != 0 || p.value_dim % 8 != 0)
+  features_obstacle(p, text);
+  if (!is_empty(text)) return;
+  if (p.head_dim % 8 != 0 || p.value_dim % 8 != 0)
     say(text, "it takes a multiple of 8 features per head, not %d", p.head_dim % 8 != 0 ? p.head_dim : p.value_dim);
+  map_obstacle(p, p.nq, p.heads, p.head_dim, text);
+  map_obstacle(p, p.nk, p.kv_heads, max(p.head_dim, p.value_dim), text);
 }
 
 void tile_obstacle(const Query& query, const Tiles& tiles, Text& text) {
+  const Problem& p = query.problem;
   shapes_obstacle(shapes_of(query), Pass::kForward, tiles, text);
+  if (is_empty(text)) blocks_obstacle(product({p.batch, p.heads, row_tiles(p, Pass::kForward, tiles)}), text);
 }
 
 void tilings(const Query& query, const TilingVisitor& visitor) {
@@ -47,11 +65,6 @@ void tilings(const Query& query, const TilingVisitor& visitor) {
 
 void late_obstacle(const void* args, Text& text) {
   const auto& forward = *static_cast<const ForwardArgs*>(args);
-  const Problem& p = forward.problem;
-  const int64_t queries = p.batch * query_tokens(p) * p.heads, keys = p.batch * key_tokens(p) * p.kv_heads;
-  if (queries > INT32_MAX || keys > INT32_MAX)
-    say(text, "it takes up to 2^31 - 1 rows (batch times tokens times heads), not %lld",
-        static_cast<long long>(queries > keys ? queries : keys));
   for (const void* data : {forward.query, forward.key, forward.value, static_cast<const void*>(forward.out)}) {
     const auto address = reinterpret_cast<uintptr_t>(data);
     if (address % 16 != 0)

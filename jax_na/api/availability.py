@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,12 +14,14 @@ import jax.export
 from jax_na.api import arguments
 from jax_na.api.arguments import Precision
 from jax_na.api.window import Flags, Ints, Window, neighborhood_of
-from jax_na.kernels import contract, devices, register, variants
+from jax_na.kernels import chunks, contract, devices, register, table, variants
 from jax_na.kernels import precision as precisions
 from jax_na.kernels.contract import Problem
-from jax_na.kernels.table import ROWS, Row
+from jax_na.kernels.table import ATTENTION, ROWS, Row
 from jax_na.neighborhood import Neighborhood, Shape
-from jax_na.op import Op
+from jax_na.op import DTYPES, Op
+
+Arrays = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,9 @@ class Variant:
 class Availability:
     """Whether an implementation runs here, and why not; `unfused`: also for neighborhood_qk and _av.
 
-    `variants` are its kernels. Of those that can do a pass, each call takes what costs least.
+    `variants` are its kernels. Of those that can do a pass, each call takes what costs least. `taken` says
+    whether `implementation=None` takes it for this problem on this platform, None where no problem is given;
+    `note`, how it computes the problem if not as usual, or why None leaves it although it can run.
     """
 
     name: str
@@ -49,9 +54,13 @@ class Availability:
     unfused: bool
     about: str
     variants: tuple[Variant, ...] = ()
+    taken: bool | None = None
+    note: str | None = None
 
     def __repr__(self) -> str:
-        return f"<{self.name}: {self.about}. {'Runs here' if self.available else f'Not here: {self.reason}'}>"
+        state = "Runs here" if self.available else f"Not here: {self.reason}"
+        taken = ", is what None takes" if self.taken else ""
+        return f"<{self.name}: {self.about}. {state}{taken}{f'; {self.note}' if self.note else ''}>"
 
 
 def export_safety_checks() -> list[jax.export.DisabledSafetyCheck]:
@@ -94,8 +103,9 @@ def implementations(
 
     Returns:
         A row for each implementation, with `name`, `available`, `reason` (None if it is available),
-        `unfused`, `about`, and `variants`: rows for its kernels with `target`, `pass_name`, `name`,
-        `available`, `reason`.
+        `unfused`, `about`, `variants` (rows for its kernels with `target`, `pass_name`, `name`, `available`,
+        `reason`), `taken` (whether None takes it for attention; None without a query and a kernel_size) and
+        `note` (how it computes the problem if not as usual, or why None leaves it although it can run).
 
     Raises:
         TypeError, ValueError: if the problem itself is not valid.
@@ -108,21 +118,46 @@ def implementations(
         [('qk', 'naive'), ('av', 'naive'), ('inverse', 'naive')]
     """
     name = devices.platform_of(platform)
+    if query is None:
+        return tuple(_availability(row, name, None) for row in ROWS)
     window = None if kernel_size is None else Window(kernel_size, stride, dilation, is_causal)
     arrays = {"query": query, "value": query if value is None else value}
-    optional = {"rpb": rpb, "token_key": additional_keys}
-    problem = None if query is None else _problem(window, {**arrays, **optional}, precision)
-    return tuple(_availability(row, name, problem) for row in ROWS)
+    op = _op(window, query, precision)
+    problem = contract.problem(op, {**arrays, "rpb": rpb, "token_key": additional_keys})
+    if window is None:
+        problem = problem._replace(sizes=None)  # which axes are spatial is not known
+    rows = [_availability(row, name, problem) for row in ROWS]
+    if window is None or problem.dtype not in DTYPES:
+        return tuple(rows)
+    taken = table.choose(op, ATTENTION, name, arrays)
+    return tuple(_described(op, row, name, problem, arrays, taken) for row in rows)
 
 
-def _problem(window: Window | None, arrays: Mapping[str, Any], precision: Precision) -> Problem:
-    query = arrays["query"]
+def _op(window: Window | None, query: Any, precision: Precision) -> Op:
     neighborhood, length = Neighborhood(1), Shape((1,))
     if window is not None:
         neighborhood = neighborhood_of(window)
         length = arguments.spatial(neighborhood, query)
-    op = Op(neighborhood, length, precision=precisions.resolve(precision))
-    return contract.problem(op, arrays)
+    return Op(neighborhood, length, precision=precisions.resolve(precision))
+
+
+def _described(
+    op: Op, row: Availability, platform: str, problem: Problem, arrays: Arrays, taken: str
+) -> Availability:
+    """With what is only known of a whole problem: whether None takes it, and a note."""
+    note = None
+    if table.row(row.name).obstacle(platform, problem) is None:
+        why = table.reluctance(op, row.name, arrays)
+        note = _in_chunks(row, platform, problem) if why is None else f"None leaves it: {why}"
+    return dataclasses.replace(row, taken=row.name == taken, note=note)
+
+
+def _in_chunks(row: Availability, platform: str, problem: Problem) -> str | None:
+    """Which calls compute the problem, if they are several."""
+    targets = dict.fromkeys(kernel.target for kernel in row.variants)
+    every = {target: chunks.widths(platform, target, problem) for target in targets}
+    parts = [f"{target} {' + '.join(map(str, found))}" for target, found in every.items() if len(found) > 1]
+    return f"a call for each chunk of value features: {', '.join(parts)}" if parts else None
 
 
 def _availability(row: Row, platform: str, problem: Problem | None) -> Availability:
@@ -132,10 +167,11 @@ def _availability(row: Row, platform: str, problem: Problem | None) -> Availabil
 
 
 def _variants(row: Row, platform: str, problem: Problem | None) -> Iterator[Variant]:
-    """The kernels of an implementation."""
+    """The kernels of an implementation; of chunks of value features, for those of the first."""
     missing = register.refusal(platform) or row.absence(platform)
     for target, kernel in variants.of_targets(platform, row.targets):
         reason = missing or devices.absence(kernel.capability)
         if problem is not None:
-            reason = variants.reason(platform, kernel, problem) or reason
+            part = chunks.first(platform, target, problem)
+            reason = variants.reason(platform, kernel, part) or reason
         yield Variant(target, kernel.pass_name, kernel.name, reason is None, reason)

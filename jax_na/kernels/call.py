@@ -43,6 +43,7 @@ def call(
     given = contract.present(platform, target, operands)
     problem = contract.problem(op, given)
     kernels = plan.plan(platform, target, op, problem)
+    plan.require_room(platform, target, problem, kernels)
     types = _types(platform, target, given, results)
     if "scratch" in types:
         size = plan.scratch_bytes(platform, target, problem, kernels, _work(op, given))

@@ -7,16 +7,29 @@ The order of arrays, their element types and what can be left out are facts of c
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
 from jax_na.kernels import precision, register
-from jax_na.neighborhood import Axis
+from jax_na.neighborhood import Axis, Shape
 from jax_na.op import Op
 
+AT_QUERIES = ("query", "x", "weights", "scores")  # operands with the axes of queries
+AT_KEYS = ("key", "value", "y")  # with those of keys
 OPTIONAL = ("rpb", "token_key", "token_value")
+
+
+class Sizes(NamedTuple):
+    """Of the arrays of a call; 0 and () for those that are not known. Plans do not depend on them."""
+
+    batch: int = 0
+    heads: int = 0
+    kv_heads: int = 0
+    queries: Shape = ()  # per axis
+    keys: Shape = ()
 
 
 class Problem(NamedTuple):
@@ -28,6 +41,7 @@ class Problem(NamedTuple):
     value_dim: int = 0
     is_exact: bool = False
     operands: tuple[str, ...] = ()  # of the optional ones, those that the call has
+    sizes: Sizes | None = None  # for the limits of kernels
 
 
 def problem(op: Op, operands: Mapping[str, Any]) -> Problem:
@@ -36,7 +50,26 @@ def problem(op: Op, operands: Mapping[str, Any]) -> Problem:
     value_dim = _features(operands, "value", "y", "x")
     present = tuple(name for name in OPTIONAL if operands.get(name) is not None)
     dtype = jnp.dtype(dtype_of(operands)).name
-    return Problem(op.axes, dtype, head_dim, value_dim, precision.is_exact(op.precision), present)
+    is_exact = precision.is_exact(op.precision)
+    return Problem(op.axes, dtype, head_dim, value_dim, is_exact, present, _sizes(op, operands))
+
+
+def _sizes(op: Op, operands: Mapping[str, Any]) -> Sizes | None:
+    """The sizes that the arrays show, None for arrays that lack some of their axes."""
+    queries, keys = (
+        next((operands[name].shape for name in names if operands.get(name) is not None), None)
+        for names in (AT_QUERIES, AT_KEYS)
+    )
+    shape = keys if queries is None else queries
+    if shape is None or len(shape) < op.rank + 2:
+        return None
+    batch = math.prod(shape[: -op.rank - 2])
+    sizes = Sizes(batch if isinstance(batch, int) else 0)
+    if queries is not None:
+        sizes = sizes._replace(heads=queries[-2], queries=tuple(queries[-op.rank - 2 : -2]))
+    if keys is not None:
+        sizes = sizes._replace(kv_heads=keys[-2], keys=tuple(keys[-op.rank - 2 : -2]))
+    return sizes
 
 
 def _features(operands: Mapping[str, Any], *names: str) -> int:

@@ -37,6 +37,7 @@ Ranked = tuple[tuple[Priced, ...], ...]  # the kernels of a pass, and their tili
 
 def plan(platform: str, target: str, op: Op, problem: Problem) -> str:
     """The attribute `kernels` of a call: as it was measured (`jax-na tune`), else the cheapest."""
+    problem = problem._replace(sizes=None)
     measured = tuning.lookup(op, platform).get("kernels", {}).get(target)
     if measured is not None and is_legal(platform, target, problem, measured):
         return measured
@@ -47,6 +48,11 @@ def plan(platform: str, target: str, op: Op, problem: Problem) -> str:
 def cheapest(platform: str, target: str, problem: Problem) -> str:
     """The attribute `kernels` that costs least."""
     return ";".join(_attribute(ranked[0][0], ranked) for ranked in rankings(platform, target, problem))
+
+
+def lowest_cost(platform: str, target: str, problem: Problem) -> float:
+    """What all passes of a call cost with the kernels that cost least, in the unit of its platform."""
+    return sum(ranked[0][0].cost for ranked in rankings(platform, target, problem))
 
 
 def candidates(platform: str, target: str, problem: Problem) -> tuple[str, ...]:
@@ -75,7 +81,22 @@ def rankings(platform: str, target: str, problem: Problem) -> tuple[Ranked, ...]
         ValueError: if a pass has none.
     """
     every = variants.passes(platform, target).values()
+    problem = problem._replace(sizes=None)
     return tuple(_ranked(platform, tuple(kernels), problem) for kernels in every)
+
+
+def require_room(platform: str, target: str, problem: Problem, kernels: str) -> None:
+    """Raises an error if the arrays of a call are too large for the kernels that its plan has.
+
+    Raises:
+        ValueError: if some pass has none that can run.
+    """
+    query = contract.query(platform, problem)
+    for chosen in _chosen(platform, target, kernels):
+        reasons = {choice: row.tile_obstacle(query, choice) for choice, row in chosen.items()}
+        if all(reasons.values()):
+            said = "; ".join(f"{choice}: {reason}" for choice, reason in reasons.items())
+            raise ValueError(f"{target} cannot run: {said}")
 
 
 @functools.lru_cache(maxsize=1024)
@@ -132,16 +153,16 @@ def workers() -> int:
 
 def scratch_bytes(platform: str, target: str, problem: Problem, kernels: str, work: Any) -> int:
     """Bytes of scratch space for a call that does so many FLOPs (symbolic if that is not known)."""
-    query = contract.query(platform, problem)
+    query = contract.query(platform, problem._replace(sizes=None))
     is_small = isinstance(work, int) and work < register.binding(platform).SMALLEST_SHARED_WORK
-    each = [row.scratch_bytes(query, choice) for row, choice in _chosen(platform, target, kernels)]
+    passes = _chosen(platform, target, kernels)
+    each = [row.scratch_bytes(query, choice) for chosen in passes for choice, row in chosen.items()]
     return max(1, int(max(each)) * (1 if is_small else workers()))
 
 
-def _chosen(platform: str, target: str, kernels: str) -> Iterable[tuple[Any, str]]:
-    """The rows that the attribute `kernels` names, each with its choice."""
+def _chosen(platform: str, target: str, kernels: str) -> Iterable[dict[str, Any]]:
+    """For every pass the choices in the attribute `kernels`, each with its row."""
     every: Iterable[Sequence[Any]] = variants.passes(platform, target).values()
     for choices, found in zip(kernels.split(";"), every, strict=True):
         by_name = {row.name: row for row in found}
-        for choice in choices.split("|"):
-            yield by_name[choice.partition(":")[0]], choice
+        yield {choice: by_name[choice.partition(":")[0]] for choice in choices.split("|")}

@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from jax_na.kernels import contract, devices, register, tuning, variants
+from jax_na.kernels import chunks, contract, devices, register, tuning
 from jax_na.kernels.contract import Problem
 from jax_na.kernels.platforms import CUDA, PLATFORMS
 from jax_na.op import DTYPES, Op
@@ -39,7 +40,7 @@ class Row:
             return f"it has no kernels for {platform or 'this platform'}"
         if problem is not None and platform in register.TARGETS:
             alone = problem._replace(operands=())  # what kernels do not take is computed beside them
-            reasons = [variants.obstacle(platform, target, alone) for target in self.targets]
+            reasons = [chunks.obstacle(platform, target, alone) for target in self.targets]
             if reason := next(filter(None, reasons), None):
                 return reason
         return register.refusal(platform)
@@ -74,7 +75,8 @@ ROWS = (
     Row("xla", "pure JAX, blocked; runs on every platform", (), unfused=True),
 )
 NAMES = tuple(row.name for row in ROWS)
-DEFAULT_ORDER = {ATTENTION: ("fused", "xla"), UNFUSED: ("gemm", "naive", "xla")}
+DEFAULT_ORDER = {ATTENTION: ("fused", "gemm", "xla"), UNFUSED: ("gemm", "naive", "xla")}
+MOST_STORED = 1 << 30  # bytes of scores up to which None takes attention that stores them: a few such arrays
 
 
 def row(name: str) -> Row:
@@ -92,12 +94,32 @@ def choose(op: Op, operation: str, platform: str, operands: Mapping[str, Any]) -
     """
     name, problem = op.implementation, contract.problem(op, operands)
     if name is None:
-        order = DEFAULT_ORDER[operation]
+        order: tuple[str, ...] = DEFAULT_ORDER[operation]
         tuned = tuning.lookup(op, platform).get(operation) if platform in register.TARGETS else None
         if tuned in order:
             order = (str(tuned), *order)
-        return next(n for n in order if row(n).obstacle(platform, problem) is None)
+        able = (n for n in order if row(n).obstacle(platform, problem) is None)
+        return next(n for n in able if operation == UNFUSED or reluctance(op, n, operands) is None)
     obstacle = row(name).obstacle(platform, problem)
     if obstacle is not None:
-        raise ValueError(f"implementation {name!r} cannot run here: {obstacle}")
+        raise ValueError(
+            f"implementation {name!r} cannot run here: {obstacle}; {_others(platform, problem)} can"
+        )
     return name
+
+
+def _others(platform: str, problem: Problem) -> str:
+    """The implementations that can run."""
+    return ", ".join(repr(r.name) for r in ROWS if r.obstacle(platform, problem) is None)
+
+
+def reluctance(op: Op, name: str, operands: Mapping[str, Any]) -> str | None:
+    """Why None does not take an implementation for attention although it can run, None if it does."""
+    if not row(name).composed:
+        return None
+    scores = math.prod(operands["query"].shape[:-1]) * op.pitch
+    if not isinstance(scores, int):
+        return "how much memory its weights take is not known when compiling"
+    if 4 * scores > MOST_STORED:
+        return f"its weights take {4 * scores / 2**30:.1f} GB in float32, more than {MOST_STORED >> 30} GB"
+    return None

@@ -13,9 +13,8 @@ from jax.ad_checkpoint import checkpoint_name
 
 from jax_na.kernels.table import row
 from jax_na.mesh import partition
-from jax_na.neighborhood import Axis, Shape, windows
 from jax_na.op import Inputs, Op, Results
-from jax_na.rules import fused, tokens, trilinear
+from jax_na.rules import fused, slots, tokens, trilinear
 from jax_na.rules.softmax import softmax
 from jax_na.rules.trilinear import AtQueries, AvOperands, Weights
 from jax_na.xla.attention import accumulator
@@ -66,53 +65,8 @@ def scores(op: Op, inputs: Inputs, offsets: Array) -> Array:
 
 
 def _scores(op: Op, inputs: Inputs, offsets: Array) -> Array:
-    products = op.scale * trilinear.qk(op, inputs.query, inputs.key, offsets)
-    queries = inputs.query.shape[-op.rank - 2 : -2]
-    if inputs.rpb is not None:
-        products = products + _batched(bias(op, inputs.rpb, queries, offsets), products)
-    return jnp.where(_batched(visible(op, queries, offsets), products), products, -jnp.inf)
-
-
-def _batched(x: Array, like: Array) -> Array:
-    """x with ones for the batch axes that `like` has besides."""
-    return jnp.expand_dims(x, range(like.ndim - x.ndim))
-
-
-def _slots(axis: Axis, queries: int, q0: Array) -> tuple[Array, Array, Array]:
-    """For n queries from q0 on: positions [n, 1], keys of the slots [n, w], stops of the windows [n, 1]."""
-    x = q0 + jnp.arange(queries, dtype=jnp.int32)
-    start, stop = jnp.asarray(windows(axis))[x].T
-    keys = start[:, None] + jnp.arange(axis.kernel_size, dtype=jnp.int32)[None]
-    return (x // axis.dilation)[:, None], keys, stop[:, None]
-
-
-def visible(op: Op, queries: Shape, offsets: Array) -> Array:
-    """bool [*Sq, 1, pitch], or with ones for Sq where all queries agree: whether a slot holds a key."""
-    rank = op.rank
-    result = jnp.ones((1,) * (rank + 1) + op.neighborhood.kernel_size, bool)
-    for a, axis in enumerate(op.axes):
-        if axis.is_causal:
-            _, keys, stop = _slots(axis, queries[a], offsets[a, 0])
-            shape = [1] * (2 * rank + 1)
-            shape[a], shape[rank + 1 + a] = queries[a], axis.kernel_size
-            result = result & (keys < stop).reshape(shape)
-    return _pad_slots(op, result.reshape(*result.shape[: rank + 1], op.neighborhood.size))
-
-
-def bias(op: Op, rpb: Array, queries: Shape, offsets: Array) -> Array:
-    """rpb [heads, 2 * w - 1, ...] -> [*Sq, heads, pitch]: entry (key - query) + w - 1 per axis."""
-    rank = op.rank
-    for a, axis in enumerate(op.axes):
-        x, keys, _ = _slots(axis, queries[a], offsets[a, 0])
-        entry = jnp.clip(keys - x + axis.kernel_size - 1, 0, 2 * axis.kernel_size - 2)
-        rpb = jnp.take(rpb, entry, axis=1 + 2 * a)
-    order = [*range(1, 2 * rank, 2), 0, *range(2, 2 * rank + 1, 2)]
-    table = rpb.transpose(order)
-    return _pad_slots(op, table.reshape(*table.shape[: rank + 1], op.neighborhood.size))
-
-
-def _pad_slots(op: Op, x: Array) -> Array:
-    return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, op.pitch - x.shape[-1])])
+    products = trilinear.qk(op, inputs.query, inputs.key, offsets)
+    return slots.scores(op, products, inputs.rpb, offsets)
 
 
 @functools.partial(jax.jit, static_argnums=0, inline=True)
@@ -121,7 +75,7 @@ def weighted_sum(op: Op, weights: Array, value: Array, offsets: Array) -> Array:
 
     def local(operands: AvOperands) -> AtQueries:
         weights, value, offsets = operands
-        rows = _pad_slots(op, weights.astype(accumulator(value.dtype)))
+        rows = slots.pad(op, weights.astype(accumulator(value.dtype)))
         return AtQueries(trilinear.av(op, rows, value, offsets))
 
     found: Array = partition.explicit(local, op, AvOperands(weights, value, offsets), AtQueries).x

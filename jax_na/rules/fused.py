@@ -15,21 +15,19 @@ implementation. O and LSE, functions of x, are passed on only to save computing 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
-from jax_na.kernels import call as kernels
-from jax_na.kernels import variants
 from jax_na.kernels.table import ATTENTION, choose
 from jax_na.op import Inputs, Op, Results
-from jax_na.rules import tokens
+from jax_na.rules import fused_calls, stored, tokens
 from jax_na.rules.primitive import Primitive, all_zero, instantiate, like
 from jax_na.xla import attention as xla
 from jax_na.xla.attention import accumulator
@@ -92,32 +90,23 @@ def _tangent(op: Op, inputs: Inputs, along: Inputs, offsets: Array) -> Results:
 def _backward(op: Op, operands: Backward) -> Inputs:
     inputs, results, cotangents, _ = operands
     gradients = xla.attention_backward(op, *operands)
-    delta = _delta(results, cotangents)
+    delta = fused_calls.delta(results, cotangents)
     return tokens.include_gradients(op, gradients, inputs, results.lse, delta, cotangents.out)
 
 
-def _delta(results: Results, cotangents: Results) -> Array:
-    """rowsum(dO * O) - dLSE: what a backward pass subtracts in every row."""
-    acc = accumulator(results.out.dtype)
-    delta: Array = jnp.sum(cotangents.out.astype(acc) * results.out.astype(acc), -1) - cotangents.lse
-    return delta
-
-
-# Lowering: to a kernel or to the above.
+# Lowering: to fused kernels, to the unfused ones, or to the above.
 
 
 def _lower_attention(platform: str, operands: Attention, *, op: Op) -> Results:
     inputs, offsets = operands
-    if _is_xla(op, platform, inputs):
+    implementation = _implementation(op, platform, inputs)
+    if implementation == "xla":
         return _forward(op, inputs, offsets)
-    query, value = inputs.query, inputs.value
-    target = "na_fused_forward"
-    inside = _inside(platform, target, inputs)
-    types = {
-        "out": ((*query.shape[:-1], value.shape[-1]), query.dtype),
-        "lse": (query.shape[:-1], jnp.float32),
-    }
-    results = Results(**kernels.call(platform, target, op, {**inside._asdict(), "offsets": offsets}, types))
+    if implementation != "fused":
+        local = dataclasses.replace(op, implementation=implementation)
+        return tokens.include(op, stored.forward(platform, local, inputs, offsets), inputs)
+    inside = fused_calls.inside(platform, fused_calls.FORWARD, inputs)
+    results = fused_calls.forward(platform, op, inside, offsets)
     return results if inside is inputs else tokens.include(op, results, inputs)
 
 
@@ -127,34 +116,25 @@ def _lower_tangent(platform: str, operands: Tangent, *, op: Op) -> Results:
 
 def _lower_backward(platform: str, operands: Backward, *, op: Op) -> Inputs:
     inputs, results, cotangents, offsets = operands
-    if _is_xla(op, platform, inputs):
+    implementation = _implementation(op, platform, inputs)
+    if implementation == "xla":
         return _backward(op, operands)
-    delta = _delta(results, cotangents)
-    inside = _inside(platform, "na_fused_backward", inputs)
-    saved = {"offsets": offsets, "lse": results.lse, "delta": delta, "dout": cotangents.out}
-    gradients = _kernel_gradients(platform, op, inside, saved)
+    delta = fused_calls.delta(results, cotangents)
+    inside = fused_calls.inside(platform, fused_calls.BACKWARD, inputs)
+    if implementation == "fused":
+        gradients = fused_calls.backward(platform, op, inside, results, cotangents, offsets)
+    else:
+        inside = inputs._replace(token_key=None, token_value=None)
+        local = dataclasses.replace(op, implementation=implementation)
+        saved = stored.Saved(results.lse, delta, cotangents.out)
+        gradients = stored.backward(platform, local, inside, saved, offsets)
     whole = tokens.include_gradients(op, gradients, inputs, results.lse, delta, cotangents.out)
     return whole._replace(query=gradients.query) if inside is inputs else whole
 
 
-def _kernel_gradients(platform: str, op: Op, inputs: Inputs, saved: dict[str, Array]) -> Inputs:
-    """The gradients of a backward kernel; it has none of additional tokens."""
-    named = {"dquery": inputs.query, "dkey": inputs.key, "dvalue": inputs.value, "drpb": inputs.rpb}
-    types = {name: (x.shape, x.dtype) for name, x in named.items() if x is not None}
-    found = kernels.call(platform, "na_fused_backward", op, {**inputs._asdict(), **saved}, types)
-    return Inputs(found["dquery"], found["dkey"], found["dvalue"], rpb=found.get("drpb"))
-
-
-def _is_xla(op: Op, platform: str, inputs: Inputs) -> bool:
-    """Whether no kernel is to be called."""
-    return choose(op, ATTENTION, platform, {"query": inputs.query, "value": inputs.value}) == "xla"
-
-
-def _inside(platform: str, target: str, inputs: Inputs) -> Inputs:
-    """What the kernels take: without additional tokens if they leave these to be merged outside."""
-    if inputs.token_key is None or variants.takes(platform, target, "token_key"):
-        return inputs
-    return inputs._replace(token_key=None, token_value=None)
+def _implementation(op: Op, platform: str, inputs: Inputs) -> str:
+    """What is to be called: "fused", one that stores weights, or "xla" for no kernel."""
+    return choose(op, ATTENTION, platform, {"query": inputs.query, "value": inputs.value})
 
 
 attention_p = Primitive("na_attention", _attention_types, _lower_attention)

@@ -90,7 +90,7 @@ def _inverse_types(operands: InverseOperands, *, op: Op, keys: Shape) -> AtKeys:
 
 def _lower_qk(platform: str, operands: QkOperands, *, op: Op) -> Weights:
     x, y, offsets = operands
-    implementation = choose(op, UNFUSED, platform, {"y": y})
+    implementation = choose(op, UNFUSED, platform, {"x": x, "y": y})
     if implementation == "xla":
         return Weights(xla.qk(op, x, y, offsets))
     types = {"weights": ((*x.shape[:-1], op.pitch), accumulator(x.dtype))}
@@ -99,7 +99,7 @@ def _lower_qk(platform: str, operands: QkOperands, *, op: Op) -> Weights:
 
 def _lower_av(platform: str, operands: AvOperands, *, op: Op) -> AtQueries:
     weights, y, offsets = operands
-    implementation = choose(op, UNFUSED, platform, {"y": y})
+    implementation = choose(op, UNFUSED, platform, {"weights": weights, "y": y})
     if implementation == "xla":
         return AtQueries(xla.av(op, weights, y, offsets))
     types = {"x": ((*weights.shape[:-1], y.shape[-1]), y.dtype)}

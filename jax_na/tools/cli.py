@@ -8,14 +8,15 @@ import dataclasses
 import platform
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
 
 import jax_na
 from jax_na import _cpu
-from jax_na.kernels import contract, devices, plan, register, tuning
+from jax_na.api.availability import Availability
+from jax_na.kernels import chunks, contract, devices, plan, register, tuning
 from jax_na.kernels.platforms import CUDA, PLATFORMS
 from jax_na.kernels.table import NAMES
 from jax_na.neighborhood import Neighborhood
@@ -114,10 +115,16 @@ def profile(options: argparse.Namespace) -> None:
     names = [r.name for r in rows if r.available]
     missing = {r.name: str(r.reason) for r in rows if not r.available}
     if options.dry_run:
-        report.dry_run(problem, options.rounds, names, missing)
+        report.dry_run(problem, options.rounds, names, missing, _notes(rows))
         return
     timings = report.measure({name: _clock(problem, name) for name in names}, options.rounds)
     report.results(problem, timings, missing, as_json=options.json)
+
+
+def _notes(rows: Iterable[Availability]) -> list[str]:
+    """What `implementation=None` takes, and how the others compute the problem where that is unusual."""
+    taken = [f"None takes {r.name}" for r in rows if r.taken]
+    return taken + [f"{r.name}: {r.note}" for r in rows if r.note]
 
 
 def tune(options: argparse.Namespace) -> None:
@@ -145,7 +152,7 @@ def _choices(problem: Problem, platform: str) -> list[tuple[str, tuning.Choice]]
     """What to try, the cheapest first: a text, and the kernels of the targets with their tiles."""
     targets = ["na_fused_forward", "na_fused_backward"] if problem.needs_gradients else ["na_fused_forward"]
     planned = contract.problem(profiler.op(problem), profiler.types(problem))
-    tried = [plan.candidates(platform, target, planned) for target in targets]
+    tried = [plan.candidates(platform, t, chunks.first(platform, t, planned)) for t in targets]
     return [
         (" ".join(kernels), {"kernels": dict(zip(targets, kernels, strict=True))})
         for kernels in zip(*tried, strict=False)

@@ -8,10 +8,10 @@ import dataclasses
 import importlib
 import importlib.util
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from jax_na.kernels import contract, devices, plan
+from jax_na.kernels import chunks, contract, devices, plan
 from jax_na.neighborhood import by
 from jax_na.tools import profiler
 from jax_na.tools.clock import Clock, Timing, in_turns
@@ -138,8 +138,10 @@ def _document(
     }
 
 
-def dry_run(problem: Problem, rounds: int, names: list[str], missing: Mapping[str, str]) -> None:
-    """Prints what would be measured, and computes nothing."""
+def dry_run(
+    problem: Problem, rounds: int, names: list[str], missing: Mapping[str, str], notes: Iterable[str] = ()
+) -> None:
+    """Prints what would be measured and what else there is to know, and computes nothing."""
     print(title(problem))
     print(f"weights of a stored neighborhood: {profiler.weight_bytes(problem) / 1e6:.3g} MB (naive, gemm)")
     if any(name.startswith("fused") for name in names):
@@ -148,10 +150,12 @@ def dry_run(problem: Problem, rounds: int, names: list[str], missing: Mapping[st
         print(f"would time {name}, {rounds} rounds")
     for name, reason in missing.items():
         print(f"would not time {name}: {reason}")
+    for note in notes:
+        print(note)
 
 
 def _planned(problem: Problem) -> str:
-    """What the planner chooses for the fused forward pass, with its tiles."""
-    op = profiler.op(problem)
-    planned = contract.problem(op, profiler.types(problem))
-    return plan.plan(devices.platform_of(), "na_fused_forward", op, planned)
+    """What the planner chooses for the fused forward pass, with its tiles; of chunks, for the first."""
+    op, platform, target = profiler.op(problem), devices.platform_of(), "na_fused_forward"
+    planned = chunks.first(platform, target, contract.problem(op, profiler.types(problem)))
+    return plan.plan(platform, target, op, planned)
