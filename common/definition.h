@@ -5,10 +5,7 @@
 // the row again from here, out of nothing but what the row sees and with scores in natural units. Additional tokens are
 // seen by every query. A score of -inf is a key that is not seen.
 //
-// A row is computed by a team: Team::kThreads threads that call these functions together, thread() of them is the
-// caller. Each keeps up to Team::kFeatures features of a result, those from thread() on in steps of kThreads.
-//   Element; static float widen(Element); static void narrow(Element&, float);
-//   float sum(float) const: over the threads of the team, the same for all of them.
+// A row is computed by a team of threads, see common/scores.h.
 #pragma once
 
 #include <math.h>
@@ -16,22 +13,10 @@
 
 #include "common/isa.h"
 #include "common/problem.h"
+#include "common/scores.h"
 #include "common/walk.h"
 
 namespace jax_na {
-
-// What attention reads; `lse` and what follows only the gradients. Arrays as in common/call/args.h.
-template <class Element>
-struct AttentionOperands {
-  const Problem& problem;  // placed
-  const Element *query, *key, *value;
-  const float* rpb;                        // or null
-  const Element *token_key, *token_value;  // or null
-  int tokens;
-  const float *lse, *delta;
-  const Element* dout;
-};
-
 inline namespace JAX_NA_ISA {
 
 // From here on the log-sum-exp of a row says too little of the weights: exp(score - lse) has lost the digits after the
@@ -42,7 +27,19 @@ JAX_NA_HD inline bool has_exact_lse(float lse) { return !(fabsf(lse) >= kLargest
 
 // Maximum of the scores that a query sees and the sum of exp(score - top); -inf and 0 if it sees no key.
 struct SoftmaxStatistics {
-  float top, sum;
+  float top = -INFINITY, sum = 0;
+
+  // With one score more; returns the share of what was there before in the new sum, and that of the new score.
+  struct Shares {
+    float before, added;
+  };
+  JAX_NA_HD Shares add(float score) {
+    const float highest = score > top ? score : top;
+    const float before = sum * expf(top - highest), added = expf(score - highest);  // the first time: 0 * exp(-inf)
+    top = highest;
+    sum = before + added;
+    return {before / sum, added / sum};
+  }
 };
 JAX_NA_HD inline float log_sum_exp(SoftmaxStatistics row) { return row.sum == 0 ? -INFINITY : row.top + logf(row.sum); }
 
@@ -50,79 +47,11 @@ JAX_NA_HD inline float log_sum_exp(SoftmaxStatistics row) { return row.sum == 0 
 #pragma nv_exec_check_disable
 #endif
 template <class Team>
-JAX_NA_HD inline float team_product(const Team& team, const typename Team::Element* x, const typename Team::Element* y,
-                                    int dim) {
-  float sum = 0;
-  for (int d = team.thread(); d < dim; d += Team::kThreads) sum += Team::widen(x[d]) * Team::widen(y[d]);
-  return team.sum(sum);
-}
-
-// Index of a slot of a query's window in the bias table of its head: key - query + kernel_size - 1 per axis.
-JAX_NA_HD inline int bias_entry_of_slot(const Problem& problem, const View& query, int slot) {
-  int entry = 0, stride = 1;
-  for (int axis = kAxes - 1; axis >= 0; --axis) {
-    const int size = problem.axis[axis].kernel_size;
-    const AxisView& view = query.axis[axis];
-    entry += (view.seen.start + slot % size - view.position + size - 1) * stride;
-    slot /= size;
-    stride *= 2 * size - 1;
-  }
-  return entry;
-}
-
-// The score of a query with the key in a slot of its window.
-#ifdef __CUDACC__
-#pragma nv_exec_check_disable
-#endif
-template <class Team>
-JAX_NA_HD inline float score_of_slot(const Team& team, const AttentionOperands<typename Team::Element>& operands,
-                                     const View& query, int64_t query_row, int slot, int64_t key_row) {
-  const Problem& problem = operands.problem;
-  const int64_t dim = problem.head_dim;
-  const float product =
-      team_product(team, operands.query + query_row * dim, operands.key + key_row * dim, problem.head_dim);
-  const float score = static_cast<float>(problem.scale) * product;
-  if (operands.rpb == nullptr) return score;
-  return score + operands.rpb[int64_t{query.head} * bias_entries(problem) + bias_entry_of_slot(problem, query, slot)];
-}
-
-// Calls body(score, features of the key, of the value, slot) for every key that a query sees; slot -1 is a token.
-#ifdef __CUDACC__
-#pragma nv_exec_check_disable
-#endif
-template <class Team, class Body>
-JAX_NA_HD inline void for_each_score(const Team& team, const AttentionOperands<typename Team::Element>& operands,
-                                     int64_t row, const Body& body) {
-  const Problem& problem = operands.problem;
-  const int64_t dim = problem.head_dim, value_dim = problem.value_dim;
-  const View query = view_of_query(problem, row);
-  for_each_key(problem, query, [&](int slot, int64_t key) {
-    const float score = score_of_slot(team, operands, query, row, slot, key);
-    if (score != -INFINITY) body(score, operands.key + key * dim, operands.value + key * value_dim, slot);
-  });
-  const int kv_head = query.head / query_heads_per_kv_head(problem);
-  for (int token = 0; token < operands.tokens; ++token) {
-    const int64_t key = (query.batch * operands.tokens + token) * problem.kv_heads + kv_head;
-    const auto* features = operands.token_key + key * dim;
-    const float score =
-        static_cast<float>(problem.scale) * team_product(team, operands.query + row * dim, features, problem.head_dim);
-    if (score != -INFINITY) body(score, features, operands.token_value + key * value_dim, -1);
-  }
-}
-
-#ifdef __CUDACC__
-#pragma nv_exec_check_disable
-#endif
-template <class Team>
 JAX_NA_HD inline SoftmaxStatistics softmax_statistics(const Team& team,
                                                       const AttentionOperands<typename Team::Element>& operands,
-                                                      int64_t row) {
-  SoftmaxStatistics found{-INFINITY, 0};
-  for_each_score(team, operands, row, [&](float score, const auto*, const auto*, int) {
-    const float top = score > found.top ? score : found.top;
-    found.sum = found.sum * expf(found.top - top) + expf(score - top);  // the first time: 0 * exp(-inf)
-    found.top = top;
-  });
+                                                      int64_t row, const View& query) {
+  SoftmaxStatistics found;
+  for_each_score(team, operands, row, query, [&](float score, auto*, auto*, auto*) { found.add(score); });
   return found;
 }
 
@@ -139,45 +68,17 @@ struct RowWeights {
 #endif
 template <class Team>
 JAX_NA_HD inline RowWeights row_weights(const Team& team, const AttentionOperands<typename Team::Element>& operands,
-                                        int64_t row) {
+                                        int64_t row, const View& query) {
   const float lse = operands.lse[row];
   if (has_exact_lse(lse)) return {{lse, 1}, 1};
-  const SoftmaxStatistics found = softmax_statistics(team, operands, row);
+  const SoftmaxStatistics found = softmax_statistics(team, operands, row, query);
   if (found.sum == 0) return {{0, 1}, 0};
   const float own = log_sum_exp(found), rounding = 4 * 1.1920929e-7f * fabsf(own);
   const float others = own - lse;  // 0 but for rounding, unless the log-sum-exp is of more keys
   return {found, (fabsf(others) <= rounding ? 1.0f : expf(others)) / found.sum};
 }
 
-// Features of one row of a result, a block of them at a time.
-template <class Team>
-struct RowSums {
-  float sum[Team::kFeatures] = {};
-  int first, dim;  // of this thread; features of the row
-
-  // += weight * features
-  JAX_NA_HD void add(float weight, const typename Team::Element* features) {
-    for (int i = 0; i < Team::kFeatures; ++i) {
-      const int d = first + i * Team::kThreads;
-      if (d < dim) sum[i] += weight * Team::widen(features[d]);
-    }
-  }
-  template <class Result>
-  JAX_NA_HD void store(Result* row, float factor) const {
-    for (int i = 0; i < Team::kFeatures; ++i) {
-      const int d = first + i * Team::kThreads;
-      if (d < dim) Team::narrow(row[d], sum[i] * factor);
-    }
-  }
-};
-
-// Calls body(first feature of this thread) for blocks of the features of a row.
-template <class Team, class Body>
-JAX_NA_HD inline void for_each_feature_block(const Team& team, int dim, const Body& body) {
-  for (int first = 0; first < dim; first += Team::kThreads * Team::kFeatures) body(first + team.thread());
-}
-
-// out and lse of one query.
+// out and lse of one query. The sums are means of the values so far: they do not overflow if no value does.
 #ifdef __CUDACC__
 #pragma nv_exec_check_disable
 #endif
@@ -185,17 +86,18 @@ template <class Team>
 JAX_NA_HD inline void attention_row(const Team& team, const AttentionOperands<typename Team::Element>& operands,
                                     int64_t row, typename Team::Element* out, float& lse) {
   const int dim = operands.problem.value_dim;
-  const SoftmaxStatistics found = softmax_statistics(team, operands, row);
-  const bool defined = found.sum == found.sum;
-  for_each_feature_block(team, dim, [&](int first) {
-    RowSums<Team> sums{{}, first, dim};
-    if (defined)
-      for_each_score(team, operands, row, [&](float score, const auto*, const auto* value, int) {
-        sums.add(expf(score - found.top), value);
-      });
-    sums.store(out + row * dim, found.sum == 0 ? 0 : defined ? 1 / found.sum : NAN);
+  const View query = view_of_query(operands.problem, row);
+  SoftmaxStatistics found;
+  for_each_feature_block(team, {0, dim}, [&](int first) {
+    RowSums<Team> means{{}, first, dim};
+    found = {};
+    for_each_score(team, operands, row, query, [&](float score, auto*, auto* value, auto*) {
+      const SoftmaxStatistics::Shares shares = found.add(score);
+      means.add(shares.added, value, shares.before);
+    });
+    means.store(out + row * dim, 1);
   });
-  lse = defined ? log_sum_exp(found) : NAN;
+  lse = log_sum_exp(found);
 }
 
 // dS of a pair: P (<dO, V> - delta).
@@ -217,17 +119,34 @@ template <class Team>
 JAX_NA_HD inline void query_gradient_row(const Team& team, const AttentionOperands<typename Team::Element>& operands,
                                          int64_t row, typename Team::Element* dquery) {
   const int dim = operands.problem.head_dim;
-  const RowWeights weights = row_weights(team, operands, row);
-  for_each_feature_block(team, dim, [&](int first) {
+  const View query = view_of_query(operands.problem, row);
+  const RowWeights weights = row_weights(team, operands, row, query);
+  for_each_feature_block(team, {0, dim}, [&](int first) {
     RowSums<Team> sums{{}, first, dim};
     bool defined = true;  // what is not stays so: nothing is left to compute
-    for_each_score(team, operands, row, [&](float score, const auto* key, const auto* value, int) {
+    for_each_score(team, operands, row, query, [&](float score, auto* key, auto* value, auto*) {
       if (!defined) return;
       const float dscore = score_gradient(team, operands, weights.of(score), row, value);
       defined = dscore == dscore;
       sums.add(dscore, key);
     });
     sums.store(dquery + row * dim, defined ? static_cast<float>(operands.problem.scale) : NAN);
+  });
+}
+
+// drpb: adds the dS of one query to the bias table of its head.
+#ifdef __CUDACC__
+#pragma nv_exec_check_disable
+#endif
+template <class Team>
+JAX_NA_HD inline void bias_gradient_row(const Team& team, const AttentionOperands<typename Team::Element>& operands,
+                                        int64_t row, float* table) {
+  const View query = view_of_query(operands.problem, row);
+  const RowWeights weights = row_weights(team, operands, row, query);
+  for_each_score(team, operands, row, query, [&](float score, auto*, auto* value, const int* position) {
+    if (position == nullptr) return;  // a token
+    const float dscore = score_gradient(team, operands, weights.of(score), row, value);
+    if (team.thread() == 0) table[bias_entry(operands.problem, query, position)] += dscore;
   });
 }
 
@@ -240,53 +159,61 @@ template <class Team, class Body>
 JAX_NA_HD inline void for_each_weight(const Team& team, const AttentionOperands<typename Team::Element>& operands,
                                       int64_t key_row, bool& defined, const Body& body) {
   const Problem& problem = operands.problem;
-  for_each_query(problem, view_of_key(problem, key_row), [&](int slot, int64_t row) {
+  const int dim = problem.head_dim;
+  const View key = view_of_key(problem, key_row);
+  const int position[kAxes] = {key.axis[0].position, key.axis[1].position, key.axis[2].position};
+  for_each_query(problem, key, [&](int, int64_t row) {
     if (!defined) return;
-    const float score = score_of_slot(team, operands, view_of_query(problem, row), row, slot, key_row);
+    const View query = view_of_query(problem, row);
+    const float product = team_product(team, operands.query + row * dim, operands.key + key_row * dim, dim);
+    const float score = static_cast<float>(problem.scale) * product + bias_of(operands, query, position);
     if (score == -INFINITY) return;
-    const float weight = row_weights(team, operands, row).of(score);
+    const float weight = window_present(problem, query) ? row_weights(team, operands, row, query).of(score) : NAN;
     defined = weight == weight;
     body(weight, row);
   });
 }
 
-// dvalue of one key: the sum over the queries that see it of P dO.
+// Gradients that belong to a key.
+enum class OfKey { kKey, kValue };
+
+// dkey or dvalue of one key: the sum over the queries that see it of scale dS Q, or of P dO.
 #ifdef __CUDACC__
 #pragma nv_exec_check_disable
 #endif
 template <class Team, class Result>
-JAX_NA_HD inline void value_gradient_row(const Team& team, const AttentionOperands<typename Team::Element>& operands,
-                                         int64_t key_row, Result* dvalue) {
-  const int64_t dim = operands.problem.value_dim;
-  for_each_feature_block(team, static_cast<int>(dim), [&](int first) {
-    RowSums<Team> sums{{}, first, static_cast<int>(dim)};
+JAX_NA_HD inline void key_side_row(const Team& team, const AttentionOperands<typename Team::Element>& operands,
+                                   int64_t key_row, OfKey which, Result* to, FeatureRange range) {
+  const Problem& problem = operands.problem;
+  const bool of_key = which == OfKey::kKey;
+  const int dim = of_key ? problem.head_dim : problem.value_dim;
+  const auto* features = of_key ? operands.query : operands.dout;
+  range.stop = min(range.stop, dim);
+  for_each_feature_block(team, range, [&](int first) {
+    RowSums<Team> sums{{}, first, range.stop};
     bool defined = true;
-    for_each_weight(team, operands, key_row, defined,
-                    [&](float weight, int64_t row) { sums.add(weight, operands.dout + row * dim); });
-    sums.store(dvalue + key_row * dim, defined ? 1 : NAN);
+    for_each_weight(team, operands, key_row, defined, [&](float weight, int64_t row) {
+      if (of_key) weight = score_gradient(team, operands, weight, row, operands.value + key_row * problem.value_dim);
+      sums.add(weight, features + row * dim);
+    });
+    sums.store(to + key_row * dim, of_key ? static_cast<float>(problem.scale) : 1);
   });
 }
-
-// dkey of one key: the sum over the queries that see it of scale dS Q.
 #ifdef __CUDACC__
 #pragma nv_exec_check_disable
 #endif
 template <class Team, class Result>
 JAX_NA_HD inline void key_gradient_row(const Team& team, const AttentionOperands<typename Team::Element>& operands,
-                                       int64_t key_row, Result* dkey) {
-  const Problem& problem = operands.problem;
-  const int64_t dim = problem.head_dim;
-  const auto* value = operands.value + key_row * problem.value_dim;
-  for_each_feature_block(team, problem.head_dim, [&](int first) {
-    RowSums<Team> sums{{}, first, problem.head_dim};
-    bool defined = true;
-    for_each_weight(team, operands, key_row, defined, [&](float weight, int64_t row) {
-      const float dscore = score_gradient(team, operands, weight, row, value);
-      defined = dscore == dscore;
-      sums.add(dscore, operands.query + row * dim);
-    });
-    sums.store(dkey + key_row * dim, defined ? static_cast<float>(problem.scale) : NAN);
-  });
+                                       int64_t key_row, Result* dkey, FeatureRange range = {}) {
+  key_side_row(team, operands, key_row, OfKey::kKey, dkey, range);
+}
+#ifdef __CUDACC__
+#pragma nv_exec_check_disable
+#endif
+template <class Team, class Result>
+JAX_NA_HD inline void value_gradient_row(const Team& team, const AttentionOperands<typename Team::Element>& operands,
+                                         int64_t key_row, Result* dvalue, FeatureRange range = {}) {
+  key_side_row(team, operands, key_row, OfKey::kValue, dvalue, range);
 }
 
 }  // namespace JAX_NA_ISA

@@ -72,6 +72,17 @@ JAX_NA_HD constexpr View view_of_key(const Problem& problem, int64_t row) {
   return view;
 }
 
+// Whether the window of a query lies inside the keys present: on GPUs, offsets are not known before the launch.
+JAX_NA_HD constexpr bool window_present(const Problem& problem, const View& query) {
+  bool present = true;
+  for (int axis = 0; axis < kAxes; ++axis) {
+    const AxisView& keys = query.axis[axis];
+    present = present && keys.seen.start * keys.step + keys.shift >= 0 &&
+              (keys.seen.stop - 1) * keys.step + keys.shift < problem.nk[axis];
+  }
+  return present;
+}
+
 // Row of the token at these positions, in [batch, tokens, heads].
 JAX_NA_HD constexpr int64_t row_at(const View& view, const int (&position)[kAxes], const int (&extent)[kAxes],
                                    int heads, int head) {

@@ -7,6 +7,7 @@
 
 #include "cuda/block/block.cuh"
 #include "cuda/block/fragment.cuh"
+#include "cuda/block/suspects.cuh"
 #include "cuda/block/tokens.cuh"
 #include "cuda/block/warp.cuh"
 #include "cuda/ptx/element.cuh"
@@ -48,26 +49,34 @@ struct Result {
   int heads, features, first = 0;
 };
 
-// Stores values * scale, a scale for each of the thread's rows.
+// Stores values * scale, a scale for each of the thread's rows. Rows with a value that is not finite are suspects.
 template <class Shape, int kFeatureTiles>
-__device__ __forceinline__ void store_rows(const Warp<Shape>& warp, const Result& to,
-                                           const float (&values)[Shape::kRowTiles][kFeatureTiles][4],
-                                           const float (&scale)[Shape::kThreadRows]) {
+__device__ __forceinline__ Suspects store_rows(const Warp<Shape>& warp, const Result& to,
+                                               const float (&values)[Shape::kRowTiles][kFeatureTiles][4],
+                                               const float (&scale)[Shape::kThreadRows]) {
+  Suspects suspects{warp.first_row, 0};
   for_each_row(warp, to.heads, [&](Own number, int64_t row) {
     auto* out = static_cast<typename Shape::Element*>(to.data) + row * to.features;
+    Finite finite;
     for_each_pair(values, number, [&](float first, float second, Own column) {
-      store_pair(out, to.first + warp.column(column), to.features, first * scale[number], second * scale[number]);
+      first *= scale[number];
+      second *= scale[number];
+      finite.add(first);
+      finite.add(second);
+      store_pair(out, to.first + warp.column(column), to.features, first, second);
     });
+    if (!finite.all()) suspects.rows |= 1u << number;
   });
+  return suspects;
 }
 
 // Stores values * scale, the same scale for all.
 template <class Shape, int kFeatureTiles>
-__device__ __forceinline__ void store_rows(const Warp<Shape>& warp, const Result& to,
-                                           const float (&values)[Shape::kRowTiles][kFeatureTiles][4], float scale) {
+__device__ __forceinline__ Suspects store_rows(const Warp<Shape>& warp, const Result& to,
+                                               const float (&values)[Shape::kRowTiles][kFeatureTiles][4], float scale) {
   float scales[Shape::kThreadRows];
   for_each_own<Shape::kThreadRows>([&](Own row) { scales[row] = scale; });
-  store_rows(warp, to, values, scales);
+  return store_rows(warp, to, values, scales);
 }
 
 }  // namespace jax_na::cuda

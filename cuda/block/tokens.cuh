@@ -36,6 +36,12 @@ __device__ __forceinline__ int64_t token_of(const Geometry& geometry, const Grid
   return exists ? token : -1;
 }
 
+// Index of row `row` of the tile in [batch, tokens, heads]; -1 if it does not exist.
+__device__ __forceinline__ int64_t row_index(const Geometry& geometry, const Block& block, int heads, int row) {
+  const int64_t token = token_of(geometry, block.rows, block, row_box(block), geometry.tiling.rows, row);
+  return token < 0 ? -1 : (block.batch * block.rows.tokens() + token) * heads + block.head;
+}
+
 // As token_of, for many tokens of one box: what does not depend on the token is computed once.
 struct BoxTokens {
   int64_t before;    // tokens of the batches before this one

@@ -19,6 +19,7 @@
 #include "cuda/block/tokens.cuh"
 #include "cuda/block/warp.cuh"
 #include "cuda/fused/params.cuh"
+#include "cuda/fused/rows.cuh"
 #include "cuda/geometry/tile.cuh"
 #include "cuda/ptx/sm80.cuh"
 
@@ -94,7 +95,7 @@ struct QueryStream {
     for (int i = threadIdx.x; i < Shape::kColumns; i += Shape::kThreads) {
       const int64_t token = token_of(geometry, block.columns, block, here, geometry.tiling.columns, i);
       const int64_t row = (block.batch * block.columns.tokens() + token) * params.query.heads + head();
-      to_lse[i] = token < 0 ? 0 : params.lse[row] * kLog2E;
+      to_lse[i] = token < 0 ? 0 : exponent_of(params.lse[row]);
       to_delta[i] = token < 0 ? 0 : params.delta[row];
     }
   }
@@ -154,12 +155,20 @@ __global__ void __launch_bounds__(Shape::kThreads, 8 / Shape::kWarps)
   }
   cp_async_wait<0>();  // copies of a block without columns
 
-  // Only here the sums leave no register for what the loop does not need of the block.
-  if constexpr (kParts > 1 && Shape::kWarps > 1)
+  // Only of wide rows the sums leave no register for what the loop does not need of the block.
+  if constexpr (Shape::kRowBytes >= 256 && Shape::kWarps > 1)
     find_block<Side::kKeys>(geometry, renewed(blockIdx.x) / kParts, params.key.heads, block);
   const int first_feature = part * kFeatureTiles * 8;
-  store_rows(warp, {params.dkey, params.key.heads, params.key.features, first_feature}, dkey, params.scale);
-  store_rows(warp, {params.dvalue, params.key.heads, params.value.features, first_feature}, dvalue, 1.f);
+  Suspects suspects =
+      store_rows(warp, {params.dkey, params.key.heads, params.key.features, first_feature}, dkey, params.scale);
+  suspects.rows |=
+      store_rows(warp, {params.dvalue, params.key.heads, params.value.features, first_feature}, dvalue, 1.f).rows;
+  const FeatureRange part_features{first_feature, first_feature + kFeatureTiles * 8};
+  char* room = shared + Shared::kKey + warp.first_row * Shape::kRowBytes;
+  if (block.complete && suspects.some())
+    for_each_suspect(geometry, block, params.key.heads, suspects, [&](int64_t row) {
+      find_key_gradients<typename Shape::Element>(params, room, row, part_features);
+    });
 }
 
 }  // namespace jax_na::cuda

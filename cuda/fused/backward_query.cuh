@@ -18,6 +18,7 @@
 #include "cuda/block/warp.cuh"
 #include "cuda/fused/keys.cuh"
 #include "cuda/fused/params.cuh"
+#include "cuda/fused/rows.cuh"
 #include "cuda/geometry/tile.cuh"
 #include "cuda/ptx/sm80.cuh"
 
@@ -39,7 +40,10 @@ __device__ __forceinline__ Warp<Shape> backward_query_warp(const BackwardParams&
 }
 
 // A block of queries on its walk over keys: calls body(scores that have become dS, tile of keys, box) for each box.
-template <class Shape, bool kHasTokens, class Body>
+//
+// What a query does not see may turn all of its dS into NaN: its own gradient then is a suspect. But the bias' gradient
+// is a sum over queries (kForBias): there dS is 0 where nothing is seen, and of queries whose LSE is not exact.
+template <class Shape, bool kHasTokens, bool kForBias, class Body>
 __device__ __forceinline__ void for_each_score_gradient(const BackwardParams& params, const Warp<Shape>& warp,
                                                         const Body& body) {
   using Shared = BackwardQueryShared<Shape>;
@@ -60,7 +64,8 @@ __device__ __forceinline__ void for_each_score_gradient(const BackwardParams& pa
 
   float lse[Shape::kThreadRows] = {}, delta[Shape::kThreadRows] = {};  // 0 for rows that do not exist: their dS is 0
   for_each_row(warp, params.query.heads, [&](Own number, int64_t row) {
-    lse[number] = params.lse[row] * kLog2E;
+    lse[number] = exponent_of(params.lse[row]);
+    if (kForBias && !has_exact_lse(params.lse[row])) lse[number] = INFINITY;
     delta[number] = params.delta[row];
   });
 
@@ -81,7 +86,9 @@ __device__ __forceinline__ void for_each_score_gradient(const BackwardParams& pa
     keys.finish(warp, step, box, scores);
     warp.multiply(dweights, dout, value);
     for_each(scores, [&](float& score, Own row, Own column) {
-      score = exp2_approx(score * geometry.factor - lse[row]) * (at(dweights, row, column) - delta[row]);
+      const bool counts = !kForBias || (score != -INFINITY && lse[row] != INFINITY);
+      const float dscore = exp2_approx(score * geometry.factor - lse[row]) * (at(dweights, row, column) - delta[row]);
+      score = counts ? dscore : 0;
     });
     body(scores, key, box);
   }
@@ -96,15 +103,19 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::min_blocks(kHasTokens)
   if (!find_block<Side::kQueries>(geometry, blockIdx.x, params.query.heads, block)) return;
   const Warp<Shape> warp = backward_query_warp<Shape>(params, block);
   float dquery[Shape::kRowTiles][Shape::kFeatures / 8][4] = {};
-  for_each_score_gradient<Shape, kHasTokens>(
+  for_each_score_gradient<Shape, kHasTokens, false>(
       params, warp, [&](const typename Shape::Scores& dscores, typename Shape::Tile key, const Box&) {
         warp.add_weighted(dquery, dscores, key);
       });
   // Small windows end too soon to pay for the second search, wide rows leave no room for it.
   if constexpr (Shape::kWarps > 1 && Shape::kRowBytes <= 256)
     block = find_block_again<Side::kQueries>(geometry, params.query.heads);
-  store_rows(warp, {params.dquery, params.query.heads, params.query.features}, dquery,
-             block.complete ? params.scale : NAN);
+  const Suspects suspects = store_rows(warp, {params.dquery, params.query.heads, params.query.features}, dquery,
+                                       block.complete ? params.scale : NAN);
+  char* room = dynamic_shared() + BackwardQueryShared<Shape>::kQuery + warp.first_row * Shape::kRowBytes;
+  if (block.complete && suspects.some())
+    for_each_suspect(geometry, block, params.query.heads, suspects,
+                     [&](int64_t row) { find_query_gradient<typename Shape::Element>(params, room, row); });
 }
 
 // The bias, which additional tokens do not have: a block adds up dS over its part of the query tiles of a head, in its
@@ -170,6 +181,20 @@ __device__ __forceinline__ void add_distances(const Warp<Shape>& warp, const Box
   }
 }
 
+// Adds the dS of the block's queries whose LSE is not exact. By one warp, so that the order is always the same.
+template <class Shape>
+__device__ __forceinline__ void add_inexact_rows(const BackwardParams& params, const Block& block, float* table) {
+  if (!block.complete || threadIdx.x >= 32) return;
+  const Geometry& geometry = params.geometry;
+  char* room = dynamic_shared() + BackwardQueryShared<Shape>::kQuery;  // of the warp's own queries
+#pragma unroll 1
+  for (int number = 0; number < Shape::kRows; ++number) {
+    const int64_t row = row_index(geometry, block, params.query.heads, number);
+    if (row < 0 || has_exact_lse(params.lse[row])) continue;
+    add_bias_gradient<typename Shape::Element>(params, room, row, table);
+  }
+}
+
 // blockIdx.x counts parts fastest, then heads.
 template <class Shape>
 __global__ void __launch_bounds__(Shape::kThreads, Shape::min_blocks(false))
@@ -189,7 +214,7 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::min_blocks(false))
     const uint32_t index = (tile / geometry.tiles * heads + head) * geometry.tiles + tile % geometry.tiles;
     if (!find_block<Side::kQueries>(geometry, index, heads, block)) continue;
     const Warp<Shape> warp = backward_query_warp<Shape>(params, block);
-    for_each_score_gradient<Shape, false>(
+    for_each_score_gradient<Shape, false, true>(
         params, warp, [&](const typename Shape::Scores& dscores, typename Shape::Tile, const Box& box) {
           for_each(dscores, [&](float value, Own row, Own column) {
             shared[warp.row(row) * DrpbShared<Shape>::kPitch + warp.column(column)] = value;
@@ -198,6 +223,7 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::min_blocks(false))
           add_distances(warp, box, shared, table);
           block_sync();
         });
+    add_inexact_rows<Shape>(params, block, table);
     if (!block.complete && threadIdx.x == 0) table[0] = NAN;
   }
 }

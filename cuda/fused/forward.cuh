@@ -17,12 +17,16 @@
 #include "cuda/block/warp.cuh"
 #include "cuda/fused/keys.cuh"
 #include "cuda/fused/params.cuh"
+#include "cuda/fused/rows.cuh"
 #include "cuda/geometry/tile.cuh"
 #include "cuda/ptx/sm80.cuh"
 
 namespace jax_na::cuda {
 
-// Running maximum and sum of a thread's rows.
+// Running maximum, in the units of the exponents, and sum of a thread's rows.
+//
+// Weights are relative to the maximum as it is when rounded, and so is everything that follows: of scores so large that
+// rounding counts, weights and sum have the same error, which the division takes out.
 template <int kRows>
 struct OnlineSoftmax {
   float top[kRows], sum[kRows];
@@ -38,12 +42,12 @@ struct OnlineSoftmax {
   template <class Scores, class Out>
   __device__ __forceinline__ void update(Scores& scores, Out& out, float factor) {
     for_each_own<kRows>([&](Own row) {
-      float highest = top[row];
+      float highest = -INFINITY;
       for_each_pair(scores, row,
                     [&](float first, float second, Own) { highest = fmaxf(highest, fmaxf(first, second)); });
-      highest = row_max(highest);
-      const float base = highest == -INFINITY ? 0 : highest * factor;  // nothing seen yet: all weights are 0
-      const float correction = exp2_approx(top[row] * factor - base);
+      highest = fmaxf(top[row], row_max(highest) * factor);
+      const float base = highest == -INFINITY ? 0 : highest;  // nothing seen yet: all weights are 0
+      const float correction = exp2_approx(top[row] - base);
       float added = 0;
       for_each_pair(scores, row, [&](float& first, float& second, Own) {
         first = exp2_approx(first * factor - base);
@@ -122,13 +126,17 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::min_blocks(kHasTokens)
   const float valid = block.complete ? 1.f : NAN;  // a window reaches beyond the keys present: say so
   for_each_own<Shape::kThreadRows>([&](Own row) {
     softmax.sum[row] = row_sum(softmax.sum[row]);
-    scale[row] = valid / softmax.sum[row];
+    scale[row] = softmax.sum[row] < INFINITY ? valid / softmax.sum[row] : NAN;
   });
-  store_rows(warp, {params.out, params.query.heads, params.value.features}, out, scale);
-  if (warp.lane % 4 != 0) return;  // one of the four threads of a row
-  for_each_row(warp, params.query.heads, [&](Own number, int64_t row) {
-    params.lse[row] = valid * kLn2 * (softmax.top[number] * geometry.factor + log2f(softmax.sum[number]));
-  });
+  const Suspects suspects = store_rows(warp, {params.out, params.query.heads, params.value.features}, out, scale);
+  if (warp.lane % 4 == 0)  // one of the four threads of a row
+    for_each_row(warp, params.query.heads, [&](Own number, int64_t row) {
+      params.lse[row] = valid * kLn2 * (softmax.top[number] + log2f(softmax.sum[number]));
+    });
+  char* room = shared + Shared::kQuery + warp.first_row * Shape::kRowBytes;  // of the warp's own queries
+  if (block.complete && suspects.some())
+    for_each_suspect(geometry, block, params.query.heads, suspects,
+                     [&](int64_t row) { attend_again<typename Shape::Element>(params, room, row); });
 }
 
 }  // namespace jax_na::cuda

@@ -17,6 +17,7 @@
 #include "cuda/block/tokens.cuh"
 #include "cuda/block/warp.cuh"
 #include "cuda/gemm/params.cuh"
+#include "cuda/gemm/rows.cuh"
 #include "cuda/gemm/staged.cuh"
 #include "cuda/geometry/tile.cuh"
 #include "cuda/ptx/element.cuh"
@@ -135,7 +136,12 @@ __global__ void __launch_bounds__(Shape::kThreads, min_blocks<Shape, Pass::kAv>(
   cp_async_wait<0>();  // copies of a block without columns
 
   const float valid = block.complete ? 1.f : NAN;  // a window reaches beyond the keys present: say so
-  store_rows(warp, {params.out, params.queries.heads, params.queries.features, first_feature}, out, valid);
+  const Suspects suspects =
+      store_rows(warp, {params.out, params.queries.heads, params.queries.features, first_feature}, out, valid);
+  if (block.complete && suspects.some())
+    for_each_suspect(geometry, block, params.queries.heads, suspects, [&](int64_t row) {
+      sum_again<Element, Side::kQueries>(params, row, {first_feature, first_feature + Shape::kFeatures});
+    });
 }
 
 }  // namespace jax_na::cuda

@@ -18,6 +18,7 @@
 #include "cuda/block/tokens.cuh"
 #include "cuda/block/warp.cuh"
 #include "cuda/gemm/params.cuh"
+#include "cuda/gemm/rows.cuh"
 #include "cuda/gemm/staged.cuh"
 #include "cuda/geometry/tile.cuh"
 #include "cuda/ptx/element.cuh"
@@ -143,7 +144,12 @@ __global__ void __launch_bounds__(Shape::kThreads, min_blocks<Shape, Pass::kInve
     }
     box = next;
   }
-  store_rows(warp, {params.out, params.keys.heads, params.keys.features, first_feature}, out, 1.f);
+  const Suspects suspects =
+      store_rows(warp, {params.out, params.keys.heads, params.keys.features, first_feature}, out, 1.f);
+  if (block.complete && suspects.some())
+    for_each_suspect(geometry, block, params.keys.heads, suspects, [&](int64_t row) {
+      sum_again<Element, Side::kKeys>(params, row, {first_feature, first_feature + Shape::kFeatures});
+    });
 }
 
 }  // namespace jax_na::cuda

@@ -111,12 +111,6 @@ __device__ __forceinline__ void for_each_column(const GemmParams& params, const 
   });
 }
 
-// Index of row `row` of the tile in [batch, tokens, heads]; -1 if it does not exist.
-__device__ __forceinline__ int64_t row_index(const Geometry& geometry, const Block& block, int heads, int row) {
-  const int64_t token = token_of(geometry, block.rows, block, row_box(block), geometry.tiling.rows, row);
-  return token < 0 ? -1 : (block.batch * block.rows.tokens() + token) * heads + block.head;
-}
-
 // The columns of the box at `start` that this thread's rows see. False if the warp sees none.
 template <class Shape>
 __device__ __forceinline__ bool find_columns(const Warp<Shape>& warp, const int (&start)[kAxes],

@@ -14,17 +14,10 @@
 #include "common/walk.h"
 #include "cuda/host/launch.h"
 #include "cuda/naive/config.h"
+#include "cuda/naive/sums.cuh"
 #include "cuda/ptx/element.cuh"
 
 namespace jax_na::cuda {
-
-// Channels that are loaded in one piece.
-template <class Element, int kWidth>
-struct alignas(kWidth * sizeof(Element)) Channels {
-  Element at[kWidth];
-};
-template <class Element>
-using Sum = decltype(widen(Element{}));
 
 // A thread's index, and the problem with the offsets of this call.
 struct Work {
@@ -39,17 +32,6 @@ __device__ __forceinline__ Work find_work(const UnfusedArgs& args) {
   for (int axis = 0; axis < kAxes; ++axis)
     work.region_present = work.region_present && region_present(work.problem, axis);
   return work;
-}
-
-// Whether a window lies inside the keys present.
-__device__ __forceinline__ bool window_present(const Problem& problem, const View& query) {
-  bool present = true;
-  for (int axis = 0; axis < kAxes; ++axis) {
-    const AxisView& keys = query.axis[axis];
-    present = present && keys.seen.start * keys.step + keys.shift >= 0 &&
-              (keys.seen.stop - 1) * keys.step + keys.shift < problem.nk[axis];
-  }
-  return present;
 }
 
 // Whether those of all queries that see a key do.
@@ -138,8 +120,7 @@ __global__ void __launch_bounds__(kNaiveThreads) naive_av_kernel(const __grid_co
   if (valid)
     for_each_key(problem, query, [&](int slot, int64_t key) {
       const Channels<Element, kWidth> values = y[key * vectors];
-      const Sum<Element> weight = weights[slot];
-      for (int i = 0; i < kWidth; ++i) sum[i] += weight * widen(values.at[i]);
+      add_weighted(weights[slot], values, sum);
     });
   store(static_cast<Channels<Element, kWidth>*>(args.x)[work.thread], sum, valid);
 }
@@ -163,8 +144,7 @@ __global__ void __launch_bounds__(kNaiveThreads) naive_inverse_kernel(const __gr
   if (valid)
     for_each_query(problem, key, [&](int slot, int64_t query) {
       const Channels<Element, kWidth> values = x[query * vectors];
-      const Sum<Element> weight = static_cast<const Sum<Element>*>(args.weights)[query * problem.pitch + slot];
-      for (int i = 0; i < kWidth; ++i) sum[i] += weight * widen(values.at[i]);
+      add_weighted(static_cast<const Sum<Element>*>(args.weights)[query * problem.pitch + slot], values, sum);
     });
   store(static_cast<Channels<Element, kWidth>*>(args.y)[work.thread], sum, valid);
 }

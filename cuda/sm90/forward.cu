@@ -21,6 +21,7 @@ struct OperandView {
 // To be copied in tiles of `tile` positions, panel by panel. Null, or what went wrong.
 template <class S>
 const char* encode_operand(CopiedOperand& operand, const Problem& p, const OperandView& x, const int (&tile)[kAxes]) {
+  operand.data = x.data;
   operand.heads = x.heads;
   const uint64_t row_stride = uint64_t{2} * static_cast<uint64_t>(x.features);
   TensorView view{};

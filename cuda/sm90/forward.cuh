@@ -17,8 +17,10 @@
 #include "cuda/block/block.cuh"
 #include "cuda/block/fragment.cuh"
 #include "cuda/block/scores.cuh"
+#include "cuda/block/suspects.cuh"
 #include "cuda/block/tokens.cuh"
 #include "cuda/block/warp.cuh"
+#include "cuda/fused/rows.cuh"
 #include "cuda/geometry/owned_columns.cuh"
 #include "cuda/geometry/tile.cuh"
 #include "cuda/ptx/sm80.cuh"
@@ -99,15 +101,18 @@ struct WarpResults {
     return panel.chunk(row, chunk % kPanelChunks);
   }
 
-  // out = values * scale
-  __device__ __forceinline__ void store(const float (&values)[Shape::kFeatures / 2], const float (&scale)[2],
-                                        const float (&lse)[2]) const {
+  // out = values * scale. Rows with a value that is not finite are suspects.
+  __device__ __forceinline__ Suspects store(const float (&values)[Shape::kFeatures / 2], const float (&scale)[2],
+                                            const float (&lse)[2]) const {
     const int lane = warp.lane;
+    Finite finite[2];
 #pragma unroll
     for (int pair = 0; pair < Shape::kFeatures / 4; ++pair) {
       const Own row{0, pair % 2};
-      reinterpret_cast<uint32_t*>(chunk_of(warp.row(row), pair / 2))[lane % 4] =
-          Shape::Type::pack(values[2 * pair] * scale[row], values[2 * pair + 1] * scale[row]);
+      const float first = values[2 * pair] * scale[row], second = values[2 * pair + 1] * scale[row];
+      finite[row].add(first);
+      finite[row].add(second);
+      reinterpret_cast<uint32_t*>(chunk_of(warp.row(row), pair / 2))[lane % 4] = Shape::Type::pack(first, second);
     }
     warp_sync();
     const Block& block = warp.block;
@@ -125,11 +130,26 @@ struct WarpResults {
                   (token * params.query.heads + block.head) * problem.value_dim;
       reinterpret_cast<Chunk*>(out)[chunk] = *reinterpret_cast<const Chunk*>(chunk_of(row, chunk));
     }
-    if (lane % 4 != 0) return;  // one of the four threads of a row
+    Suspects suspects{warp.first_row, 0};
     for_each_own<2>([&](Own row) {
       bool exists = true;
       const int64_t token = first_token + tokens.index(log2, warp.row(row), exists);
-      if (exists) params.lse[token * params.query.heads + block.head] = lse[row];
+      if (!exists) return;
+      if (lane % 4 == 0) params.lse[token * params.query.heads + block.head] = lse[row];  // one of four threads
+      if (!finite[row].all()) suspects.rows |= 1u << row;
+    });
+    return suspects;
+  }
+
+  // Inlined: where functions are called, the compiler keeps the products of a warpgroup from overlapping.
+  __device__ __forceinline__ void attend_again(const Suspects& suspects) const {
+    using Element = typename Shape::Element;
+    const Geometry& geometry = params.geometry;
+    const auto features = [](const CopiedOperand& operand) { return static_cast<const Element*>(operand.data); };
+    for_each_suspect(geometry, warp.block, params.query.heads, suspects, [&](int64_t row) {
+      const AttentionOperands<Element> operands{placed(geometry, chunk_of(warp.first_row, 0)), features(params.query),
+                                                features(params.key), features(params.value)};
+      store_attention(operands, row, params.out, params.lse);
     });
   }
 };
@@ -204,11 +224,13 @@ __device__ __forceinline__ void attend(const HopperForwardParams& params, const 
   const float valid = again.complete ? 1.f : NAN;  // a window reaches beyond the keys present: say so
   float scale[2], lse[2];
   for_each_own<2>([&](Own row) {
-    scale[row] = valid / softmax.sum[row];
-    lse[row] = valid * kLn2 * (softmax.top[row] * geometry.factor + log2f(softmax.sum[row]));
+    scale[row] = softmax.sum[row] < INFINITY ? valid / softmax.sum[row] : NAN;
+    lse[row] = valid * kLn2 * (softmax.top[row] + log2f(softmax.sum[row]));
   });
   const Warp<Shape> same{geometry, again, warp.windows, warp.first_row, warp.lane};
-  WarpResults<Shape>{params, same, dynamic_shared() + HopperShared<Shape>::kQuery}.store(out, scale, lse);
+  const WarpResults<Shape> results{params, same, dynamic_shared() + HopperShared<Shape>::kQuery};
+  const Suspects suspects = results.store(out, scale, lse);
+  if (again.complete && suspects.some()) results.attend_again(suspects);
 }
 
 template <class Shape>

@@ -99,6 +99,7 @@ struct HopperShared {
 // combination, so that positions beyond the group's end read as zero.
 struct CopiedOperand {
   TensorMap maps[1 << kAxes];  // bit a: of groups that are longer by one along axis a
+  const void* data;
   int heads;
 };
 

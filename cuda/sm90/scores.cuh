@@ -42,8 +42,9 @@ __device__ __forceinline__ void mask_scores(const Warp<Shape>& warp, const Owned
   });
 }
 
-// Running maximum and sum of the thread's two rows. Maximum and sum of a box are made in two chains each, of the even
-// and of the odd columns: one chain alone would wait for its own results.
+// Running maximum and sum of the thread's two rows, as OnlineSoftmax of fused/forward.cuh has them. Maximum and sum of
+// a box are made in two chains each, of the even and of the odd columns: one chain alone would wait for its own
+// results.
 struct RunningSoftmax {
   float top[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0};
 
@@ -51,14 +52,14 @@ struct RunningSoftmax {
   template <int kSums>
   __device__ __forceinline__ void update(float (&scores)[kSums], float (&correction)[2], float factor) {
     for_each_own<2>([&](Own row) {
-      float even = top[row], odd = top[row];
+      float even = -INFINITY, odd = -INFINITY;
       for_each_pair(scores, row, [&](float first, float second, Own) {
         even = fmaxf(even, first);
         odd = fmaxf(odd, second);
       });
-      const float best = row_max(fmaxf(even, odd));
-      const float base = best == -INFINITY ? 0 : best * factor;  // nothing seen yet: all weights are 0
-      correction[row] = exp2_approx(top[row] * factor - base);
+      const float best = fmaxf(top[row], row_max(fmaxf(even, odd)) * factor);
+      const float base = best == -INFINITY ? 0 : best;  // nothing seen yet: all weights are 0
+      correction[row] = exp2_approx(top[row] - base);
       top[row] = best;
       float added[2] = {0, 0};
       for_each_pair(scores, row, [&](float& first, float& second, Own) {

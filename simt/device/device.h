@@ -14,6 +14,7 @@
 #define __grid_constant__
 #define __launch_bounds__(...)
 // Always inlined, so that the source lines of a finding reach from here to the kernel.
+#define __noinline__
 #define __forceinline__ inline __attribute__((always_inline))
 
 #define threadIdx (::simt::thread_index)
