@@ -35,10 +35,7 @@ AttentionOperands<T> operands_of(const ForwardArgs& args) {
           args.rpb,
           static_cast<const T*>(args.tokens.key),
           static_cast<const T*>(args.tokens.value),
-          args.tokens.count,
-          nullptr,
-          nullptr,
-          nullptr};
+          args.tokens.count};
 }
 
 template <class T>
@@ -62,20 +59,18 @@ void add_gradients(const BackwardArgs& args, int64_t row) {
   const OneThread<T> team;
   const AttentionOperands<T> operands = operands_of<T>(args);
   const View query = view_of_query(problem, row);
-  const RowWeights weights = row_weights(team, operands, row);
+  const RowWeights weights = row_weights(team, operands, row, query);
   const T *features = operands.query + row * problem.head_dim, *dout = operands.dout + row * problem.value_dim;
-  float* drpb = args.drpb == nullptr ? nullptr : args.drpb + int64_t{query.head} * bias_entries(problem);
-  for_each_key(problem, query, [&](int slot, int64_t key) {
-    const float score = score_of_slot(team, operands, query, row, slot, key);
-    if (score == -INFINITY) return;
-    const float weight = weights.of(score);
-    const float dscore = score_gradient(team, operands, weight, row, operands.value + key * problem.value_dim);
-    float* dkey = static_cast<float*>(args.dkey) + key * problem.head_dim;
-    float* dvalue = static_cast<float*>(args.dvalue) + key * problem.value_dim;
-    const float scale = static_cast<float>(problem.scale);
+  const float scale = static_cast<float>(problem.scale);
+  for_each_score(team, operands, row, query, [&](float score, const T* key, const T* value, const int* position) {
+    if (position == nullptr) return;  // a token: its gradients are the caller's matter
+    const float weight = weights.of(score), dscore = score_gradient(team, operands, weight, row, value);
+    float* dkey = static_cast<float*>(args.dkey) + (key - operands.key);
+    float* dvalue = static_cast<float*>(args.dvalue) + (value - operands.value);
     for (int d = 0; d < problem.head_dim; ++d) dkey[d] += scale * dscore * to_accumulator(features[d]);
     for (int d = 0; d < problem.value_dim; ++d) dvalue[d] += weight * to_accumulator(dout[d]);
-    if (drpb != nullptr) drpb[bias_entry_of_slot(problem, query, slot)] += dscore;
+    if (args.drpb == nullptr) return;
+    args.drpb[int64_t{query.head} * bias_entries(problem) + bias_entry(problem, query, position)] += dscore;
   });
   query_gradient_row(team, operands, row, static_cast<T*>(args.dquery));
 }
