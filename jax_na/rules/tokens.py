@@ -14,7 +14,7 @@ from jax import Array
 
 from jax_na.neighborhood import Shape, known_size
 from jax_na.op import Inputs, Op, Results
-from jax_na.xla.attention import accumulator, dot
+from jax_na.xla.products import accumulator, dot
 
 MAX_SCORES = 1 << 20  # scores with additional tokens that exist at a time
 
@@ -140,9 +140,10 @@ def merge(outputs: Sequence[Array], lses: Sequence[Array]) -> tuple[Array, Array
     weights = jnp.where(some, jnp.exp(jnp.where(some, stacked - top[None], 0)), 0)
     total = weights.sum(0)
     safe = jnp.where(total == 0, 1, total)
+    shares = weights / safe[None]
     parts = (
-        jnp.where(w[..., None] == 0, 0, w[..., None] * o.astype(acc))
-        for w, o in zip(weights / safe[None], outputs, strict=True)
+        w[..., None] * jnp.where(w[..., None] == 0, 0, o.astype(acc))
+        for w, o in zip(shares, outputs, strict=True)
     )
     out = functools.reduce(operator.add, parts)
     return out.astype(dtype), jnp.where(total == 0, -jnp.inf, top + jnp.log(safe))
