@@ -15,6 +15,7 @@ from jax_na.avals import like
 from jax_na.kernels import call as kernels
 from jax_na.op import Op
 from jax_na.rules.primitive import Primitive, instantiate, is_zero
+from jax_na.xla.softmax import sums
 
 TARGET = "na_softmax"
 
@@ -45,12 +46,8 @@ def _lower(platform: str, operands: Scores, *, op: Op) -> Softmax:
         return Softmax(**kernels.call(platform, TARGET, op, {"scores": scores}, types, overwrites))
     is_slot = jnp.arange(op.pitch) < op.neighborhood.size
     scores = jnp.where(is_slot, op.scale * scores, -jnp.inf)
-    top = scores.max(-1, keepdims=True)
-    top = jnp.where(top == -jnp.inf, 0, top)
-    weights = jnp.where(scores == -jnp.inf, 0, jnp.exp(scores - top))  # also where others are NaN
-    total = weights.sum(-1, keepdims=True)
-    is_empty, total = total == 0, jnp.where(total == 0, 1, total)
-    return Softmax(weights / total, jnp.where(is_empty, -jnp.inf, top + jnp.log(total))[..., 0])
+    weights, total, lse = sums(scores)
+    return Softmax(weights / total[..., None], lse)
 
 
 softmax_p = Primitive(TARGET, _types, _lower)

@@ -14,14 +14,14 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax import Array, lax
+from jax import Array
 
 from jax_na.neighborhood import Shape
 from jax_na.op import Inputs, Op, Results
+from jax_na.xla import softmax
 from jax_na.xla.blocks import Blocks, scan
 from jax_na.xla.lines import Span
-from jax_na.xla.products import Products, accumulator, is_large
+from jax_na.xla.products import Products, accumulator
 
 
 def _scores(
@@ -32,18 +32,6 @@ def _scores(
     if rpb is not None:
         s = s + blocks.bias(rpb, spans)
     return jnp.where(blocks.mask(spans), s, -jnp.inf)
-
-
-def _is_seen(scores: Array) -> Array:
-    """-inf is a key that is not seen; what is not a number is seen."""
-    return scores != -jnp.inf
-
-
-def _exp(scores: Array, *shifts: Array) -> Array:
-    """exp(S - shifts) for shifts of the rows, 0 for keys that are not seen."""
-    seen = _is_seen(scores)  # selected before and after exp, so that no derivative is 0 * inf
-    shifted = functools.reduce(lambda s, shift: s - shift[..., None], shifts, scores)
-    return jnp.where(seen, jnp.exp(jnp.where(seen, shifted, 0)), 0)
 
 
 def attention_forward(op: Op, inputs: Inputs, offsets: Array, ordinary: bool | None = None) -> Results:
@@ -61,13 +49,8 @@ def attention_forward(op: Op, inputs: Inputs, offsets: Array, ordinary: bool | N
         spans = blocks.spans(tile)
         k_t, v_t = blocks.take_keys(keys, spans), blocks.take_keys(values, spans)
         s = _scores(products, blocks, spans, (q_t, k_t), inputs.rpb)
-        m = lax.stop_gradient(s.max(-1))
-        m = jnp.where(m == -jnp.inf, 0, m)
-        p = _exp(s, m)
-        z = p.sum(-1)
-        total = jnp.where(z == 0, 1, z)
-        out = products.av(p, v_t) / total[..., None]
-        return None, (out.astype(query.dtype), jnp.where(z == 0, -jnp.inf, m + jnp.log(total)))
+        p, total, lse = softmax.sums(s)
+        return None, ((products.av(p, v_t) / total[..., None]).astype(query.dtype), lse)
 
     queries = blocks.split_queries(query)
     _, (out, lse) = scan(step, None, len(queries), (queries,))
@@ -109,8 +92,8 @@ def _backward_step(
     spans = blocks.spans(tile)
     k, v = blocks.take_keys(split.key, spans), blocks.take_keys(split.value, spans)
     s = _scores(products, blocks, spans, (q, k), split.rpb)
-    p = _weights(products, s, lse)
-    ds = jnp.where(_is_seen(s), p * (products.qk(do, v) - delta[..., None]), 0)
+    p = softmax.weights(s, lse, products.ordinary)
+    ds = jnp.where(softmax.is_seen(s), p * (products.qk(do, v) - delta[..., None]), 0)
     scale = products.op.scale
     sums = sums._replace(
         key=blocks.add_keys(sums.key, scale * products.inverse(ds, q), spans),
@@ -118,26 +101,6 @@ def _backward_step(
         rpb=None if split.rpb is None else sums.rpb + _bias_gradient(blocks, spans, split.rpb, ds),
     )
     return sums, (scale * products.av(ds, k)).astype(q.dtype)
-
-
-def _weights(products: Products, scores: Array, lse: Array) -> Array:
-    """P = exp(S - LSE)"""
-    if products.ordinary:
-        return _exp(scores, lse)
-    fixed, saved = lax.stop_gradient((scores, lse))
-    rounding = lax.cond(is_large(saved).any(), _rounding, lambda _, lse: jnp.zeros_like(lse), fixed, saved)
-    return _exp(scores, lse, rounding)
-
-
-def _rounding(scores: Array, lse: Array) -> Array:
-    """What a large LSE lacks: log sum exp(S - LSE), 0 if it were exact.
-
-    Where that is more than rounding, it is the log-sum-exp of more keys than these, which have most weight.
-    """
-    total = _exp(scores, lse).sum(-1)
-    least = jnp.exp(-4 * np.finfo(lse.dtype).eps * jnp.abs(lse))
-    is_all = is_large(lse) & (total > 0) & (total >= least)
-    return jnp.where(is_all, jnp.log(jnp.where(is_all, total, 1)), 0)
 
 
 def _bias_gradient(blocks: Blocks, spans: tuple[Span, ...], rpb: Array, dscores: Array) -> Array:

@@ -23,8 +23,7 @@ from jax.interpreters import ad, batching, mlir
 
 from jax_na.avals import align, like
 from jax_na.op import Op
-
-LARGEST_LSE = 65536.0  # one of this size has lost digits behind the point, and exp(score - lse) with it
+from jax_na.xla.softmax import is_large
 
 
 def accumulator(dtype: jnp.dtype) -> jnp.dtype:
@@ -53,11 +52,6 @@ def either(
         found.append(~is_large(lse).any())
     ordinary = functools.reduce(operator.and_, found)
     return lax.cond(ordinary, functools.partial(compute, True), functools.partial(compute, False))
-
-
-def is_large(lse: Array) -> Array:
-    """Whether a log-sum-exp has lost digits; not that of a query that sees no key."""
-    return ~(jnp.abs(lse) < LARGEST_LSE) & (lse != -jnp.inf)
 
 
 EXPRESSIONS = {
