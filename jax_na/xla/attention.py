@@ -14,7 +14,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
 from jax_na.neighborhood import Shape
 from jax_na.op import Inputs, Op, Results
@@ -92,7 +92,7 @@ def _backward_step(
     spans = blocks.spans(tile)
     k, v = blocks.take_keys(split.key, spans), blocks.take_keys(split.value, spans)
     s = _scores(products, blocks, spans, (q, k), split.rpb)
-    p = softmax.weights(s, lse, products.ordinary)
+    p = softmax.exp(s, lse, *_rounding(products, blocks, spans, split.rpb, (q, k, lse)))
     ds = jnp.where(softmax.is_seen(s), p * (products.qk(do, v) - delta[..., None]), 0)
     scale = products.op.scale
     sums = sums._replace(
@@ -101,6 +101,20 @@ def _backward_step(
         rpb=None if split.rpb is None else sums.rpb + _bias_gradient(blocks, spans, split.rpb, ds),
     )
     return sums, (scale * products.av(ds, k)).astype(q.dtype)
+
+
+def _rounding(
+    products: Products, blocks: Blocks, spans: tuple[Span, ...], rpb: Array | None, rows: tuple[Array, ...]
+) -> list[Array]:
+    """What log-sum-exps lack, if any may be large; `rows` are queries, keys and LSE of a step.
+
+    Scores are computed again: those of the step, if they were needed here, would have to be stored.
+    """
+    if products.ordinary:
+        return []
+    q, k, lse = map(lax.stop_gradient, rows)
+    rpb = lax.stop_gradient(rpb)
+    return [softmax.rounding(lambda: _scores(products, blocks, spans, (q, k), rpb), lse)]
 
 
 def _bias_gradient(blocks: Blocks, spans: tuple[Span, ...], rpb: Array, dscores: Array) -> Array:

@@ -106,10 +106,13 @@ def _compute(x: Array, y: Array, *, kind: str, precision: Any, ordinary: bool | 
     if kind == "qk" or ordinary:
         return multiply(x, y)
     exact = functools.partial(_exact, multiply, -1 if kind == "av" else -2)
-    if ordinary is None:
-        found: Array = lax.cond(jnp.isfinite(y).all(), multiply, exact, x, y)
-        return found
-    return exact(x, y)
+    if ordinary is not None:
+        return exact(x, y)
+    plain = multiply(x, y)
+    # a row of the result is a sum over all of y: the first shows whether something is not finite
+    is_finite = jnp.isfinite(plain[..., 0, :]).all()
+    found: Array = lax.cond(is_finite, lambda: plain, lambda: exact(x, y))
+    return found
 
 
 def _exact(multiply: Callable[[Array, Array], Array], summed: int, x: Array, y: Array) -> Array:

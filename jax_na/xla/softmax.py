@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weights from scores. A score of -inf is a key that is not seen: its weight is 0, and so is the derivative."""
+"""Weights from scores. A score of -inf is a key that is not seen: weight and derivative are 0."""
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import jax.numpy as jnp
 import numpy as np
@@ -40,17 +41,16 @@ def is_large(lse: Array) -> Array:
     return ~(jnp.abs(lse) < LARGEST_LSE) & (lse != -jnp.inf)
 
 
-def weights(scores: Array, lse: Array, ordinary: bool | None) -> Array:
-    """P = exp(S - LSE); `ordinary`: whether no LSE is large, None if it is not known."""
-    if ordinary:
-        return exp(scores, lse)
-    fixed, saved = lax.stop_gradient((scores, lse))
-    rounding = lax.cond(is_large(saved).any(), _rounding, lambda _, lse: jnp.zeros_like(lse), fixed, saved)
-    return exp(scores, lse, rounding)
+def rounding(scores: Callable[[], Array], lse: Array) -> Array:
+    """What rounding has left out of LSE, to be subtracted from S - LSE; 0 where it is not large."""
+    lse = lax.stop_gradient(lse)
+    some = is_large(lse).any()
+    found: Array = lax.cond(some, lambda: _rounding(scores(), lse), lambda: jnp.zeros_like(lse))
+    return found
 
 
 def _rounding(scores: Array, lse: Array) -> Array:
-    """What a large LSE lacks: log sum exp(S - LSE), which is 0 of an exact one.
+    """log sum exp(S - LSE), which is 0 of an exact one.
 
     Where that is more than rounding, LSE is that of more keys than these, which have most of the weight.
     """
