@@ -107,6 +107,24 @@ def assert_correct(case: Case, found: tuple[Any, dict[str, Any]], inputs: Inputs
     assert_close(found[1], gradients, gradient_tolerance)
 
 
+def assert_same(found: Inputs, expected: Inputs, tolerance: float) -> None:
+    """The same numbers where they are finite, and not finite at the same places."""
+    assert set(found) == set(expected)
+    for name, reference in expected.items():
+        x, reference = np.asarray(found[name], np.float64), np.asarray(reference, np.float64)
+        finite = np.isfinite(reference)
+        assert np.array_equal(np.isfinite(x), finite), f"{name}: other entries are finite"
+        assert relative_error(x[finite], reference[finite]) <= tolerance, name
+
+
+def assert_right(case: Case, found: tuple[Any, dict[str, Any]], inputs: Inputs, cotangents: Any) -> None:
+    """As `assert_correct`, for results that are not all finite."""
+    results, gradients = expected(case, inputs, cotangents)
+    tolerance, gradient_tolerance = TOLERANCE[inputs["query"].dtype.name]
+    assert_same(named(found[0]), results, tolerance)
+    assert_same(found[1], gradients, gradient_tolerance)
+
+
 def dense_attention(case: Case, inputs: Inputs) -> tuple[jax.Array, jax.Array]:
     """(out, lse) in plain jnp over all pairs: JAX differentiates it, to any order."""
     geometry, shapes = case.geometry, case.shapes()

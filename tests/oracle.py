@@ -2,7 +2,8 @@
 """Neighborhood attention by definition: numpy, float64, dense n x m matrices.
 
 Everything else is compared with this file, so it shares no code with the package and avoids every trick:
-windows are found by sliding a list slice, gradients are the textbook formulas on dense matrices.
+windows are found by sliding a list slice, gradients are the textbook formulas on dense matrices. Sums run
+over what a query sees: what is not finite elsewhere is not multiplied with zero.
 """
 
 from __future__ import annotations
@@ -183,6 +184,18 @@ def _bias_gradient(geometry: Geometry, dense: Array, rpb: Array) -> Array:
     return flat.reshape(rpb.shape)
 
 
+def _sum_of_seen(seen: Array, weights: Array, x: Array) -> Array:
+    """weights [.., N, M] @ x [.., M, E], of the pairs that are `seen` alone."""
+    if np.isfinite(x).all():
+        return np.where(seen, weights, 0.0) @ x
+    with np.errstate(invalid="ignore"):  # infinities among those that are seen
+        return np.where(seen[..., None], weights[..., None] * x[..., None, :, :], 0.0).sum(-2)
+
+
+def _transposed(x: Array) -> Array:
+    return x.swapaxes(-1, -2)
+
+
 Inputs = dict[str, Array]
 
 
@@ -200,12 +213,17 @@ class Attention:
         tokens = self.keys.shape[2] - geometry.mask.shape[1]
         padding = ((0, 0), (0, tokens))
         visible = np.pad(geometry.mask, padding, constant_values=True)
-        logits = self.scale * self.query @ self.keys.swapaxes(-1, -2) + np.pad(bias, ((0, 0), *padding))
+        with np.errstate(invalid="ignore"):
+            logits = self.scale * self.query @ _transposed(self.keys) + np.pad(bias, ((0, 0), *padding))
         logits = np.where(visible, logits, -np.inf)
-        top = logits.max(-1, keepdims=True)
-        log_sum = top + np.log(np.exp(logits - top).sum(-1, keepdims=True))
-        self.probabilities = np.exp(logits - log_sum)
-        self.out_flat = self.probabilities @ self.values
+        self.seen = logits != -np.inf  # a score of -inf is a masked key
+        top = np.where(self.seen.any(-1), logits.max(-1), 0.0)[..., None]
+        with np.errstate(invalid="ignore"):  # inf - inf, and NaN beside what is not seen
+            weights = np.where(self.seen, np.exp(logits - top), 0.0)
+        total = weights.sum(-1, keepdims=True)
+        log_sum = np.where(total == 0, -np.inf, top + np.log(np.where(total == 0, 1.0, total)))
+        self.probabilities = weights / np.where(total == 0, 1.0, total)
+        self.out_flat = _sum_of_seen(self.seen, self.probabilities, self.values)
         self.out = _unflat(self.out_flat, inputs["query"], self.values.shape[-1])
         self.lse = _unflat(log_sum, inputs["query"][..., :1])[..., 0]
 
@@ -216,17 +234,23 @@ class Attention:
             parts.append(_flat(self.inputs[token_name], 1))
         return np.concatenate(parts, 2)
 
+    def _at_keys(self, weights: Array, x: Array) -> Array:
+        """The sum over the queries that see a key."""
+        return _sum_of_seen(_transposed(self.seen), _transposed(weights), x)
+
     def gradients(self, out_cotangent: Array, lse_cotangent: Array) -> Inputs:
         """Cotangents of all inputs, by the formulas of the definition."""
         d_out = _flat(out_cotangent, len(self.geometry.axes))
         d_lse = _flat(np.asarray(lse_cotangent)[..., None], len(self.geometry.axes))
         delta = (d_out * self.out_flat).sum(-1, keepdims=True) - d_lse
-        d_logits = self.probabilities * (d_out @ self.values.swapaxes(-1, -2) - delta)
-        d_values = _unshare(self.probabilities.swapaxes(-1, -2) @ d_out, self.kv_heads)
-        d_keys = _unshare(self.scale * d_logits.swapaxes(-1, -2) @ self.query, self.kv_heads)
+        with np.errstate(invalid="ignore"):
+            d_logits = self.probabilities * (d_out @ _transposed(self.values) - delta)
+        d_logits = np.where(self.seen, d_logits, 0.0)
+        d_values = _unshare(self._at_keys(self.probabilities, d_out), self.kv_heads)
+        d_keys = _unshare(self.scale * self._at_keys(d_logits, self.query), self.kv_heads)
         m = self.geometry.mask.shape[1]
         flat = {
-            "query": self.scale * d_logits @ self.keys,
+            "query": self.scale * _sum_of_seen(self.seen, d_logits, self.keys),
             "key": d_keys[:, :, :m],
             "value": d_values[:, :, :m],
             "additional_keys": d_keys[:, :, m:],
@@ -238,17 +262,22 @@ class Attention:
         return result
 
 
+def _weighted(weights: Array, x: Array) -> Array:
+    """weights @ x, where a weight of zero contributes nothing."""
+    return _sum_of_seen(weights != 0, weights, x)
+
+
 def neighborhood_qk(geometry: Geometry, inputs: Inputs, cotangent: Array) -> tuple[Array, Inputs]:
     """Products of query and key (plus rpb) by slot [..., heads, window], and the gradients of a cotangent."""
     rank = len(geometry.axes)
     query, key = _flat(inputs["query"], rank), _flat(inputs["key"], rank)
     shared = _share(key, query.shape[1])
-    dense = query @ shared.swapaxes(-1, -2) + _bias(geometry, inputs.get("rpb"))
+    dense = query @ _transposed(shared) + _bias(geometry, inputs.get("rpb"))
     weights = _unflat(geometry.to_slots(dense, -np.inf), inputs["query"], geometry.window)
     d_dense = geometry.from_slots(_flat(cotangent, rank))
     gradients = {
-        "query": _unflat(d_dense @ shared, inputs["query"]),
-        "key": _unflat(_unshare(d_dense.swapaxes(-1, -2) @ query, key.shape[1]), inputs["key"]),
+        "query": _unflat(_weighted(d_dense, shared), inputs["query"]),
+        "key": _unflat(_unshare(_weighted(_transposed(d_dense), query), key.shape[1]), inputs["key"]),
     }
     if "rpb" in inputs:
         gradients["rpb"] = _bias_gradient(geometry, d_dense, inputs["rpb"])
@@ -261,11 +290,11 @@ def neighborhood_av(geometry: Geometry, inputs: Inputs, cotangent: Array) -> tup
     value = _flat(inputs["value"], rank)
     dense = geometry.from_slots(_flat(inputs["weights"], rank))
     shared = _share(value, dense.shape[1])
-    out = _unflat(dense @ shared, inputs["weights"], value.shape[-1])
+    out = _unflat(_weighted(dense, shared), inputs["weights"], value.shape[-1])
     d_out = _flat(cotangent, rank)
-    d_weights = geometry.to_slots(d_out @ shared.swapaxes(-1, -2), 0.0)
+    d_weights = geometry.to_slots(d_out @ _transposed(shared), 0.0)
     gradients = {
         "weights": _unflat(d_weights, inputs["weights"]),
-        "value": _unflat(_unshare(dense.swapaxes(-1, -2) @ d_out, value.shape[1]), inputs["value"]),
+        "value": _unflat(_unshare(_weighted(_transposed(dense), d_out), value.shape[1]), inputs["value"]),
     }
     return out, gradients

@@ -78,6 +78,10 @@ def neighborhood_attention(
     Raises:
         TypeError, ValueError: for arguments that are not of these; the message has the nearest legal value.
 
+    Rows without keys: a score of -inf is a masked key, a finite one is not. A query all of whose keys are
+    masked has out = 0 and lse = -inf, and adds nothing to any gradient. What is not finite, in a key, a value
+    or a cotangent, reaches the queries that see it and what depends on them, and nothing else.
+
     Differentiable in forward and reverse mode, to any order, by all arrays, through out and through lse.
 
     Sources: Hassani et al., Neighborhood Attention Transformer (CVPR 2023); Hassani and Shi, Dilated

@@ -19,7 +19,7 @@ def merge_attentions(outputs: Sequence[Array], lses: Sequence[Array]) -> tuple[A
     Args:
         outputs: arrays [..., heads, value_dim], one per key set.
         lses: their log-sum-exps [..., heads], natural logarithm; -inf for a query whose key set is empty
-            (its output is then ignored).
+            (its output is then ignored, also if it is NaN). If all are empty, out is 0 and lse is -inf.
 
     Returns:
         (out, lse): out in the dtype of the outputs; lse, and what is computed inside, at least float32.

@@ -15,12 +15,12 @@ from jax_na.api import arguments
 from jax_na.api.arguments import Precision
 from jax_na.api.request import Arrays, Extras, Options, request
 from jax_na.api.window import Flags, Ints, Window
+from jax_na.avals import align
 from jax_na.mesh import halo, roles, shards
 from jax_na.mesh.halo import Names
 from jax_na.neighborhood import Neighborhood, Shape
 from jax_na.op import Inputs, Results
 from jax_na.rules import compose, fused
-from jax_na.rules.primitive import align
 
 AxisNames = str | Sequence[str | Sequence[str] | None]
 

@@ -17,7 +17,7 @@ from jax_na.op import Inputs, Op, Results
 from jax_na.rules import fused, slots, tokens, trilinear
 from jax_na.rules.softmax import softmax
 from jax_na.rules.trilinear import AtQueries, AvOperands, Weights
-from jax_na.xla.attention import accumulator
+from jax_na.xla.products import accumulator
 
 
 def whole_grid(rank: int) -> Array:

@@ -25,12 +25,13 @@ import jax
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
+from jax_na.avals import like
 from jax_na.kernels.table import ATTENTION, choose
 from jax_na.op import Inputs, Op, Results
 from jax_na.rules import fused_calls, stored, tokens
-from jax_na.rules.primitive import Primitive, all_zero, instantiate, like
+from jax_na.rules.primitive import Primitive, all_zero, instantiate
 from jax_na.xla import attention as xla
-from jax_na.xla.attention import accumulator
+from jax_na.xla.products import accumulator, either
 
 
 class Attention(NamedTuple):
@@ -72,24 +73,24 @@ def _backward_types(operands: Backward, *, op: Op) -> Inputs:
     return operands.inputs
 
 
-# The three maps in pure JAX.
+# The three maps in pure JAX. `ordinary` is what is known about the operands, see `either`.
 
 
-def _forward(op: Op, inputs: Inputs, offsets: Array) -> Results:
-    return tokens.include(op, xla.attention_forward(op, inputs, offsets), inputs)
+def _forward(op: Op, inputs: Inputs, offsets: Array, ordinary: bool | None = None) -> Results:
+    return tokens.include(op, xla.attention_forward(op, inputs, offsets, ordinary), inputs)
 
 
-def _tangent(op: Op, inputs: Inputs, along: Inputs, offsets: Array) -> Results:
+def _tangent(op: Op, inputs: Inputs, along: Inputs, offsets: Array, ordinary: bool | None = None) -> Results:
     def forward(inputs: Inputs) -> Results:
-        return _forward(op, inputs, offsets)
+        return _forward(op, inputs, offsets, ordinary)
 
     dresults: Results = jax.jvp(forward, (inputs,), (along,))[1]
     return dresults
 
 
-def _backward(op: Op, operands: Backward) -> Inputs:
+def _backward(op: Op, operands: Backward, ordinary: bool | None = None) -> Inputs:
     inputs, results, cotangents, _ = operands
-    gradients = xla.attention_backward(op, *operands)
+    gradients = xla.attention_backward(op, operands, ordinary)
     delta = fused_calls.delta(results, cotangents)
     return tokens.include_gradients(op, gradients, inputs, results.lse, delta, cotangents.out)
 
@@ -101,7 +102,8 @@ def _lower_attention(platform: str, operands: Attention, *, op: Op) -> Results:
     inputs, offsets = operands
     implementation = _implementation(op, platform, inputs)
     if implementation == "xla":
-        return _forward(op, inputs, offsets)
+        compute = functools.partial(_forward, op, inputs, offsets)
+        return Results(*either(platform, compute, [inputs.value]))
     if implementation != "fused":
         local = dataclasses.replace(op, implementation=implementation)
         return tokens.include(op, stored.forward(platform, local, inputs, offsets), inputs)
@@ -111,14 +113,17 @@ def _lower_attention(platform: str, operands: Attention, *, op: Op) -> Results:
 
 
 def _lower_tangent(platform: str, operands: Tangent, *, op: Op) -> Results:
-    return _tangent(op, operands.inputs, operands.along, operands.offsets)
+    inputs, _, along, offsets = operands
+    compute = functools.partial(_tangent, op, inputs, along, offsets)
+    return Results(*either(platform, compute, [inputs.value, along.value]))
 
 
 def _lower_backward(platform: str, operands: Backward, *, op: Op) -> Inputs:
     inputs, results, cotangents, offsets = operands
     implementation = _implementation(op, platform, inputs)
     if implementation == "xla":
-        return _backward(op, operands)
+        factors = [inputs.query, inputs.key, cotangents.out]
+        return Inputs(*either(platform, functools.partial(_backward, op, operands), factors, results.lse))
     delta = fused_calls.delta(results, cotangents)
     inside = fused_calls.inside(platform, fused_calls.BACKWARD, inputs)
     if implementation == "fused":

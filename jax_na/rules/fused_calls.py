@@ -20,7 +20,7 @@ from jax import Array
 from jax_na.kernels import call as kernels
 from jax_na.kernels import chunks, contract, variants
 from jax_na.op import Inputs, Op, Results
-from jax_na.xla.attention import accumulator
+from jax_na.xla.products import accumulator
 
 FORWARD, BACKWARD = "na_fused_forward", "na_fused_backward"
 

@@ -20,9 +20,9 @@ from jax import Array
 from jax.extend.core import Primitive as FlatPrimitive
 from jax.interpreters import ad, batching, mlir
 
+from jax_na.avals import align
 from jax_na.kernels.platforms import PLATFORMS
 from jax_na.mesh import partition, roles
-from jax_na.neighborhood import Shape
 
 Record = Any  # a NamedTuple of arrays, records, None
 Tree = Any  # the structure of a record, without its arrays
@@ -44,26 +44,6 @@ def instantiate(tangents: Record) -> Record:
     """A record of tangents with arrays of zeros for those that are known to be zero."""
     # keeps what shard_map knows about a tangent; jnp.zeros does not
     return jax.tree.map(ad.instantiate_zeros, tangents, is_leaf=is_zero)
-
-
-def align(*operands: Array) -> list[Array]:
-    """The operands, inside shard_map all varying over the same axes, as JAX's own operations take them."""
-    varying = [jax.typeof(x).manual_axis_type.varying for x in operands]
-    axes = frozenset().union(*varying)
-    return [
-        x if v == axes else jax.lax.pcast(x, tuple(axes - v), to="varying")
-        for x, v in zip(operands, varying, strict=True)
-    ]
-
-
-def like(aval: Any, shape: Shape | None = None, dtype: Any = None) -> Any:
-    """The type of a result: that of the operand `aval`, with another shape or dtype."""
-    shape = aval.shape if shape is None else shape
-    changes: dict[str, Any] = {"shape": shape, "dtype": jnp.dtype(dtype or aval.dtype)}
-    if len(shape) != aval.ndim:
-        spec = (*aval.sharding.spec, *(None,) * aval.ndim)[: len(shape)]
-        changes["sharding"] = aval.sharding.update(spec=jax.sharding.PartitionSpec(*spec))
-    return aval.update(**changes)
 
 
 class Primitive:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jax_na.avals import like
 from jax_na.kernels import call as kernels
 from jax_na.op import Op
-from jax_na.rules.primitive import Primitive, instantiate, is_zero, like
+from jax_na.rules.primitive import Primitive, instantiate, is_zero
+from jax_na.xla.softmax import sums
 
 TARGET = "na_softmax"
 
@@ -45,8 +46,8 @@ def _lower(platform: str, operands: Scores, *, op: Op) -> Softmax:
         return Softmax(**kernels.call(platform, TARGET, op, {"scores": scores}, types, overwrites))
     is_slot = jnp.arange(op.pitch) < op.neighborhood.size
     scores = jnp.where(is_slot, op.scale * scores, -jnp.inf)
-    lse = jax.nn.logsumexp(scores, axis=-1)
-    return Softmax(jnp.exp(scores - lse[..., None]), lse)
+    weights, total, lse = sums(scores)
+    return Softmax(weights / total[..., None], lse)
 
 
 softmax_p = Primitive(TARGET, _types, _lower)
@@ -54,6 +55,8 @@ softmax_p = Primitive(TARGET, _types, _lower)
 
 def softmax(op: Op, scores: Array) -> Softmax:
     """Weights exp(scale * s - lse) [..., op.pitch], 0 in padding, and lse = log sum exp(scale * s) [...].
+
+    Of a row of nothing but -inf the weights are 0 and lse is -inf.
 
     Args:
         op: has the scale and the number of slots.
@@ -68,9 +71,11 @@ def _jvp(primals: Scores, tangents: Scores, *, op: Op) -> tuple[Softmax, Softmax
     results = softmax_p(primals, op=op)
     if is_zero(tangents.scores):
         return results, None
-    moved = op.scale * results.weights * instantiate(tangents.scores)
+    weights, is_zero_weight = results.weights, results.weights == 0
+    # a slot that is not seen moves nothing, even if its score moves by NaN, and is moved by nothing
+    moved = jnp.where(is_zero_weight, 0, op.scale * weights * instantiate(tangents.scores))
     dlse = moved.sum(-1)
-    return results, Softmax(moved - results.weights * dlse[..., None], dlse)
+    return results, Softmax(jnp.where(is_zero_weight, 0, moved - weights * dlse[..., None]), dlse)
 
 
 softmax_p.define_jvp(_jvp)

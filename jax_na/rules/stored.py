@@ -23,6 +23,7 @@ from jax_na.op import Inputs, Op, Results
 from jax_na.rules import slots
 from jax_na.rules.softmax import Scores, softmax_p
 from jax_na.rules.trilinear import AvOperands, InverseOperands, QkOperands, av_p, inverse_p, qk_p
+from jax_na.xla.softmax import exp, is_seen
 
 
 class Saved(NamedTuple):
@@ -44,9 +45,9 @@ def forward(platform: str, op: Op, inputs: Inputs, offsets: Array) -> Results:
 def backward(platform: str, op: Op, inputs: Inputs, saved: Saved, offsets: Array) -> Inputs:
     """The gradients of the inputs, without what additional tokens add."""
     scores = _scores(platform, op, inputs, offsets)
-    weights = jnp.where(scores == -jnp.inf, 0, jnp.exp(scores - saved.lse[..., None]))
+    weights = exp(scores, saved.lse)
     dweights = _qk(platform, op, QkOperands(saved.dout, inputs.value, offsets))
-    dscores = weights * (dweights - saved.delta[..., None])
+    dscores = jnp.where(is_seen(scores), weights * (dweights - saved.delta[..., None]), 0)
     dproducts = op.scale * dscores
     keys = inputs.key.shape[-op.rank - 2 : -1]
     at_keys = functools.partial(inverse_p.lower, platform, op=op, keys=keys)

@@ -14,7 +14,8 @@ from jax import Array
 
 from jax_na.neighborhood import Shape, known_size
 from jax_na.op import Inputs, Op, Results
-from jax_na.xla.attention import accumulator, dot
+from jax_na.xla import softmax
+from jax_na.xla.products import accumulator, dot
 
 MAX_SCORES = 1 << 20  # scores with additional tokens that exist at a time
 
@@ -60,8 +61,8 @@ def attend_everywhere(op: Op, q: Array, k: Array, v: Array) -> Results:
     def one(query: Array) -> tuple[Array, Array]:  # [*batch, H, D]
         query = query.reshape(*leading, groups, heads // groups, q.shape[-1])
         s = op.scale * dot(op, "...grd,...tgd->...grt", query, k, q.dtype)
-        lse = jax.nn.logsumexp(s, axis=-1)
-        out = dot(op, "...grt,...tge->...gre", jnp.exp(s - lse[..., None]), v, q.dtype)
+        p, total, lse = softmax.sums(s)
+        out = dot(op, "...grt,...tge->...gre", p / total[..., None], v, q.dtype)
         return out.reshape(*leading, heads, v.shape[-1]).astype(q.dtype), lse.reshape(*leading, heads)
 
     rows = jnp.moveaxis(_one_axis(q, batch, op.rank), batch, 0)
@@ -121,7 +122,7 @@ def _backward_step(
     (dk, dv), (query, lse, delta, dout) = sums, rows
     product = functools.partial(dot, op, dtype=query.dtype)
     s = op.scale * product("n...grd,...tgd->n...grt", query, k)
-    p = jnp.exp(s - lse[..., None])
+    p = softmax.exp(s, lse)
     ds = p * (product("n...gre,...tge->n...grt", dout, v) - delta[..., None])
     dk += op.scale * product("n...grt,n...grd->...tgd", ds, query)
     dv += product("n...grt,n...gre->...tge", p, dout)
@@ -140,9 +141,10 @@ def merge(outputs: Sequence[Array], lses: Sequence[Array]) -> tuple[Array, Array
     weights = jnp.where(some, jnp.exp(jnp.where(some, stacked - top[None], 0)), 0)
     total = weights.sum(0)
     safe = jnp.where(total == 0, 1, total)
+    shares = weights / safe[None]
     parts = (
-        jnp.where(w[..., None] == 0, 0, w[..., None] * o.astype(acc))
-        for w, o in zip(weights / safe[None], outputs, strict=True)
+        w[..., None] * jnp.where(w[..., None] == 0, 0, o.astype(acc))
+        for w, o in zip(shares, outputs, strict=True)
     )
     out = functools.reduce(operator.add, parts)
     return out.astype(dtype), jnp.where(total == 0, -jnp.inf, top + jnp.log(safe))

@@ -21,13 +21,14 @@ from typing import Any, NamedTuple
 
 from jax import Array
 
+from jax_na.avals import like
 from jax_na.kernels import call as kernels
 from jax_na.kernels.table import UNFUSED, choose
 from jax_na.neighborhood import Shape
 from jax_na.op import Op
-from jax_na.rules.primitive import Primitive, is_linear, is_zero, like
+from jax_na.rules.primitive import Primitive, is_linear, is_zero
 from jax_na.xla import attention as xla
-from jax_na.xla.attention import accumulator
+from jax_na.xla.products import accumulator, either
 
 
 class QkOperands(NamedTuple):
@@ -101,7 +102,7 @@ def _lower_av(platform: str, operands: AvOperands, *, op: Op) -> AtQueries:
     weights, y, offsets = operands
     implementation = choose(op, UNFUSED, platform, {"weights": weights, "y": y})
     if implementation == "xla":
-        return AtQueries(xla.av(op, weights, y, offsets))
+        return AtQueries(either(platform, functools.partial(xla.av, op, weights, y, offsets), [y]))
     types = {"x": ((*weights.shape[:-1], y.shape[-1]), y.dtype)}
     return AtQueries(**kernels.call(platform, f"na_{implementation}_av", op, operands._asdict(), types))
 
@@ -110,7 +111,7 @@ def _lower_inverse(platform: str, operands: InverseOperands, *, op: Op, keys: Sh
     weights, x, offsets = operands
     implementation = choose(op, UNFUSED, platform, {"x": x})
     if implementation == "xla":
-        return AtKeys(xla.inverse(op, weights, x, offsets, keys))
+        return AtKeys(either(platform, functools.partial(xla.inverse, op, weights, x, offsets, keys), [x]))
     types = {"y": ((*x.shape[: x.ndim - op.rank - 2], *keys, x.shape[-1]), x.dtype)}
     return AtKeys(**kernels.call(platform, f"na_{implementation}_inverse", op, operands._asdict(), types))
 

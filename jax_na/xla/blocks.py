@@ -61,10 +61,10 @@ class Blocks:
 
     # Layout.
 
-    def split_queries(self, x: Array, fill: float = 0.0) -> Array:
-        """[*batch, *Sq, H, *rest] -> [tiles, *batch, *d, G, R, prod(T), *rest]; `fill` completes tiles."""
+    def split_queries(self, x: Array) -> Array:
+        """[*batch, *Sq, H, *rest] -> [tiles, *batch, *d, G, R, prod(T), *rest]; zeros complete tiles."""
         b, r = self.batch, self.rank
-        x = _pad(x, b, [line.padded[0] for line in self.lines], fill)
+        x = _pad(x, b, [line.padded[0] for line in self.lines])
         split = [n for line in self.lines for n in (line.tiles, line.tile, line.axis.dilation)]
         x = x.reshape(*x.shape[:b], *split, self.groups, self.heads // self.groups, *x.shape[b + r + 1 :])
         x = x.transpose(self._query_order(x.ndim))
@@ -224,12 +224,12 @@ def _count(size: int) -> Array:
     return jnp.arange(size, dtype=jnp.int32)[None, None]
 
 
-def _pad(x: Array, first: int, sizes: Sequence[int], fill: float = 0.0) -> Array:
-    """The axes from `first` on, filled up to `sizes`."""
+def _pad(x: Array, first: int, sizes: Sequence[int]) -> Array:
+    """The axes from `first` on, filled up to `sizes` with zeros."""
     pads = [(0, 0)] * x.ndim
     for a, size in enumerate(sizes):
         pads[first + a] = (0, size - x.shape[first + a])
-    return jnp.pad(x, pads, constant_values=fill) if any(p for _, p in pads) else x
+    return jnp.pad(x, pads) if any(p for _, p in pads) else x
 
 
 def scan(body: Callable[..., Any], carry: Any, tiles: int, xs: tuple[Array, ...]) -> Any:
