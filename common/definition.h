@@ -51,7 +51,7 @@ JAX_NA_HD inline SoftmaxStatistics softmax_statistics(const Team& team,
                                                       const AttentionOperands<typename Team::Element>& operands,
                                                       int64_t row, const View& query) {
   SoftmaxStatistics found;
-  for_each_score(team, operands, row, query, [&](float score, auto*, auto*, auto*) { found.add(score); });
+  for_each_score(team, operands, row, query, [&](float score, auto*, auto*, int) { found.add(score); });
   return found;
 }
 
@@ -91,7 +91,7 @@ JAX_NA_HD inline void attention_row(const Team& team, const AttentionOperands<ty
   for_each_feature_block(team, {0, dim}, [&](int first) {
     RowSums<Team> means{{}, first, dim};
     found = {};
-    for_each_score(team, operands, row, query, [&](float score, auto*, auto* value, auto*) {
+    for_each_score(team, operands, row, query, [&](float score, auto*, auto* value, int) {
       const SoftmaxStatistics::Shares shares = found.add(score);
       means.add(shares.added, value, shares.before);
     });
@@ -124,7 +124,7 @@ JAX_NA_HD inline void query_gradient_row(const Team& team, const AttentionOperan
   for_each_feature_block(team, {0, dim}, [&](int first) {
     RowSums<Team> sums{{}, first, dim};
     bool defined = true;  // what is not stays so: nothing is left to compute
-    for_each_score(team, operands, row, query, [&](float score, auto* key, auto* value, auto*) {
+    for_each_score(team, operands, row, query, [&](float score, auto* key, auto* value, int) {
       if (!defined) return;
       const float dscore = score_gradient(team, operands, weights.of(score), row, value);
       defined = dscore == dscore;
@@ -143,10 +143,10 @@ JAX_NA_HD inline void bias_gradient_row(const Team& team, const AttentionOperand
                                         int64_t row, float* table) {
   const View query = view_of_query(operands.problem, row);
   const RowWeights weights = row_weights(team, operands, row, query);
-  for_each_score(team, operands, row, query, [&](float score, auto*, auto* value, const int* position) {
-    if (position == nullptr) return;  // a token
+  for_each_score(team, operands, row, query, [&](float score, auto*, auto* value, int entry) {
+    if (entry < 0) return;  // a token
     const float dscore = score_gradient(team, operands, weights.of(score), row, value);
-    if (team.thread() == 0) table[bias_entry(operands.problem, query, position)] += dscore;
+    if (team.thread() == 0) table[entry] += dscore;
   });
 }
 
@@ -166,7 +166,8 @@ JAX_NA_HD inline void for_each_weight(const Team& team, const AttentionOperands<
     if (!defined) return;
     const View query = view_of_query(problem, row);
     const float product = team_product(team, operands.query + row * dim, operands.key + key_row * dim, dim);
-    const float score = static_cast<float>(problem.scale) * product + bias_of(operands, query, position);
+    const float score = static_cast<float>(problem.scale) * product +
+                        bias_at(operands, query.head, bias_entry(problem, query, position));
     if (score == -INFINITY) return;
     const float weight = window_present(problem, query) ? row_weights(team, operands, row, query).of(score) : NAN;
     defined = weight == weight;

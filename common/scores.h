@@ -45,7 +45,7 @@ JAX_NA_HD inline float team_product(const Team& team, const typename Team::Eleme
 }
 
 // Entry of a query and a key in the bias table of their head: key - query + kernel_size - 1 per axis.
-JAX_NA_HD inline int bias_entry(const Problem& problem, const View& query, const int* key) {
+JAX_NA_HD inline int bias_entry(const Problem& problem, const View& query, const int (&key)[kAxes]) {
   int entry = 0;
   for (int axis = 0; axis < kAxes; ++axis) {
     const int size = problem.axis[axis].kernel_size;
@@ -71,15 +71,14 @@ struct KeyWalk {
   }
 };
 
-// Bias of a query and a key at these positions of their group.
+// The bias of an entry in the table of a head.
 template <class Element>
-JAX_NA_HD inline float bias_of(const AttentionOperands<Element>& operands, const View& query, const int* key) {
-  if (operands.rpb == nullptr) return 0;
-  return operands.rpb[int64_t{query.head} * bias_entries(operands.problem) + bias_entry(operands.problem, query, key)];
+JAX_NA_HD inline float bias_at(const AttentionOperands<Element>& operands, int head, int entry) {
+  return operands.rpb == nullptr ? 0 : operands.rpb[int64_t{head} * bias_entries(operands.problem) + entry];
 }
 
-// Calls body(score, features of the key, of the value, position of the key) for every key that a query sees, in its
-// window and then among the additional tokens; of these there is no position, but null.
+// Calls body(score, features of the key, of the value, entry of the bias) for every key that a query sees, in its
+// window and then among the additional tokens, whose entry is -1.
 #ifdef __CUDACC__
 #pragma nv_exec_check_disable
 #endif
@@ -93,19 +92,20 @@ JAX_NA_HD inline void for_each_score(const Team& team, const AttentionOperands<t
   while (walk.inside() || token < operands.tokens) {
     const bool in_window = walk.inside();
     int64_t place;
-    float bias = 0;
+    int entry = -1;
     if (in_window) {
       place = row_at(query, walk.position, problem.nk, problem.kv_heads, kv_head);
-      bias = bias_of(operands, query, walk.position);
+      entry = bias_entry(problem, query, walk.position);
+      walk.step();
     } else {
       place = (query.batch * operands.tokens + token++) * problem.kv_heads + kv_head;
     }
     const auto* key = (in_window ? operands.key : operands.token_key) + place * problem.head_dim;
     const auto* value = (in_window ? operands.value : operands.token_value) + place * problem.value_dim;
     const float product = team_product(team, operands.query + row * problem.head_dim, key, problem.head_dim);
+    const float bias = in_window ? bias_at(operands, query.head, entry) : 0;
     const float score = static_cast<float>(problem.scale) * product + bias;
-    if (score != -INFINITY) body(score, key, value, in_window ? walk.position : nullptr);
-    if (in_window) walk.step();
+    if (score != -INFINITY) body(score, key, value, entry);
   }
 }
 

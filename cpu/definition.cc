@@ -62,15 +62,14 @@ void add_gradients(const BackwardArgs& args, int64_t row) {
   const RowWeights weights = row_weights(team, operands, row, query);
   const T *features = operands.query + row * problem.head_dim, *dout = operands.dout + row * problem.value_dim;
   const float scale = static_cast<float>(problem.scale);
-  for_each_score(team, operands, row, query, [&](float score, const T* key, const T* value, const int* position) {
-    if (position == nullptr) return;  // a token: its gradients are the caller's matter
+  for_each_score(team, operands, row, query, [&](float score, const T* key, const T* value, int entry) {
+    if (entry < 0) return;  // a token: its gradients are the caller's matter
     const float weight = weights.of(score), dscore = score_gradient(team, operands, weight, row, value);
     float* dkey = static_cast<float*>(args.dkey) + (key - operands.key);
     float* dvalue = static_cast<float*>(args.dvalue) + (value - operands.value);
     for (int d = 0; d < problem.head_dim; ++d) dkey[d] += scale * dscore * to_accumulator(features[d]);
     for (int d = 0; d < problem.value_dim; ++d) dvalue[d] += weight * to_accumulator(dout[d]);
-    if (args.drpb == nullptr) return;
-    args.drpb[int64_t{query.head} * bias_entries(problem) + bias_entry(problem, query, position)] += dscore;
+    if (args.drpb != nullptr) args.drpb[int64_t{query.head} * bias_entries(problem) + entry] += dscore;
   });
   query_gradient_row(team, operands, row, static_cast<T*>(args.dquery));
 }

@@ -12,9 +12,11 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from . import helpers
 from .cuda_problems import Problem
 
 Array = np.ndarray
+PLANTED = (np.nan, np.inf, -np.inf)
 
 
 def _rows(x: Array, heads: int) -> Array:
@@ -23,8 +25,13 @@ def _rows(x: Array, heads: int) -> Array:
     return np.repeat(flat, heads // flat.shape[1], axis=1)
 
 
-def _only(condition: Array, terms: Array) -> Array:
-    return np.where(condition, terms, 0.0)
+def _sums(seen: Array, weights: Array, features: Array) -> Array:
+    """Of weights [batch, heads, n, m] times features [batch, heads, m, d], over the columns that are seen."""
+    found = np.zeros((*seen.shape[:3], features.shape[-1]))
+    for batch, head, row in np.ndindex(*seen.shape[:3]):
+        here = seen[batch, head, row]
+        found[batch, head, row] = weights[batch, head, row, here] @ features[batch, head, here]
+    return found
 
 
 class Seen:
@@ -51,19 +58,19 @@ class Seen:
         scores = np.where(self.seen, scores, -np.inf)
         top = scores.max(-1, keepdims=True)
         top = np.where(top == -np.inf, 0, top)
-        weights = _only(self.seen, np.exp(scores - top))
+        weights = np.exp(scores - top)
         total = weights.sum(-1, keepdims=True)
         self.weights = weights / np.where(total == 0, 1, total)
-        self.out = self._grid(self._of_queries(self.weights, self.value), "query")
+        self.out = self._of_queries(self.weights, self.value)
         self.lse = self._grid(top + np.log(total), "query")[..., 0]
 
     def _of_queries(self, weights: Array, features: Array) -> Array:
         """For every query, the sum over the keys that it sees of weight times features of the key."""
-        return _only(self.seen[..., None], weights[..., None] * features[:, :, None]).sum(3)
+        return self._grid(_sums(self.seen, weights, features), "query")
 
     def _of_keys(self, weights: Array, features: Array, name: str) -> Array:
         """For every key on the grid, the sum over the queries that see it, of all heads that share it."""
-        rows = _only(self.seen[..., None], weights[..., None] * features[:, :, :, None]).sum(2)
+        rows = _sums(self.seen.swapaxes(-1, -2), weights.swapaxes(-1, -2), features)
         shared = rows.reshape(len(rows), self.problem.kv_heads, -1, *rows.shape[2:]).sum(2)
         return self._grid(shared[:, :, : self.on_grid], name)
 
@@ -79,10 +86,10 @@ class Seen:
     def gradients(self, dout: Array, dlse: Array) -> dict[str, Array]:
         rows = _rows(dout, self.problem.heads)
         delta = _rows(self.delta(dout, dlse)[..., None], self.problem.heads)
-        dscores = _only(self.seen, self.weights * (rows @ self.value.swapaxes(-1, -2) - delta))
+        dscores = self.weights * (rows @ self.value.swapaxes(-1, -2) - delta)  # of the pairs that are seen
         of_scores = self.problem.softmax_scale * dscores
         found = {
-            "query": self._grid(self._of_queries(of_scores, self.key), "query"),
+            "query": self._of_queries(of_scores, self.key),
             "key": self._of_keys(of_scores, self.query, "key"),
             "value": self._of_keys(self.weights, rows, "value"),
         }
@@ -97,3 +104,20 @@ class Seen:
                 entries = self.problem.geometry.displacement[seen]
                 np.add.at(table[head], entries, dscores[batch, head][:, : self.on_grid][seen])
         return table.reshape(self.inputs["rpb"].shape)
+
+
+def plant(x: Array, rng: np.random.Generator, share: float = 0.04) -> None:
+    """Makes a feature of so many tokens something that is not finite."""
+    rows = x.reshape(-1, x.shape[-1])
+    for row in np.flatnonzero(rng.random(len(rows)) < share):
+        rows[row, rng.integers(x.shape[-1])] = PLANTED[rng.integers(3)]
+
+
+def assert_same(found: Mapping[str, Array], expected: Mapping[str, Array], limit: float) -> None:
+    """What is finite in the reference agrees, what is not is not finite either, -inf is -inf in a lse."""
+    for name, x in expected.items():
+        given, finite = np.asarray(found[name], np.float64), np.isfinite(x)
+        assert np.array_equal(np.isfinite(given), finite), f"{name} is finite where it should not be, or not"
+        assert name != "lse" or np.array_equal(np.isneginf(given), np.isneginf(x))
+        close = {name: np.where(finite, given, 0)}
+        helpers.assert_close(close, {name: np.where(finite, x, 0)}, limit)

@@ -9,12 +9,12 @@ counts what is seen alone.
 import numpy as np
 import pytest
 
-from . import cuda_kernels, cuda_tilings, helpers
+from . import cuda_kernels, cuda_tilings
 from .cases import NAMED, Case
 from .cuda_kernels import NAN, Kernel, any_seed
 from .cuda_problems import Problem, dtype_of, region
 from .cuda_unfused import Unfused, gemm_kernels
-from .seen import Seen
+from .seen import Seen, assert_same, plant
 from .test_cuda_kernels import MODES, ROWS, tolerance
 from .test_regions import CUTS, regions
 
@@ -35,14 +35,6 @@ CASES = (
     Case("wide", (40,), 9, head_dim=256, rpb=True),
 )
 MODES_HERE = tuple(mode for mode in MODES if mode[0] != "float16")
-PLANTED = (np.nan, np.inf, -np.inf)
-
-
-def plant(x, rng, share=0.04):
-    """Some tokens' features, at least one of which is not finite."""
-    rows = x.reshape(-1, x.shape[-1])
-    for row in np.flatnonzero(rng.random(len(rows)) < share):
-        rows[row, rng.integers(x.shape[-1])] = PLANTED[rng.integers(3)]
 
 
 def planted_in(problem, dtype, names, rng):
@@ -54,16 +46,6 @@ def planted_in(problem, dtype, names, rng):
     for name in names:
         plant((inputs | cotangents)[name], rng)
     return inputs, cotangents
-
-
-def assert_same(found, expected, limit):
-    """What is finite in the reference agrees, what is not is not finite either; -inf is -inf."""
-    for name, x in expected.items():
-        given, finite = np.asarray(found[name], np.float64), np.isfinite(x)
-        assert np.array_equal(np.isfinite(given), finite), f"{name} is not finite elsewhere"
-        assert np.array_equal(np.isneginf(given) & np.isneginf(x), np.isneginf(x)) or name != "lse"
-        close = {name: np.where(finite, given, 0)}
-        helpers.assert_close(close, {name: np.where(finite, x, 0)}, limit)
 
 
 def assert_rows(problem, mode, inputs, cotangents, kernels, rng, limits=None):

@@ -7,12 +7,15 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import jax_na
 
 from . import helpers
-from .cases import NAMED
+from .cases import NAMED, Case
+from .cuda_problems import Problem
+from .seen import Seen, assert_same, plant
 
 pytestmark = pytest.mark.skipif(jax.default_backend() != "gpu", reason="JAX has no GPU here")
 GB = 1 << 30
@@ -200,3 +203,46 @@ def test_precision_of_float32(precision, tolerance, implementation, rng):
     results, gradients = helpers.expected(case, inputs, cotangents)
     helpers.assert_close(helpers.named(found[0]), results, tolerance)
     helpers.assert_close(found[1], gradients, tolerance)
+
+
+# Of several tiles. The forward kernel for compute capability 9.0 takes those without a bias, in bfloat16.
+NON_FINITE = (
+    Case("causal", (700,), 33, dilation=2, is_causal=True, heads=4, kv_heads=2, head_dim=64, rpb=True),
+    Case("plane", (30, 41), (7, 9), stride=(2, 1), head_dim=64, value_dim=128, batch=(2,), heads=2),
+    Case("volume", (8, 9, 10), (3, 5, 4), is_causal=(True, False, False), head_dim=32, rpb=True),
+)
+
+
+def assert_seen(case, implementation, inputs, cotangents, tolerance):
+    """Results and gradients through the public functions agree with a reference that counts what is seen."""
+    reference = Seen(Problem.of(case), inputs)
+    with jax.default_matmul_precision("highest"):
+        (out, lse), gradients = helpers.evaluate(helpers.attend(case, implementation), inputs, cotangents)
+    assert_same({"out": out, "lse": lse}, {"out": reference.out, "lse": reference.lse}, tolerance[0])
+    assert_same(gradients, reference.gradients(*cotangents), tolerance[1])
+
+
+@pytest.mark.parametrize("planted", [("key", "value"), ("query", "value"), ("dout",)], ids="-".join)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("implementation", ["fused", "gemm", "naive"])
+@pytest.mark.parametrize("case", NON_FINITE, ids=str)
+def test_what_is_not_seen_does_not_count(case, implementation, dtype, planted, rng):
+    inputs = Problem.of(case).inputs(rng, dtype)
+    dout = rng.standard_normal(Problem.of(case).shapes()["out"]).astype(inputs["value"].dtype)
+    for name in planted:
+        plant((inputs | {"dout": dout})[name], rng, 0.01)
+    dlse = rng.standard_normal(dout.shape[:-1]).astype(np.float32)
+    assert_seen(case, implementation, inputs, (dout, dlse), helpers.TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("bias", [-np.inf, -7e29])
+@pytest.mark.parametrize("implementation", ["fused", "gemm", "naive"])
+@pytest.mark.parametrize("case", [case for case in NON_FINITE if case.rpb], ids=str)
+def test_biases_that_hide_or_swallow_scores(case, implementation, bias, rng):
+    """-inf leaves the first queries without keys; a large number for all makes the weights equal."""
+    inputs = Problem.of(case).inputs(rng, "float32")
+    window = case.axes[0].kernel_size
+    inputs["rpb"][:, window - window // 2 if np.isinf(bias) else 0 :] = bias
+    shape = Problem.of(case).shapes()["out"]
+    cotangents = tuple(rng.standard_normal(s).astype(np.float32) for s in (shape, shape[:-1]))
+    assert_seen(case, implementation, inputs, cotangents, (2e-5, 1e-4))

@@ -43,8 +43,9 @@ __device__ __forceinline__ Warp<Shape> backward_query_warp(const BackwardParams&
 //
 // What a query does not see may turn all of its dS into NaN: its own gradient then is a suspect. But the bias' gradient
 // is a sum over queries (kForBias): there dS is 0 where nothing is seen, and of queries whose LSE is not exact.
+// Returns whether one of the thread's rows is such a query.
 template <class Shape, bool kHasTokens, bool kForBias, class Body>
-__device__ __forceinline__ void for_each_score_gradient(const BackwardParams& params, const Warp<Shape>& warp,
+__device__ __forceinline__ bool for_each_score_gradient(const BackwardParams& params, const Warp<Shape>& warp,
                                                         const Body& body) {
   using Shared = BackwardQueryShared<Shape>;
   using Tile = typename Shape::Tile;
@@ -63,9 +64,13 @@ __device__ __forceinline__ void for_each_score_gradient(const BackwardParams& pa
   if (Shape::kStages > 1) keys.load(0);
 
   float lse[Shape::kThreadRows] = {}, delta[Shape::kThreadRows] = {};  // 0 for rows that do not exist: their dS is 0
+  bool some_inexact = false;
   for_each_row(warp, params.query.heads, [&](Own number, int64_t row) {
     lse[number] = exponent_of(params.lse[row]);
-    if (kForBias && !has_exact_lse(params.lse[row])) lse[number] = INFINITY;
+    if (kForBias && !has_exact_lse(params.lse[row])) {
+      lse[number] = INFINITY;
+      some_inexact = true;
+    }
     delta[number] = params.delta[row];
   });
 
@@ -93,6 +98,7 @@ __device__ __forceinline__ void for_each_score_gradient(const BackwardParams& pa
     body(scores, key, box);
   }
   cp_async_wait<0>();  // copies of a block without columns
+  return some_inexact;
 }
 
 template <class Shape, bool kHasTokens>
@@ -181,50 +187,41 @@ __device__ __forceinline__ void add_distances(const Warp<Shape>& warp, const Box
   }
 }
 
-// Adds the dS of the block's queries whose LSE is not exact. By one warp, so that the order is always the same.
-template <class Shape>
-__device__ __forceinline__ void add_inexact_rows(const BackwardParams& params, const Block& block, float* table) {
-  if (!block.complete || threadIdx.x >= 32) return;
-  const Geometry& geometry = params.geometry;
-  char* room = dynamic_shared() + BackwardQueryShared<Shape>::kQuery;  // of the warp's own queries
-#pragma unroll 1
-  for (int number = 0; number < Shape::kRows; ++number) {
-    const int64_t row = row_index(geometry, block, params.query.heads, number);
-    if (row < 0 || has_exact_lse(params.lse[row])) continue;
-    add_bias_gradient<typename Shape::Element>(params, room, row, table);
-  }
-}
-
-// blockIdx.x counts parts fastest, then heads.
 template <class Shape>
 __global__ void __launch_bounds__(Shape::kThreads, Shape::min_blocks(false))
     fused_backward_drpb_kernel(const __grid_constant__ BackwardParams params) {
   const Geometry& geometry = params.geometry;
-  const int heads = params.query.heads, part = static_cast<int>(blockIdx.x) % params.drpb_parts;
-  const int head = static_cast<int>(blockIdx.x) / params.drpb_parts;
-  const int entries = bias_entries(geometry.problem);
-  float* table = params.drpb + (int64_t{part} * heads + head) * entries;
+  const BiasPart mine(params);
   float* shared = reinterpret_cast<float*>(dynamic_shared() + DrpbShared<Shape>::kGradient);
-  for (int i = threadIdx.x; i < entries; i += Shape::kThreads) table[i] = 0;
+  for (int i = threadIdx.x; i < bias_entries(geometry.problem); i += Shape::kThreads) mine.table[i] = 0;
 
-  const uint32_t tiles = geometry.tiles * static_cast<uint32_t>(geometry.problem.batch);
-  for (uint32_t tile = part; tile < tiles; tile += params.drpb_parts) {
+  bool some_inexact = false;
+  for (uint32_t tile = mine.part; tile < mine.tiles; tile += params.drpb_parts) {
     block_sync();  // nobody reads the tile before
     Block block;
-    const uint32_t index = (tile / geometry.tiles * heads + head) * geometry.tiles + tile % geometry.tiles;
-    if (!find_block<Side::kQueries>(geometry, index, heads, block)) continue;
+    if (!find_block<Side::kQueries>(geometry, mine.index(params, tile), params.query.heads, block)) continue;
     const Warp<Shape> warp = backward_query_warp<Shape>(params, block);
-    for_each_score_gradient<Shape, false, true>(
+    some_inexact |= for_each_score_gradient<Shape, false, true>(
         params, warp, [&](const typename Shape::Scores& dscores, typename Shape::Tile, const Box& box) {
           for_each(dscores, [&](float value, Own row, Own column) {
             shared[warp.row(row) * DrpbShared<Shape>::kPitch + warp.column(column)] = value;
           });
           block_sync();
-          add_distances(warp, box, shared, table);
+          add_distances(warp, box, shared, mine.table);
           block_sync();
         });
-    add_inexact_rows<Shape>(params, block, table);
-    if (!block.complete && threadIdx.x == 0) table[0] = NAN;
+    if (!block.complete && threadIdx.x == 0) mine.table[0] = NAN;
+  }
+
+  // One warp after the other: the order of the sums is always the same.
+  static_assert(Shape::kRowTiles == 1);
+#pragma unroll 1
+  for (int warp = 0; warp < Shape::kWarps; ++warp) {
+    block_sync();
+    const int first_row = 16 * warp;
+    char* room = dynamic_shared() + BackwardQueryShared<Shape>::kQuery + first_row * Shape::kRowBytes;
+    if (threadIdx.x / 32 == warp && warp_any(some_inexact))
+      add_inexact_rows<typename Shape::Element>(params, room, first_row);
   }
 }
 

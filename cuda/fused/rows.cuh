@@ -90,11 +90,44 @@ __device__ __noinline__ void find_query_gradient(const BackwardParams& params, c
                      static_cast<Element*>(params.dquery));
 }
 
-// Adds the share of a row to the bias table of its head.
+// The tiles of queries whose dS a block of the bias' kernel adds up, in its own table.
+struct BiasPart {
+  int part, head;
+  uint32_t tiles;  // of all batches
+  float* table;    // [entries]
+
+  // blockIdx.x counts parts fastest, then heads.
+  __device__ __forceinline__ explicit BiasPart(const BackwardParams& params)
+      : part(static_cast<int>(blockIdx.x) % params.drpb_parts),
+        head(static_cast<int>(blockIdx.x) / params.drpb_parts),
+        tiles(params.geometry.tiles * static_cast<uint32_t>(params.geometry.problem.batch)),
+        table(params.drpb + (int64_t{part} * params.query.heads + head) * bias_entries(params.geometry.problem)) {}
+
+  // Index of the block that `tile` would be in a kernel of queries.
+  __device__ __forceinline__ uint32_t index(const BackwardParams& params, uint32_t tile) const {
+    const uint32_t each = params.geometry.tiles;
+    return (tile / each * params.query.heads + head) * each + tile % each;
+  }
+};
+
+// Adds the dS of the queries whose LSE is not exact, in the 16 rows of every tile from `first_row` on.
 template <class Element>
-__device__ __noinline__ void add_bias_gradient(const BackwardParams& params, char* room, int64_t row, float* table) {
-  const Problem& problem = placed(params.geometry, room);
-  bias_gradient_row(WarpTeam<Element>{}, gradient_operands_of<Element>(params, problem), row, table);
+__device__ __noinline__ void add_inexact_rows(const BackwardParams& params, char* room, int first_row) {
+  const Geometry& geometry = params.geometry;
+  const BiasPart mine(params);
+  const int heads = params.query.heads;
+#pragma unroll 1
+  for (uint32_t tile = mine.part; tile < mine.tiles; tile += params.drpb_parts) {
+    Block block;
+    if (!find_block<Side::kQueries>(geometry, mine.index(params, tile), heads, block) || !block.complete) continue;
+#pragma unroll 1
+    for (int i = 0; i < 16; ++i) {
+      const int64_t row = row_index(geometry, block, heads, first_row + i);
+      if (row < 0 || has_exact_lse(params.lse[row])) continue;
+      const AttentionOperands<Element> operands = gradient_operands_of<Element>(params, placed(geometry, room));
+      bias_gradient_row(WarpTeam<Element>{}, operands, row, mine.table);
+    }
+  }
 }
 
 // dkey and dvalue of a row, the features in `range`.

@@ -19,8 +19,10 @@ template <class Weight, class Element, int kWidth>
 __device__ __forceinline__ void add_weighted(Weight weight, const Channels<Element, kWidth>& values,
                                              Sum<Element> (&sum)[kWidth]) {
   const Sum<Element> factor = widen(weight);
-  for (int i = 0; i < kWidth; ++i)
-    if (factor != 0) sum[i] += factor * widen(values.at[i]);
+  for (int i = 0; i < kWidth; ++i) {
+    const Sum<Element> value = widen(values.at[i]);
+    sum[i] += factor * (factor != 0 ? value : 0);
+  }
 }
 
 }  // namespace jax_na::cuda
