@@ -42,7 +42,8 @@ inline void softmax_row(const SoftmaxArgs& args, const float* scores, float* wei
   const Vec inverse = splat(sum == 0.0f ? 0.0f : 1.0f / sum);
   for (int slot = 0; slot < args.pitch; slot += kWidth) {
     const int rest = args.pitch - slot;
-    store_narrow(weights + slot, load_wide(weights + slot, rest) * inverse, rest);
+    const Vec weight = load_wide(weights + slot, rest);
+    store_narrow(weights + slot, select(weight == Vec{}, weight, weight * inverse), rest);  // 0 also if the sum is NaN
   }
   *lse = maximum + logf(sum);
 }

@@ -8,7 +8,7 @@ log-sum-exp of -inf and no part in any gradient.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -106,11 +106,11 @@ class Seen:
         return table.reshape(self.inputs["rpb"].shape)
 
 
-def plant(x: Array, rng: np.random.Generator, share: float = 0.04) -> None:
-    """Makes a feature of so many tokens something that is not finite."""
+def plant(x: Array, rng: np.random.Generator, share: float = 0.04, values: Sequence[float] = PLANTED) -> None:
+    """Makes a feature of so many tokens one of these values, which are not finite."""
     rows = x.reshape(-1, x.shape[-1])
     for row in np.flatnonzero(rng.random(len(rows)) < share):
-        rows[row, rng.integers(x.shape[-1])] = PLANTED[rng.integers(3)]
+        rows[row, rng.integers(x.shape[-1])] = values[rng.integers(len(values))]
 
 
 def assert_same(found: Mapping[str, Array], expected: Mapping[str, Array], limit: float) -> None:

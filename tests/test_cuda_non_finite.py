@@ -14,7 +14,7 @@ from .cases import NAMED, Case
 from .cuda_kernels import NAN, Kernel, any_seed
 from .cuda_problems import Problem, dtype_of, region
 from .cuda_unfused import Unfused, gemm_kernels
-from .seen import Seen, assert_same, plant
+from .seen import PLANTED, Seen, assert_same, plant
 from .test_cuda_kernels import MODES, ROWS, tolerance
 from .test_regions import CUTS, regions
 
@@ -37,14 +37,20 @@ CASES = (
 MODES_HERE = tuple(mode for mode in MODES if mode[0] != "float16")
 
 
-def planted_in(problem, dtype, names, rng):
-    """Inputs with NaN and infinities in these, and cotangents."""
+def planted_in(problem, mode, names, rng):
+    """Inputs with NaN and infinities in these, and cotangents.
+
+    An exact product of infinities is the sum of two parts and NaN, never -inf: no mask where the kernel of
+    the bias' gradient takes it for a score.
+    """
+    dtype, precision = mode
+    values = (np.nan,) if precision == "exact" and problem.rpb else PLANTED
     inputs = problem.inputs(rng, dtype)
     shapes = problem.shapes()
     cotangents = {"dout": rng.standard_normal(shapes["out"]).astype(dtype_of(dtype))}
     cotangents["dlse"] = rng.standard_normal(shapes["lse"]).astype(np.float32)
     for name in names:
-        plant((inputs | cotangents)[name], rng)
+        plant((inputs | cotangents)[name], rng, values=values)
     return inputs, cotangents
 
 
@@ -52,6 +58,8 @@ def assert_rows(problem, mode, inputs, cotangents, kernels, rng, limits=None):
     """Forward and backward kernels with these inputs; `kernels`: of both."""
     reference = Seen(problem, inputs)
     out, lse, gradients = limits or tolerance(problem, mode)
+    if problem.head_dim > 128:
+        gradients *= 2  # of few keys, what sums of so many products round is much of a difference
     how = {"precision": mode[1]}
     found = cuda_kernels.forward(problem, mode[0], inputs, kernels=kernels[0], seed=any_seed(rng), **how)
     assert_same({"out": found["out"]}, {"out": reference.out}, out)
@@ -84,17 +92,17 @@ def portable(problem, mode, rng):
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_what_is_not_seen_does_not_count(case, mode, names, rng):
     problem = Problem.of(case)
-    inputs, cotangents = planted_in(problem, mode[0], names, rng)
+    inputs, cotangents = planted_in(problem, mode, names, rng)
     assert_rows(problem, mode, inputs, cotangents, portable(problem, mode, rng), rng)
 
 
 @pytest.mark.some(1)
+@pytest.mark.parametrize("mode", MODES_HERE, ids="-".join)
 @pytest.mark.parametrize("name", CUTS)
-def test_regions(name, rng):
-    mode = ("float32", "exact")
+def test_regions(name, mode, rng):
     for queries, keys in regions(NAMED[name], CUTS[name]):
         problem = Problem.of(NAMED[name], region(NAMED[name], queries, keys))
-        inputs, cotangents = planted_in(problem, mode[0], ("key", "value", "dout"), rng)
+        inputs, cotangents = planted_in(problem, mode, ("key", "value", "dout"), rng)
         assert_rows(problem, mode, inputs, cotangents, portable(problem, mode, rng), rng)
 
 
@@ -105,7 +113,7 @@ def test_regions(name, rng):
 def test_queries_without_keys(case, mode, planted, rng):
     """A bias of -inf hides all keys but the farthest ones before a query: from the first queries, all."""
     problem = Problem.of(case)
-    inputs, cotangents = planted_in(problem, mode[0], ("value", "dout") if planted else (), rng)
+    inputs, cotangents = planted_in(problem, mode, ("value", "dout") if planted else (), rng)
     window = problem.axes[0].kernel_size
     inputs["rpb"][:, window - window // 2 :] = -np.inf
     reference = Seen(problem, inputs)
@@ -121,7 +129,7 @@ def test_queries_without_keys(case, mode, planted, rng):
 def test_scores_of_any_size(case, mode, bias, rng):
     """A bias that swallows all products weighs all keys alike, as in jax.nn."""
     problem = Problem.of(case)
-    inputs, cotangents = planted_in(problem, mode[0], (), rng)
+    inputs, cotangents = planted_in(problem, mode, (), rng)
     inputs["rpb"] = np.full_like(inputs["rpb"], bias)
     limits = {"float32": (1e-5, 1e-6, 1e-5)}.get(mode[0])
     if mode == ("float32", "default"):
@@ -167,7 +175,7 @@ HOPPER = (
 @pytest.mark.parametrize("case", HOPPER, ids=str)
 def test_hopper(case, dtype, names, rng):
     problem = Problem.of(case)
-    inputs, _ = planted_in(problem, dtype, names, rng)
+    inputs, _ = planted_in(problem, (dtype, "default"), names, rng)
     kernels = (cuda_tilings.hopper_kernels(problem, dtype, rng), None)
     assert_rows(problem, (dtype, "default"), inputs, {}, kernels, rng)
 

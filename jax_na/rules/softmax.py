@@ -15,7 +15,7 @@ from jax_na.avals import like
 from jax_na.kernels import call as kernels
 from jax_na.op import Op
 from jax_na.rules.primitive import Primitive, instantiate, is_zero
-from jax_na.xla.softmax import sums
+from jax_na.xla.softmax import is_seen, sums
 
 TARGET = "na_softmax"
 
@@ -47,7 +47,8 @@ def _lower(platform: str, operands: Scores, *, op: Op) -> Softmax:
     is_slot = jnp.arange(op.pitch) < op.neighborhood.size
     scores = jnp.where(is_slot, op.scale * scores, -jnp.inf)
     weights, total, lse = sums(scores)
-    return Softmax(weights / total[..., None], lse)
+    weights = jnp.where(is_seen(scores), weights / total[..., None], 0)  # also where the total is NaN
+    return Softmax(weights, lse)
 
 
 softmax_p = Primitive(TARGET, _types, _lower)
