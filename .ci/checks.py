@@ -19,6 +19,7 @@ import sys
 import tempfile
 
 import cuda_kernels
+import other_systems
 import sanitizers
 from environments import ROOT, Environment, build_wheel, find_pythons, requirements, wheel_in
 from steps import Plan, Step
@@ -35,7 +36,7 @@ NUMERICAL = ("test_attention.py", "test_unfused.py", "test_random.py", "test_reg
 CLANG_SOURCES = ("cpu/isa/kernels.cc", "cpu/naive.cc", "cpu/host/instruction_set.cc", "cpu/host/handlers.cc")
 CLANG_TARGETS = ("aarch64-linux-gnu", "x86_64-linux-gnu")
 Pythons = dict[str, pathlib.Path]
-PACKAGES_OF_TOOLS = ("ruff>=0.12", "clang-format>=18", "ziglang")
+PACKAGES_OF_TOOLS = ("ruff>=0.12", "clang-format>=18", *other_systems.LINKERS)
 
 
 def git(*arguments: str) -> str:
@@ -197,7 +198,7 @@ def plan(work: pathlib.Path, architectures: str) -> Plan:
         name: Environment(work / name, pythons[version], version)
         for name, version in {
             **{"tools": versions[-1], "newest": versions[-1], "oldest": versions[0]},
-            **{"sanitizers": versions[0], "cuda": versions[-1]},
+            **{"sanitizers": versions[0], "cuda": versions[-1], "python-alone": versions[-1]},
         }.items()
     }
     tools, newest, oldest = environments["tools"], environments["newest"], environments["oldest"]
@@ -206,6 +207,12 @@ def plan(work: pathlib.Path, architectures: str) -> Plan:
     steps = [
         *first_steps(tools, newest, oldest),
         Step("clang", lambda run: clang(run, tools, newest, work), needs=clang_needs),
+        Step(
+            "link for macOS",
+            lambda run: other_systems.link_for_macos(run, tools, newest, work),
+            needs=clang_needs,
+        ),
+        Step("Python alone", lambda run: other_systems.python_alone(run, environments["python-alone"])),
         *wheel_steps,
         *test_steps(newest, oldest, wheels, work),
         *smoke_steps(pythons, wheels, work),

@@ -14,7 +14,8 @@ DEFINES = (
 )
 # libstdc++ must be loaded before the sanitizer's interceptor of __cxa_throw is used by jaxlib.
 LIBRARIES = ("libasan.so", "libubsan.so", "libstdc++.so.6")
-TESTS = (("--exhaustive", "tests/test_foreign_calls.py"), ("tests/test_random.py", "tests/test_regions.py"))
+FOREIGN_CALLS = ("tests/test_foreign_calls.py", "tests/test_foreign_fuzz.py")
+TESTS = (("--exhaustive", *FOREIGN_CALLS), ("tests/test_random.py", "tests/test_regions.py"))
 
 
 def library(name: str) -> str:

@@ -1,16 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Neighborhood attention for JAX: attention in which every query sees its nearest keys."""
 
-from importlib.metadata import version as _version
+import sys as _sys
 
-try:
-    from jax_na import _cpu  # noqa: F401
-except ImportError as error:
+if _sys.version_info < (3, 11):  # noqa: UP036 - pip says so too, but is not asked about a folder on the path
     raise ImportError(
-        "jax_na has no compiled kernels here. In a checkout, Python finds the source folder before the "
-        "installed package: install it (pip install .) and run from another folder, or install it in place "
-        "(pip install -e .)"
-    ) from error
+        f"jax_na needs Python 3.11 or later, this is Python {_sys.version.split()[0]} ({_sys.executable})"
+    )
 
 from jax_na.api.attention import na1d, na2d, na3d, neighborhood_attention
 from jax_na.api.attention_fn import attention_fn
@@ -19,10 +15,11 @@ from jax_na.api.halves import neighborhood_av, neighborhood_qk
 from jax_na.api.merge import merge_attentions
 from jax_na.api.regions import region_attention
 from jax_na.api.sharded import sharded_neighborhood_attention
+from jax_na.kernels import installation as _installation
 from jax_na.neighborhood import Neighborhood
 from jax_na.tools.plot import plot_window
 
-__version__ = _version("jax-na")
+__version__ = _installation.version()
 
 __all__ = [
     "Neighborhood",

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which keys a query sees: the parameters of a neighborhood and the geometry that follows from them.
 
-The window rule itself lives in `common/window.h`; this file reads it through the binding, one axis at a time.
+The window rule itself, along one axis, is `window_rule.py`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from jax_na import _cpu
+from jax_na import window_rule
 from jax_na.axis_values import flag, given_rank, per_axis, positive
 
 Table = NDArray[Any]
@@ -28,7 +28,7 @@ def known_size(shape: Sequence[int]) -> int:
 
 
 class Axis(NamedTuple):
-    """One axis of length `length` with its parameters, as the binding takes it."""
+    """One axis of length `length` with its parameters, as `window_rule` and the binding take it."""
 
     length: int
     kernel_size: int
@@ -40,17 +40,16 @@ class Axis(NamedTuple):
 @functools.lru_cache(maxsize=1024)
 def windows(axis: Axis) -> Table:
     """int32 [length, 2]: start and stop of every coordinate's window, in positions of its group."""
-    return _read_only(_cpu.windows(axis))
+    return _read_only(window_rule.windows(*axis))
 
 
 @functools.lru_cache(maxsize=1024)
 def inverse_windows(axis: Axis) -> Table:
     """int32 [length, 2]: start and stop of the query positions that see every key coordinate."""
-    return _read_only(_cpu.inverse_windows(axis))
+    return _read_only(window_rule.inverse_windows(*axis))
 
 
 def _read_only(table: Table) -> Table:
-    table = np.asarray(table, np.int32)
     table.flags.writeable = False
     return table
 
@@ -127,10 +126,10 @@ class Neighborhood:
         for a, (n, w, d) in enumerate(zip(shape, self.kernel_size, self.dilation, strict=True)):
             if w * d > n:
                 raise ValueError(_too_long(a, n, w, d))
-            if n > _cpu.LONGEST_AXIS:
+            if n > window_rule.LONGEST_AXIS:
                 raise ValueError(
                     f"length {n} of spatial axis {a} is too large, the largest legal one is "
-                    f"{_cpu.LONGEST_AXIS}; cut it into parts, each with the keys that its windows reach"
+                    f"{window_rule.LONGEST_AXIS}; cut it into parts, each with the keys that its windows reach"
                 )
         return tuple(map(Axis, shape, self.kernel_size, self.stride, self.dilation, self.is_causal))
 

@@ -11,10 +11,10 @@ import functools
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from jax_na import _cpu
 from jax_na.neighborhood import Axis, Neighborhood, Shape
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")  # of the arrays of a call
+PITCH = 8  # kernels take rows of weights of a multiple of it: they begin with whole pieces of 16 bytes
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Op:
     @property
     def pitch(self) -> int:
         """Slots of a row of weights, with those that only let rows begin where kernels want them to."""
-        return _cpu.pitch(self.neighborhood.size)
+        return -(-self.neighborhood.size // PITCH) * PITCH
 
 
 class Inputs(NamedTuple):

@@ -47,6 +47,7 @@ def test_info(capsys):
     first = lines.index(["implementations,", "fastest", "first:"]) + 1
     rows = [line[:2] for line in lines[first : first + len(NAMES)]]
     assert rows == [[n, "runs" if n in helpers.IMPLEMENTATIONS else "cannot"] for n in NAMES]
+    assert "without a name (implementation=None): fused, or else xla" in text
     assert ["na_fused_forward", "forward", "tiles", "runs"] in lines
     assert ["na_naive_inverse", "inverse", "naive", "runs"] in lines
 
@@ -60,16 +61,21 @@ def test_info_about_kernels_that_cannot_run_here(capsys):
 
 
 @pytest.mark.parametrize("command", [["info"], ["profile", "9x9", "--kernel-size", "3"]])
-def test_a_platform_that_is_not_there(command):
-    """One line instead of a traceback of JAX."""
+@pytest.mark.parametrize(
+    "asked",
+    [
+        "no_such_platform",
+        pytest.param("cuda", marks=pytest.mark.skipif(helpers.ON_GPU, reason="it is there")),
+    ],
+)
+def test_a_platform_that_is_not_there(command, asked):
+    """One line instead of a traceback of JAX, also for a platform that JAX knows but has no plugin for."""
     program = [sys.executable, "-P", "-m", "jax_na.tools.cli", *command]
-    environment = {**os.environ, "JAX_PLATFORMS": "no_such_platform"}
+    environment = {**os.environ, "JAX_PLATFORMS": asked}
     found = subprocess.run(program, capture_output=True, text=True, check=False, env=environment)
     assert found.returncode == 2
-    message = (
-        "jax-na: JAX finds none of the platforms that it is told to take, JAX_PLATFORMS=no_such_platform; "
-    )
-    assert message in found.stderr
+    message = "jax-na: JAX finds none of the platforms that it is told to take"
+    assert f"{message}, JAX_PLATFORMS={asked}; " in found.stderr
     assert "Traceback" not in found.stderr
 
 

@@ -10,6 +10,7 @@ import pytest
 
 import jax_na
 from jax_na.kernels import devices, register, tuning
+from jax_na.kernels.installation import NOT_BUILT
 from jax_na.kernels.platforms import PLATFORMS
 from jax_na.kernels.table import ROWS
 from jax_na.op import Op
@@ -73,9 +74,9 @@ def test_an_old_gpu(gpu, monkeypatch, rng):
 def test_not_built(gpu, monkeypatch, rng):
     gpu("9.0")
     monkeypatch.delitem(register.TARGETS, "cuda")
-    monkeypatch.setitem(register.REFUSED, "cuda", register.NOT_BUILT)
-    assert reasons()["fused"] == reasons()["gemm"] == reasons()["naive"] == register.NOT_BUILT
-    assert "JAX_NA_CUDA_TOOLKIT=pypi" in register.NOT_BUILT
+    monkeypatch.setitem(register.REFUSED, "cuda", NOT_BUILT["cuda"])
+    assert reasons()["fused"] == reasons()["gemm"] == reasons()["naive"] == NOT_BUILT["cuda"]
+    assert "JAX_NA_CUDA_TOOLKIT=pypi" in NOT_BUILT["cuda"]
     assert not calls(lowered(attend(CASE), CASE.inputs(rng)))
     with pytest.raises(ValueError, match="this installation has no CUDA kernels"):
         lowered(attend(CASE, "fused"), CASE.inputs(rng))

@@ -3,7 +3,7 @@
 
 Each call is made as it should be, then with one thing about it wrong. It raises an error that names the
 target and has values in it, or computes; it never touches memory that is not its own, which the build with
-AddressSanitizer sees (.ci/sanitize).
+AddressSanitizer sees (.ci/sanitizers.py).
 """
 
 from __future__ import annotations

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import jax_na
-from jax_na import Neighborhood, _cpu
+from jax_na import Neighborhood, _cpu, window_rule
+from jax_na.op import Op
 
 from . import helpers, oracle
 from .cases import CASES, NAMED
@@ -34,22 +35,32 @@ def from_ranges(ranges, axis):
     return (group[:, None] == group) & (start <= position) & (position < stop)
 
 
+def assert_windows(axis):
+    """The rule of the kernels is the definition, and Python's has the same tables."""
+    mask = oracle.axis_mask(axis)
+    windows, inverse = _cpu.windows(as_tuple(axis)), _cpu.inverse_windows(as_tuple(axis))
+    assert np.array_equal(from_ranges(windows, axis), mask), axis
+    assert np.array_equal(from_ranges(inverse, axis), mask.T), axis
+    helpers.assert_identical(window_rule.windows(*as_tuple(axis)), windows)
+    helpers.assert_identical(window_rule.inverse_windows(*as_tuple(axis)), inverse)
+
+
 @pytest.mark.parametrize("length", range(1, 29))
 def test_windows_and_inverse(length):
     for axis in legal_axes(length):
-        mask = oracle.axis_mask(axis)
-        windows = from_ranges(_cpu.windows(as_tuple(axis)), axis)
-        inverse = from_ranges(_cpu.inverse_windows(as_tuple(axis)), axis)
-        assert np.array_equal(windows, mask), axis
-        assert np.array_equal(inverse, mask.T), axis
+        assert_windows(axis)
 
 
 @pytest.mark.parametrize("length", [64, 97])
 def test_windows_of_long_axes(length, rng):
     for axis in rng.permutation(np.array(list(legal_axes(length)), object))[:100]:
-        mask = oracle.axis_mask(axis)
-        assert np.array_equal(from_ranges(_cpu.windows(as_tuple(axis)), axis), mask), axis
-        assert np.array_equal(from_ranges(_cpu.inverse_windows(as_tuple(axis)), axis), mask.T), axis
+        assert_windows(axis)
+
+
+def test_pitch():
+    """Of rows of weights, in Python and in the binding."""
+    for size in range(1, 70):
+        assert Op(Neighborhood(size), (size,)).pitch == _cpu.pitch(size)
 
 
 SMALL = [case for case in CASES if case.geometry.mask.size < 50_000]

@@ -46,6 +46,13 @@ inline void softmax_gradient(int keys, const BackwardScratch<Packed>& scratch) {
     }
   }
 }
+template <class Packed>
+inline void softmax_gradient(int keys, bool is_biased, const BackwardScratch<Packed>& scratch) {
+  if (is_biased)
+    softmax_gradient<true>(keys, scratch);
+  else
+    softmax_gradient<false>(keys, scratch);
+}
 
 // Rounds the weights of the three sums to pairs: P and dS of two lanes in dk and dv, dS of two keys in dq. Pairs of
 // queries and keys are not scaled, so dS is.
@@ -101,6 +108,18 @@ inline void flush_panel(const VisitedTokens<Side::kQueries>& visited, const Visi
   });
 }
 
+// dq of a tile's lanes. Rows that are not finite by definition; what they hold may have reached any key of the tile.
+template <class T>
+inline void store_query_gradients(const BackwardArgs& args, const Tile& tile, const HeadView<T>& dquery,
+                                  const BackwardScratch<PackedOf<T>>& scratch) {
+  float factors[kLanes];
+  for (float& factor : factors) factor = kTerms<PackedOf<T>> == 1 ? static_cast<float>(args.problem.scale) : 1.0f;
+  unpack_tile(scratch.dquery, factors, *scratch.lanes, dquery, [&](int lane) {
+    scratch.left_out->keys = true;
+    define_query_gradient(args, query_row(args.problem, tile, scratch.lanes->token[lane]));
+  });
+}
+
 // One tile of queries of one head, chunk by chunk: both score-like products first, then the three sums. P and dS take
 // the place of S and dP.
 // drpb: gradient table of the tile's head, or null.
@@ -126,12 +145,8 @@ void backward_tile(const BackwardArgs& args, const Tile& tile, const TokenPanel&
     // dP = dout v^T;  P = exp(S - lse);  dS = P (dP - delta)
     visit_rows(visited, VisitedOperand{views.value, scratch.values, Along::kFeatures}, chunk, *scratch.value_rows);
     dot(scratch.dout, *scratch.value_rows, 1.0f, scratch.dscores);
-    if (drpb == nullptr) {
-      softmax_gradient<false>(chunk.keys, scratch);
-    } else {
-      softmax_gradient<true>(chunk.keys, scratch);
-      add_bias_gradient(bias, lanes, chunk, scratch.dscores, drpb);
-    }
+    softmax_gradient(chunk.keys, drpb != nullptr, scratch);
+    if (drpb != nullptr) add_bias_gradient(bias, lanes, chunk, scratch.dscores, drpb);
     round_weights(chunk.keys, scale, scratch);
     // dq += dS k, of pairs with pairs of keys: packed along tokens
     if constexpr (kTerms<Packed> == 2)
@@ -144,12 +159,7 @@ void backward_tile(const BackwardArgs& args, const Tile& tile, const TokenPanel&
     outer(reinterpret_cast<const Packed*>(scratch.scores), scratch.dout_tokens, padded(problem.value_dim),
           *scratch.sums);
   });
-  float factors[kLanes];
-  for (float& factor : factors) factor = kTerms<Packed> == 1 ? scale : 1.0f;
-  unpack_tile(scratch.dquery, factors, lanes, views.dquery, [&](int lane) {
-    scratch.left_out->keys = true;
-    define_query_gradient(args, query_row(problem, tile, lanes.token[lane]));
-  });
+  store_query_gradients(args, tile, views.dquery, scratch);
 }
 
 // Packs the keys and values that a run visits, and clears the sums that it adds to.

@@ -15,14 +15,8 @@ from typing import Any
 
 import jax
 
-from jax_na.kernels import devices
-from jax_na.kernels.platforms import CUDA, PLATFORMS, Platform
-
-NOT_BUILT = (
-    "this installation has no CUDA kernels; install jax-na again from source where there are an nvcc and a "
-    "GPU, with JAX_NA_CUDA=ON in the environment if there is no GPU, and with JAX_NA_CUDA_TOOLKIT=pypi if "
-    "there is no nvcc"
-)
+from jax_na.kernels import devices, installation
+from jax_na.kernels.platforms import CPU, CUDA, PLATFORMS, Platform
 
 
 def runtime_ffi_version() -> tuple[int, int]:
@@ -44,11 +38,15 @@ def version_refusal(built: tuple[int, int], runtime: tuple[int, int]) -> str | N
 def _register(platform: Platform) -> str | None:
     """Registers all handlers of a platform's kernels, also without a device; the reason if it cannot."""
     if importlib.util.find_spec(platform.module) is None:
-        return NOT_BUILT
+        if platform.name == CPU:
+            installation.warn_of_hidden_kernels()
+        return installation.NOT_BUILT[platform.name]
     try:
         module = importlib.import_module(platform.module)
     except ImportError as error:
-        return f"the CUDA kernels do not load: {error}"
+        if platform.name == CPU:  # where there are kernels, nothing takes their place unasked
+            raise
+        return f"the {platform.name.upper()} kernels do not load: {error}"
     reason = version_refusal(tuple(module.ffi_api_version()), runtime_ffi_version())
     if reason is None:
         for name, handler in module.handlers().items():

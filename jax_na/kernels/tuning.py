@@ -25,8 +25,7 @@ import warnings
 from collections.abc import Iterator
 from typing import TypedDict
 
-from jax_na import _cpu
-from jax_na.kernels import devices
+from jax_na.kernels import devices, register
 from jax_na.kernels.platforms import CPU, CUDA
 from jax_na.neighborhood import by
 from jax_na.op import Op
@@ -47,7 +46,7 @@ class Choice(TypedDict, total=False):
 
 def key(op: Op, platform: str = CPU) -> str:
     """The machine and the geometry; batch, heads and dtype hardly change which choice is the fastest."""
-    machine = devices.cuda_kind() if platform == CUDA else _cpu.isa()
+    machine = devices.cuda_kind() if platform == CUDA else register.binding(CPU).isa()
     n = op.neighborhood
     values = (n.kernel_size, n.stride, n.dilation, tuple(map(int, n.is_causal)))
     window = zip(("kernel", "stride", "dilation", "causal"), values, strict=True)

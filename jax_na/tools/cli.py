@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import platform
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -14,15 +13,14 @@ from typing import Any
 import jax
 
 import jax_na
-from jax_na import _cpu
 from jax_na.api.availability import Availability
-from jax_na.kernels import chunks, contract, devices, plan, register, tuning
-from jax_na.kernels.platforms import CUDA, PLATFORMS
+from jax_na.kernels import chunks, contract, devices, plan, tuning
 from jax_na.kernels.table import NAMES
 from jax_na.neighborhood import Neighborhood
 from jax_na.op import DTYPES
 from jax_na.tools import plot, problems, profiler, report
 from jax_na.tools.clock import Clock
+from jax_na.tools.info import info, require_platform
 from jax_na.tools.problems import BOTH, FORWARD, Problem
 
 SIZES = r"\d+([x,]\d+)*"  # like 56x56
@@ -37,56 +35,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"jax-na: {error}", file=sys.stderr)
         return 2
     return 0
-
-
-def _require_platform() -> None:
-    """JAX must find one of the platforms that it is told to take.
-
-    Raises:
-        ValueError: if it finds none.
-    """
-    try:
-        jax.default_backend()
-    except (RuntimeError, AssertionError):
-        asked = jax.config.jax_platforms
-        raise ValueError(
-            f"JAX finds none of the platforms that it is told to take, JAX_PLATFORMS={asked}; install their "
-            f'plugin, for "cuda" by pip install "jax[cuda13]", or unset JAX_PLATFORMS'
-        ) from None
-
-
-def info(options: argparse.Namespace) -> None:
-    """Versions, the machine, and which implementations can run."""
-    _require_platform()
-    print(f"jax-na {jax_na.__version__}, jax {jax.__version__}, Python {platform.python_version()}")
-    print(f"platform {jax.default_backend()}: {', '.join(str(d) for d in jax.devices()[:8])}")
-    print(f"CPU kernels: {_cpu.isa()} of {', '.join(_cpu.isa_levels())}, {plan.workers()} threads")
-    print(f"CUDA kernels: {register.refusal(CUDA) or _cuda_kernels()}")
-    file = tuning.path()
-    print(
-        f"tuning: {'off' if file is None else file}{'' if file is None or file.exists() else ' (none yet)'}"
-    )
-    print("implementations, fastest first:")
-    for row in jax_na.implementations():
-        state = "runs" if row.available else f"cannot run: {row.reason}"
-        print(f"  {row.name:6} {state:5}  {row.about}")
-    for name in PLATFORMS:
-        if name in register.TARGETS:
-            _print_kernels(name)
-
-
-def _print_kernels(name: str) -> None:
-    """The kernels of a platform, pass after pass, and what keeps each from running here."""
-    print(f"kernels for {name}:")
-    for row in jax_na.implementations(platform=name):
-        for kernel in row.variants:
-            state = "runs" if kernel.available else f"cannot run: {kernel.reason}"
-            print(f"  {kernel.target:17} {kernel.pass_name:14} {kernel.name:8} {state}")
-
-
-def _cuda_kernels() -> str:
-    names = f"compiled for {', '.join(register.architectures())}"
-    return names if devices.cuda_devices() else f"{names}; JAX has no CUDA device here"
 
 
 def window(options: argparse.Namespace) -> None:
@@ -173,7 +121,7 @@ def _clock(problem: Problem, implementation: str, choice: tuning.Choice | None =
 
 def _problem(options: argparse.Namespace) -> Problem:
     """The problem of that grid or name; what was not given is a default, or the problem's own."""
-    _require_platform()
+    require_platform()
     if not options.json and not options.dry_run:
         report.rich("rich.table")  # to miss it now, not after the measurement
     if options.dtype == "float64":
