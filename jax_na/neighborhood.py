@@ -129,7 +129,8 @@ class Neighborhood:
             if n > window_rule.LONGEST_AXIS:
                 raise ValueError(
                     f"length {n} of spatial axis {a} is too large, the largest legal one is "
-                    f"{window_rule.LONGEST_AXIS}; cut it into parts, each with the keys that its windows reach"
+                    f"{window_rule.LONGEST_AXIS}; cut it into parts, each with the keys that its windows "
+                    "reach"
                 )
         return tuple(map(Axis, shape, self.kernel_size, self.stride, self.dilation, self.is_causal))
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 LONGEST_AXIS = 1 << 28  # what kernels count distances along an axis with has 32 bits
 
+
 def windows(length: int, kernel_size: int, stride: int, dilation: int, is_causal: bool) -> NDArray[Any]:
     """int32 [length, 2]: start and stop of every coordinate's window, in positions of its dilation group.
 

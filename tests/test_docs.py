@@ -16,6 +16,7 @@ import jax_na
 
 ROOT = pathlib.Path(__file__).parent.parent
 PACKAGES = [pathlib.Path(package.__file__).parent for package in (jax_na, flax_layers)]
+PAGES = ("README.md", *(f"docs/{name}.md" for name in ("regions", "export", "recipes", "masks", "models")))
 MODULES = [
     ".".join(file.relative_to(package.parent).with_suffix("").parts)
     for package in PACKAGES
@@ -24,9 +25,7 @@ MODULES = [
 ]
 
 
-@pytest.mark.parametrize(
-    "page", ["README.md", "docs/regions.md", "docs/export.md", "docs/recipes.md", "docs/masks.md"]
-)
+@pytest.mark.parametrize("page", PAGES)
 def test_pages(page, tmp_path, monkeypatch):
     """All Python of a page, from top to bottom; the assertions in it hold."""
     monkeypatch.chdir(tmp_path)
