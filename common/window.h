@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The window rule, its exact inverse and the tile ranges, along one axis. Windows are separable: an N-dimensional
-// neighborhood is the product of these. Every kernel, on every device, and Python (through the binding) use this file.
+// neighborhood is the product of these. Every kernel, on every device, uses this file; jax_na/window_rule.py has the
+// rule for Python.
 //
 // Dilation d splits an axis into d interleaved groups; coordinate x is position x / d of group x % d. All ranges here
 // are half-open and in positions inside one group of `length` tokens.

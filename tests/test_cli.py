@@ -47,7 +47,7 @@ def test_info(capsys):
     first = lines.index(["implementations,", "fastest", "first:"]) + 1
     rows = [line[:2] for line in lines[first : first + len(NAMES)]]
     assert rows == [[n, "runs" if n in helpers.IMPLEMENTATIONS else "cannot"] for n in NAMES]
-    assert "without a name (implementation=None): fused, or else xla" in text
+    assert "without a name (implementation=None): fused, or else gemm, or else xla" in text
     assert ["na_fused_forward", "forward", "tiles", "runs"] in lines
     assert ["na_naive_inverse", "inverse", "naive", "runs"] in lines
 
