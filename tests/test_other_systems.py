@@ -10,17 +10,19 @@ import re
 import struct
 import subprocess
 import sys
+import tomllib
 
 import jax
 import jax.export
 import numpy as np
 import pytest
+from packaging.requirements import Requirement
 
 import jax_na
 from jax_na.kernels import installation
 from jax_na.kernels.installation import NOT_BUILT
 
-from .test_house import tool
+from .test_house import ROOT, tool
 
 
 def python(code):
@@ -124,6 +126,18 @@ def test_python_that_is_too_old():
     process = python("import sys; sys.version_info = (3, 10, 13, 'final', 0); import jax_na")
     assert re.search(r"ImportError: jax_na needs Python 3\.11 or later, this is Python 3", process.stderr)
     ast.parse(pathlib.Path(jax_na.__file__).read_text(), feature_version=(3, 7))
+
+
+def test_pip_says_that_python_is_too_old():
+    """It reads `requires-python` after it has installed what a build needs, which must exist to get there."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    needed = list(map(Requirement, project["build-system"]["requires"]))
+    old, new = (
+        {r.name for r in needed if r.marker is None or r.marker.evaluate({"python_version": version})}
+        for version in ("3.10", "3.11")
+    )
+    assert "jaxlib" in new - old
+    assert project["project"]["requires-python"] == ">=3.11"
 
 
 # Linked for macOS
