@@ -19,7 +19,7 @@ from flax_layers.models.pyramid import alternating
 from . import helpers, published_nat, small_models
 from .small_models import MODELS, SCALED, SWIN
 
-TINY = nat.NATConfig(8, (2,), (2,), mlp_ratio=2, kernel_size=3, num_classes=5)
+TINY = nat.NATConfig(8, (1,), (2,), mlp_ratio=2, kernel_size=3, num_classes=5)
 pytestmark = pytest.mark.usefixtures("quick_compile")
 # Millions of parameters, as published, and arrays of a checkpoint where their number is known.
 PUBLISHED = {
@@ -166,7 +166,7 @@ def test_half_parameters():
 
 def test_implementation_of_attention():
     model = small_models.abstract(nat.NAT, TINY, implementation="gemm")
-    assert [block.attn.implementation for block in model.levels[0].blocks] == ["gemm"] * 2
+    assert [block.attn.implementation for block in model.levels[0].blocks] == ["gemm"]
 
 
 KEPT = jax.checkpoint_policies.save_only_these_names("jax_na_out", "jax_na_lse")
@@ -184,9 +184,8 @@ def gradients(model, images):
 def test_remat(policy, rng):
     """The same gradients; what is not kept is computed a second time."""
     images = small_models.images(rng, (16, 16))
-    config = dataclasses.replace(TINY, depths=(1,))
-    model = small_models.random(nat.NAT, config, rng)
-    again = small_models.abstract(nat.NAT, config, remat=policy)
+    model = small_models.random(nat.NAT, TINY, rng)
+    again = small_models.abstract(nat.NAT, TINY, remat=policy)
     nnx.update(again, nnx.state(model))
     expected, found = (nnx.to_pure_dict(nnx.jit(gradients)(m, images)) for m in (model, again))
     for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
@@ -215,7 +214,7 @@ def test_drop_path_grows_over_all_blocks():
 
 def test_what_is_dropped_in_training(rng):
     """Another result at every call until `eval()`, which gives that of the model without dropout."""
-    config = dataclasses.replace(TINY, drop_path=0.5, dropout=0.25)
+    config = dataclasses.replace(TINY, dropout=0.25)
     model = small_models.random(nat.NAT, config, rng)
     plain = small_models.abstract(nat.NAT, TINY)
     nnx.update(plain, nnx.state(model, nnx.Param))
