@@ -60,15 +60,15 @@ def conv(in_features: int, out_features: int, size: int, *, padding: int = 0, **
 
 
 def attention(features: int, num_heads: int, dropout: float = 0.0, **options: Any) -> NeighborhoodAttention:
-    """Neighborhood attention over images, with the positional bias of NAT.
+    """Neighborhood attention over images, with the positional bias of NAT if not said otherwise.
 
     features: of input and output; dropout: of the output, until `eval()`; `options` go to the layer.
     """
+    options = {"rel_pos_bias": True} | options
     return NeighborhoodAttention(
         num_heads,
         features,
         rank=2,
-        rel_pos_bias=True,
         dropout_rate=dropout,
         deterministic=False,
         kernel_init=linear_init,
@@ -182,7 +182,8 @@ def attention_block(
     rngs: nnx.Rngs,
     **window: Any,
 ) -> TransformerBlock:
-    """The block of NAT, DiNAT, DiNAT_s and the isotropic models; `window` goes to the attention layer."""
+    """The block of NAT, DiNAT, DiNAT_s and the isotropic models; `window` goes to the attention layer,
+    and whatever else it takes."""
     numerics: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype}
     return TransformerBlock(
         features,

@@ -30,6 +30,7 @@ class PyramidConfig:
       layer_scale: what the learned factors of the residual branches begin with; None for none.
       drop_path: stochastic depth of the last block; it grows linearly from 0 over all blocks.
       dropout: of the tokens, of the results of attention, and of both layers of the MLP.
+      rel_pos_bias: whether attention learns a positional bias, as published.
       num_classes: 0 for no head: the model returns the mean over all tokens.
       in_channels: channels of the images.
     """
@@ -43,6 +44,7 @@ class PyramidConfig:
     layer_scale: float | None = None
     drop_path: float = 0.0
     dropout: float = 0.0
+    rel_pos_bias: bool = True
     num_classes: int = 1000
     in_channels: int = 3
 
@@ -177,5 +179,6 @@ def _block(
         layer_scale=config.layer_scale,
         dropout=config.dropout,
         drop_path=drop_path,
+        rel_pos_bias=config.rel_pos_bias,
         **options,
     )
