@@ -2,6 +2,7 @@
 """What is not finite reaches the queries that see it, and what depends on these, and nothing else."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 import jax_na
+from jax_na.rules import fused, trilinear
 
 from . import helpers, oracle
 from .cases import Case
@@ -85,6 +87,26 @@ def test_bfloat16(implementation, rng):
     inputs["value"] = planted(inputs["value"], rng)
     found = helpers.evaluate(helpers.attend(case, implementation), inputs, cotangents)
     helpers.assert_right(case, found, inputs, cotangents)
+
+
+def test_asked_once(rng, monkeypatch):
+    """As on a GPU: "xla" decides outside of its loop between two programs, forward and backward."""
+    for rules in (fused, trilinear):
+        monkeypatch.setattr(rules, "either", functools.partial(_either_on_a_gpu, rules.either))
+    inputs, cotangents = SMALL.inputs(rng), SMALL.cotangents(rng)
+    program = helpers.compiled(helpers.attend(SMALL, "xla"))
+    for name in ("query", "key", "value"):
+        poisoned = {**inputs, name: planted(inputs[name], rng)}
+        helpers.assert_right(SMALL, program(poisoned, cotangents), poisoned, cotangents)
+    large = {**inputs, "rpb": np.full_like(inputs["rpb"], -7e29)}
+    for given in (inputs, large):
+        helpers.assert_right(SMALL, program(given, cotangents), given, cotangents)
+    poisoned = (planted(cotangents[0], rng), cotangents[1])
+    helpers.assert_right(SMALL, program(inputs, poisoned), inputs, poisoned)
+
+
+def _either_on_a_gpu(either, platform, *args):
+    return either("cuda", *args)
 
 
 @pytest.mark.parametrize("implementation", helpers.DOUBLE)

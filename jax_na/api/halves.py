@@ -83,7 +83,7 @@ def neighborhood_av(
     Args:
         weights: [batch..., *spatial, heads, prod(kernel_size)] in the dtype of the value or float32; causal
             slots past the query count for nothing, whatever they hold. A weight of exactly zero contributes
-            nothing, whatever the value holds; so do, in the gradients of both halves, cotangents of zero.
+            nothing, whatever the value holds, nor does a cotangent of zero in the gradients of both halves.
         value: [batch..., *spatial, kv_heads, value_dim].
         The rest as in `neighborhood_qk`, which has an example.
 
