@@ -11,7 +11,18 @@ import jax.numpy as jnp
 from flax.typing import Dtype, Initializer, PrecisionLike, PRNGKey
 
 from flax_layers import core
-from jax_na.api.window import Window, neighborhood_of
+from flax_layers.groups import (
+    Group,
+    HeadGroups,
+    Heads,
+    KernelSize,
+    PerAxis,
+    PerAxisFlag,
+    Windows,
+    checked_pairs,
+    head_sizes,
+)
+from jax_na.api.window import Window
 from jax_na.axis_values import sequence
 
 
@@ -26,17 +37,23 @@ class NeighborhoodAttention(nn.Module):
     Parameters have the names and shapes of `flax.linen.MultiHeadDotProductAttention`, so checkpoints swap:
     `query`, `key`, `value` with `kernel [features, heads, head_dim]` and `bias [heads, head_dim]`, `out` with
     `kernel [heads, head_dim, out_features]` and `bias [out_features]`, `query_ln` and `key_ln` with
-    `normalize_qk`; and `rpb [heads, 2 * kernel_size - 1, ...]` with `rel_pos_bias`.
+    `normalize_qk`; and `rpb [heads, 2 * kernel_size - 1, ...]` with `rel_pos_bias`, or one for each group of
+    heads, `rpb_0`, `rpb_1`, ...
 
     Attributes:
       num_heads: number of query heads; `qkv_features` must be a multiple.
       kernel_size: keys per axis, one value or one per axis; a `jax_na.Neighborhood` stands for all four.
+        "full" is attention between all positions of a grid of any size; `rank` says how many axes it has.
       stride, dilation, is_causal: see `jax_na.neighborhood_attention`; one value or one per axis.
       rank: number of spatial axes, needed if all of these are single values.
       rel_pos_bias: learn a relative positional bias. It is stored in float32 whatever `param_dtype`
         (float64 for float64 parameters).
       scale: factor of the logits; `head_dim ** -0.5` if None.
       implementation: "naive", "gemm", "fused", "xla", or None for the fastest that supports the problem.
+      head_groups: in place of `kernel_size` and `dilation`, pairs of these, one for each group of heads:
+        `[((7, 7), 1), ((7, 7), 4)]`. Groups are neighbouring heads, in order, of equal size; if they do not
+        divide the heads, the last groups have one head more, as in StyleNAT. stride and is_causal are shared,
+        inputs are padded to the largest window, and with `rel_pos_bias` group i has a parameter `rpb_i`.
       num_kv_heads: heads of key and value; a divisor of `num_heads`, which is the default (grouped heads).
       dtype: dtype of the computation; inferred from inputs and parameters if None.
       param_dtype: dtype of the parameters.
@@ -44,7 +61,8 @@ class NeighborhoodAttention(nn.Module):
       out_features: features of the output; the input's features if None.
       dropout_rate: dropout of the output projection's result. The kernels never form the attention
         probabilities, so there is no dropout of those, and no `broadcast_dropout`.
-      deterministic: no dropout if True; here or in the call, needed only if `dropout_rate > 0`.
+      heads_dropout_rate: dropout of what the heads return, before the output projection.
+      deterministic: no dropout if True; here or in the call, needed only if there is a dropout rate > 0.
       precision: precision of the projections and of the attention, see `jax_na.neighborhood_attention`.
       kernel_init, bias_init: initializers of the query, key and value projections.
       out_kernel_init, out_bias_init: initializers of the output projection; the ones above if None.
@@ -70,10 +88,10 @@ class NeighborhoodAttention(nn.Module):
     """
 
     num_heads: int
-    kernel_size: core.KernelSize
-    stride: core.PerAxis = 1
-    dilation: core.PerAxis = 1
-    is_causal: core.PerAxisFlag = False
+    kernel_size: KernelSize | None = None
+    stride: PerAxis = 1
+    dilation: PerAxis = 1
+    is_causal: PerAxisFlag = False
     rank: int | None = None
     rel_pos_bias: bool = False
     scale: float | None = None
@@ -95,12 +113,16 @@ class NeighborhoodAttention(nn.Module):
     normalize_qk: bool | Callable[..., nn.Module] = False
     cosine_scale: float | None = None
     position: core.Position | None = None
+    head_groups: HeadGroups | None = None
+    heads_dropout_rate: float = 0.0
 
     def __post_init__(self) -> None:
         for name in Window._fields:  # a layer is hashable, so that it can be a static argument of jit
             values = sequence(getattr(self, name))
             if values is not None:
                 object.__setattr__(self, name, values)
+        if self.head_groups is not None:
+            object.__setattr__(self, "head_groups", checked_pairs(self.head_groups))
         super().__post_init__()
 
     @nn.compact
@@ -119,30 +141,28 @@ class NeighborhoodAttention(nn.Module):
           inputs_q: `[batch..., *spatial, features]`.
           inputs_k: keys on the same grid; `inputs_q` if None.
           inputs_v: values on the same grid; `inputs_k` if None.
-          deterministic: no dropout if True; if `dropout_rate > 0`, give either this or the attribute.
+          deterministic: no dropout if True; if a dropout rate is > 0, give either this or the attribute.
           dropout_rng: key of the dropout mask; `self.make_rng("dropout")` if None.
 
         Returns:
           `[batch..., *spatial, out_features]`.
         """
         inputs = core.self_attention(inputs_q, inputs_k, inputs_v)
-        window = Window(self.kernel_size, self.stride, self.dilation, self.is_causal)
-        neighborhood = neighborhood_of(window, self.rank)
-        heads = core.head_sizes(self.qkv_features or inputs_q.shape[-1], self.num_heads, self.num_kv_heads)
-        rpb = None
-        if self.rel_pos_bias:
-            shape = core.bias_shape(heads, neighborhood)
-            rpb = self.param("rpb", self.rpb_init, shape, core.bias_dtype(self.param_dtype))
-        project = functools.partial(self._project, heads)
+        heads = head_sizes(self.qkv_features or inputs_q.shape[-1], self.num_heads, self.num_kv_heads)
+        groups = self._windows().groups(heads)
         x = core.attend(
-            neighborhood,
+            groups,
             inputs,
-            project,
-            rpb=rpb,
+            functools.partial(self._project, heads),
+            [self._rpb(group) for group in groups],
             scale=core.scale_of(self.scale, self.cosine_scale),
             implementation=self.implementation,
             precision=self.precision,
         )
+        rngs = (dropout_rng, dropout_rng)
+        if dropout_rng is not None and self.heads_dropout_rate > 0.0:
+            rngs = tuple(jax.random.split(dropout_rng))  # two masks
+        x = self._drop(x, self.heads_dropout_rate, deterministic, rngs[0])
         out: jax.Array = self._dense(
             features=self.out_features or inputs_q.shape[-1],
             axis=(-2, -1),
@@ -150,13 +170,28 @@ class NeighborhoodAttention(nn.Module):
             bias_init=self.out_bias_init or self.bias_init,
             name="out",
         )(x)
-        if self.dropout_rate > 0.0:
-            deterministic = nn.merge_param("deterministic", self.deterministic, deterministic)
-            out = nn.Dropout(self.dropout_rate)(out, deterministic=deterministic, rng=dropout_rng)
-        return out
+        return self._drop(out, self.dropout_rate, deterministic, rngs[1])
+
+    def _windows(self) -> Windows:
+        window = (self.kernel_size, self.stride, self.dilation, self.is_causal)
+        return Windows(*window, self.rank, self.head_groups)
+
+    def _rpb(self, group: Group) -> jax.Array | None:
+        if not self.rel_pos_bias:
+            return None
+        dtype = core.bias_dtype(self.param_dtype)
+        rpb: jax.Array = self.param(group.bias_name, self.rpb_init, group.bias_shape, dtype)
+        return rpb
+
+    def _drop(self, x: jax.Array, rate: float, deterministic: bool | None, rng: PRNGKey | None) -> jax.Array:
+        if rate == 0.0:
+            return x
+        deterministic = nn.merge_param("deterministic", self.deterministic, deterministic)
+        dropped: jax.Array = nn.Dropout(rate)(x, deterministic=deterministic, rng=rng)
+        return dropped
 
     def _project(
-        self, heads: core.Heads, inputs_q: jax.Array, inputs_k: jax.Array, inputs_v: jax.Array
+        self, heads: Heads, inputs_q: jax.Array, inputs_k: jax.Array, inputs_v: jax.Array
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """[batch..., *spatial, features] to query [..., num, head_dim], key and value [..., kv, head_dim]."""
         query = self._dense(features=(heads.num, heads.head_dim), name="query")(inputs_q)

@@ -1,55 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the linen and the nnx layer share: the sizes of their parameters, and attention with padding."""
+"""What the linen and the nnx layer share: initial values, hooks, and attention with padding."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 import jax_na
+from flax_layers.groups import Group
 
-PerAxis = int | Sequence[int]
-PerAxisFlag = bool | Sequence[bool]
-KernelSize = PerAxis | jax_na.Neighborhood
 Position = Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 Project = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array, jax.Array]]
 
 kernel_init = jax.nn.initializers.lecun_normal()
 bias_init = jax.nn.initializers.zeros
 rpb_init = jax.nn.initializers.truncated_normal(0.02)
-
-
-class Heads(NamedTuple):
-    """Sizes of the projections: the query has [num, head_dim], key and value have [kv, head_dim]."""
-
-    num: int
-    kv: int
-    head_dim: int
-
-
-def head_sizes(qkv_features: int, num_heads: int, num_kv_heads: int | None) -> Heads:
-    """Checks that the features split into heads, and the heads into groups that share a kv head."""
-    kv = num_heads if num_kv_heads is None else num_kv_heads
-    if num_heads < 1 or kv < 1:
-        raise ValueError(f"num_heads and num_kv_heads must be >= 1, got {num_heads} and {kv}")
-    if qkv_features < 1 or qkv_features % num_heads:
-        nearest = max(round(qkv_features / num_heads), 1) * num_heads
-        raise ValueError(
-            f"qkv_features {qkv_features} do not split into {num_heads} heads; the nearest is {nearest}"
-        )
-    if num_heads % kv:
-        nearest = min((n for n in range(1, num_heads + 1) if num_heads % n == 0), key=lambda n: abs(n - kv))
-        raise ValueError(
-            f"num_kv_heads {kv} does not divide num_heads {num_heads}; the nearest that does is {nearest}"
-        )
-    return Heads(num_heads, kv, qkv_features // num_heads)
-
-
-def bias_shape(heads: Heads, neighborhood: jax_na.Neighborhood) -> tuple[int, ...]:
-    """[heads, 2 * kernel_size - 1 for every axis]."""
-    return (heads.num, *(2 * w - 1 for w in neighborhood.kernel_size))
 
 
 def bias_dtype(param_dtype: DTypeLike) -> Any:
@@ -104,27 +71,43 @@ def self_attention(
 
 
 def attend(
-    neighborhood: jax_na.Neighborhood,
+    groups: Sequence[Group],
     inputs: tuple[jax.Array, jax.Array, jax.Array],
     project: Project,
+    biases: Sequence[jax.Array | None],
     **options: Any,
 ) -> jax.Array:
-    """Pads the inputs to the window, projects them, attends, and takes the padding off again.
+    """Pads the inputs to the largest window, projects them, attends, and takes the padding off again.
 
     inputs [batch..., *spatial, features] each; returns [batch..., *spatial, heads, head_dim]. `project` makes
-    query, key and value of them; `options` go to `jax_na.neighborhood_attention`.
+    query, key and value of them; `biases` are those of the groups; `options` go to
+    `jax_na.neighborhood_attention`.
     """
-    rank = neighborhood.rank
+    rank = groups[0].rank
     spatial = _spatial_shape(inputs, rank)
-    least = [w * d for w, d in zip(neighborhood.kernel_size, neighborhood.dilation, strict=True)]
-    missing = [(0, max(n - have, 0)) for n, have in zip(least, spatial, strict=True)]
+    neighborhoods = [group.on(spatial) for group in groups]
+    spans = [[w * d for w, d in zip(n.kernel_size, n.dilation, strict=True)] for n in neighborhoods]
+    missing = [(0, max(*span, have) - have) for *span, have in zip(*spans, spatial, strict=True)]
     if padded := any(after for _, after in missing):
         query, key, value = (jnp.pad(x, [(0, 0)] * (x.ndim - rank - 1) + missing + [(0, 0)]) for x in inputs)
         inputs = query, key, value
-    out: jax.Array = jax_na.neighborhood_attention(*project(*inputs), neighborhood, **options)
+    query, key, value = project(*inputs)
+    parts = []
+    for group, neighborhood, rpb in zip(groups, neighborhoods, biases, strict=True):
+        own_query = _heads(query, group.start, group.stop)
+        own_key, own_value = (_heads(x, group.kv_start, group.kv_stop) for x in (key, value))
+        attention = jax_na.neighborhood_attention(
+            own_query, own_key, own_value, neighborhood, rpb=rpb, **options
+        )
+        parts.append(attention)
+    out: jax.Array = parts[0] if len(parts) == 1 else jnp.concatenate(parts, -2)
     if padded:
         out = out[(..., *map(slice, spatial), slice(None), slice(None))]
     return out
+
+
+def _heads(x: jax.Array, start: int, stop: int) -> jax.Array:
+    return x if stop - start == x.shape[-2] else x[..., start:stop, :]
 
 
 def _spatial_shape(inputs: Sequence[jax.Array], rank: int) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ from flax import nnx
 from flax.typing import Dtype, Initializer, PrecisionLike
 
 from flax_layers import core
-from jax_na.api.window import Window, neighborhood_of
+from flax_layers.groups import Group, HeadGroups, Heads, KernelSize, PerAxis, PerAxisFlag, Windows, head_sizes
 
 __all__ = ["NeighborhoodAttention"]
 
@@ -26,16 +26,17 @@ class NeighborhoodAttention(nnx.Module):
       num_heads: number of query heads; `qkv_features` must be a multiple.
       in_features: features of the inputs.
       kernel_size: keys per axis, one value or one per axis; a `jax_na.Neighborhood` stands for it, stride,
-        dilation and is_causal.
+        dilation and is_causal; "full", or `head_groups` in its place, as in the linen layer.
       qkv_features: features of all heads of the query; `in_features` if None.
       out_features: features of the output; `in_features` if None.
       num_kv_heads: heads of key and value; a divisor of `num_heads`, which is the default (grouped heads).
       rank: number of spatial axes, needed if kernel_size, stride, dilation and is_causal are single values.
       in_kv_features: features of `inputs_k` and `inputs_v`; `in_features` if None.
-      dropout_rate: dropout of the output projection's result; the attention probabilities have none.
+      dropout_rate, heads_dropout_rate: dropout of the output projection's result, and of what the heads
+        return, before it; the attention probabilities have none.
       normalize_qk: as in the linen layer; a factory is called with `(head_dim, rngs=rngs)`:
         `functools.partial(nnx.RMSNorm, epsilon=1e-6)`.
-      deterministic: no dropout if True; overridden by the call's, needed only if `dropout_rate > 0`.
+      deterministic: no dropout if True; overridden by the call's, needed only if a dropout rate is > 0.
       keep_rngs: keep a dropout stream of `rngs`; if False every call that drops out brings its own `rngs`.
 
     Example:
@@ -51,15 +52,15 @@ class NeighborhoodAttention(nnx.Module):
         self,
         num_heads: int,
         in_features: int,
-        kernel_size: core.KernelSize,
+        kernel_size: KernelSize | None = None,
         qkv_features: int | None = None,
         out_features: int | None = None,
         num_kv_heads: int | None = None,
         in_kv_features: int | None = None,
         *,
-        stride: core.PerAxis = 1,
-        dilation: core.PerAxis = 1,
-        is_causal: core.PerAxisFlag = False,
+        stride: PerAxis = 1,
+        dilation: PerAxis = 1,
+        is_causal: PerAxisFlag = False,
         rank: int | None = None,
         rel_pos_bias: bool = False,
         scale: float | None = None,
@@ -78,16 +79,19 @@ class NeighborhoodAttention(nnx.Module):
         normalize_qk: bool | Callable[..., nnx.Module] = False,
         cosine_scale: float | None = None,
         position: core.Position | None = None,
+        head_groups: HeadGroups | None = None,
+        heads_dropout_rate: float = 0.0,
         rngs: nnx.Rngs,
         keep_rngs: bool = True,
     ) -> None:
-        self.neighborhood = neighborhood_of(Window(kernel_size, stride, dilation, is_causal), rank)
         self.in_features = in_features
         self.score_scale = core.scale_of(scale, cosine_scale)
         self.position = position
         self.implementation = implementation
         self.precision = precision
-        heads = core.head_sizes(qkv_features or in_features, num_heads, num_kv_heads)
+        heads = head_sizes(qkv_features or in_features, num_heads, num_kv_heads)
+        windows = Windows(kernel_size, stride, dilation, is_causal, rank, head_groups)
+        self.groups = windows.groups(heads)
         shared: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         dense = functools.partial(nnx.LinearGeneral, use_bias=use_bias, precision=precision, **shared)
         project = functools.partial(dense, kernel_init=kernel_init, bias_init=bias_init)
@@ -107,9 +111,11 @@ class NeighborhoodAttention(nnx.Module):
             kernel_init=out_kernel_init or kernel_init,
             bias_init=out_bias_init or bias_init,
         )
-        self.rpb = self._initial_bias(heads, rpb_init, param_dtype, rngs) if rel_pos_bias else None
-        dropout_rngs = rngs if keep_rngs and dropout_rate > 0.0 else None
-        self.dropout = nnx.Dropout(dropout_rate, deterministic=deterministic, rngs=dropout_rngs)
+        for group in self.groups:
+            rpb = self._initial_bias(group, rpb_init, param_dtype, rngs) if rel_pos_bias else None
+            setattr(self, group.bias_name, rpb)
+        drop = functools.partial(self._dropout, deterministic, rngs if keep_rngs else None)
+        self.heads_dropout, self.dropout = drop(heads_dropout_rate), drop(dropout_rate)
 
     def __call__(
         self,
@@ -135,28 +141,39 @@ class NeighborhoodAttention(nnx.Module):
         inputs = core.self_attention(inputs_q, inputs_k, inputs_v)
         if inputs_q.shape[-1] != self.in_features:
             raise ValueError(f"inputs_q has {inputs_q.shape[-1]} features, the layer has {self.in_features}")
+        biases = [getattr(self, group.bias_name) for group in self.groups]
         x = core.attend(
-            self.neighborhood,
+            self.groups,
             inputs,
             self._project,
-            rpb=None if self.rpb is None else self.rpb[...],
+            [None if rpb is None else rpb[...] for rpb in biases],
             scale=self.score_scale,
             implementation=self.implementation,
             precision=self.precision,
         )
-        x = self.out(x)
-        if self.dropout.rate == 0.0:
-            return x
-        return self.dropout(x, deterministic=deterministic, rngs=rngs)
+        x = self._drop(self.heads_dropout, x, deterministic, rngs)
+        return self._drop(self.dropout, self.out(x), deterministic, rngs)
+
+    @staticmethod
+    def _dropout(deterministic: bool | None, rngs: nnx.Rngs | None, rate: float) -> nnx.Dropout:
+        return nnx.Dropout(rate, deterministic=deterministic, rngs=rngs if rate > 0.0 else None)
+
+    @staticmethod
+    def _drop(
+        dropout: nnx.Dropout,
+        x: jax.Array,
+        deterministic: bool | None,
+        rngs: nnx.Rngs | nnx.RngStream | None,
+    ) -> jax.Array:
+        return x if dropout.rate == 0.0 else dropout(x, deterministic=deterministic, rngs=rngs)
 
     def _initial_bias(
-        self, heads: core.Heads, init: Initializer, param_dtype: Dtype, rngs: nnx.Rngs
+        self, group: Group, init: Initializer, param_dtype: Dtype, rngs: nnx.Rngs
     ) -> nnx.Param[jax.Array]:
-        shape = core.bias_shape(heads, self.neighborhood)
-        return nnx.Param(init(rngs.params(), shape, core.bias_dtype(param_dtype)))
+        return nnx.Param(init(rngs.params(), group.bias_shape, core.bias_dtype(param_dtype)))
 
     def _initial_scale(
-        self, heads: core.Heads, cosine_scale: float | None, param_dtype: Dtype
+        self, heads: Heads, cosine_scale: float | None, param_dtype: Dtype
     ) -> nnx.Param[jax.Array] | None:
         if cosine_scale is None:
             return None
