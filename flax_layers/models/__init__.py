@@ -2,7 +2,8 @@
 """Models built on neighborhood attention, with the architectures that their authors published.
 
 One module a family, each with a frozen config, the model, and `VARIANTS`, the published configs by name:
-`nat` (NAT and DiNAT), `dinat_s`, `isotropic`. `flax_layers.pretrained` reads and writes published weights.
+`nat` (NAT and DiNAT), `dinat_s`, `isotropic`, `hdit` (with `diffusion`, its training and sampling) and
+`stylenat`. `flax_layers.pretrained` reads and writes published weights.
 
 Models are nnx modules. In linen they are used through Flax's bridge, `flax.nnx.bridge.to_linen(NAT, config)`.
 Dropout and stochastic depth are on until `model.eval()`, as in Flax's own layers.

@@ -14,9 +14,11 @@ import numpy as np
 from flax import nnx
 
 from flax_layers.models.dinat_s import DiNATs
+from flax_layers.models.hdit import HDiT
 from flax_layers.models.isotropic import Isotropic
 from flax_layers.models.nat import NAT
-from flax_layers.pretrained import files, nat
+from flax_layers.models.stylenat import StyleNAT
+from flax_layers.pretrained import files, hdit, nat, stylenat
 from flax_layers.pretrained.rules import Array, Arrays, Table, published_name, to_flax, to_published
 
 __all__ = ["load", "published", "save"]
@@ -40,6 +42,8 @@ FAMILIES: dict[type[nnx.Module], Family] = {
     ),
     DiNATs: Family({"original": nat.dinat_s}),
     Isotropic: Family({"original": nat.isotropic, "vit-rpb": nat.vit_rpb}),
+    HDiT: Family({"original": hdit.original}, hdit.NESTED),
+    StyleNAT: Family({"original": stylenat.original, "legacy": stylenat.legacy}, stylenat.NESTED),
 }
 
 
@@ -88,7 +92,8 @@ def published(model: nnx.Module, layout: str = "original") -> dict[str, Array]:
     Args:
       model: one of `flax_layers.models`.
       layout: "original"; for NAT and DiNAT also "transformers", "transformers-nat" (with "nat." in front of
-        the names) and "transformers-backbone" (with nothing); for isotropic models "vit-rpb".
+        the names) and "transformers-backbone" (with nothing); for isotropic models "vit-rpb"; for StyleNAT
+        "legacy".
 
     Raises:
       ValueError: for a layout that the model does not have.
