@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is trained, and how: frozen dataclasses, and a table of them.
+
+The recipes of ImageNet are those that the authors of NAT and DiNAT published with their models. Their batches are
+for 8 GPUs, and here as there the learning rate does not follow from the batch.
+"""
+
+import ast
+import dataclasses
+from collections.abc import Iterable
+from typing import Any
+
+from flax_layers.models import nat
+
+Config = nat.NATConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """Optimization, regularization and augmentation.
+
+    Attributes:
+      epochs: from the first step to the end of the schedule, warm-up included.
+      batch_size: images of a step, on all devices together.
+      learning_rate: of AdamW, at its highest.
+      schedule: "cosine" or "linear", step by step, down to `final_learning_rate`.
+      warmup_epochs: the rate grows linearly from `warmup_learning_rate`; the schedule runs meanwhile.
+      cooldown_epochs: more epochs at the final rate.
+      weight_decay: of kernels and positional biases; not of biases, norms and factors.
+      betas, epsilon: of AdamW.
+      clip_norm: the largest norm of a gradient.
+      ema: decay of the moving average of the parameters, which is what is evaluated; 0 for none.
+      label_smoothing: probability that is spread over all classes.
+      mixup, cutmix: parameter of the beta distribution; 0 for none of it. With both, each has half of the batches.
+      augmentation: "warp" for digits, "imagenet", or "flip" (a random crop and flip alone).
+      crop: the share of the side that is seen in evaluation, in the middle.
+      image_size: pixels along the sides of what the model sees.
+      dtype: of the computation; parameters, their average and the optimizer's state are float32.
+    """
+
+    epochs: int = 300
+    batch_size: int = 1024
+    learning_rate: float = 1e-3
+    schedule: str = "cosine"
+    warmup_epochs: float = 20
+    warmup_learning_rate: float = 1e-6
+    final_learning_rate: float = 5e-6
+    cooldown_epochs: int = 10
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.999)
+    epsilon: float = 1e-8
+    clip_norm: float = 5.0
+    ema: float = 0.0
+    label_smoothing: float = 0.1
+    mixup: float = 0.8
+    cutmix: float = 1.0
+    augmentation: str = "imagenet"
+    crop: float = 0.875
+    image_size: int = 224
+    dtype: str = "bfloat16"
+
+    def __post_init__(self) -> None:
+        legal = {
+            "schedule": ("cosine", "linear"),
+            "augmentation": ("warp", "imagenet", "flip"),
+            "dtype": ("float32", "bfloat16", "float16"),
+        }
+        for name, values in legal.items():
+            if getattr(self, name) not in values:
+                raise ValueError(f"{name} {getattr(self, name)!r} must be one of {', '.join(values)}")
+        for name in ("epochs", "batch_size", "image_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} {getattr(self, name)} must be >= 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """A model and its recipe. `num_classes` and `in_channels` of the model follow from the data."""
+
+    model: Config
+    recipe: Recipe
+
+    def replaced(self, settings: Iterable[str]) -> "Experiment":
+        """With some fields of the recipe or of the model changed.
+
+        Args:
+          settings: `NAME=VALUE`, values as Python writes them; what is no such value is a string.
+
+        Raises:
+          ValueError: a name that neither has, with all names that there are.
+        """
+        fields: dict[str, Any] = {}
+        for setting in settings:
+            name, equals, text = setting.partition("=")
+            if not equals:
+                raise ValueError(f"{setting!r} must be NAME=VALUE, such as batch_size=64")
+            fields[name] = _value(text)
+        parts = []
+        for part in (self.model, self.recipe):
+            own = {field.name for field in dataclasses.fields(part)} & fields.keys()
+            parts.append(dataclasses.replace(part, **{name: fields.pop(name) for name in own}))
+        if fields:
+            names = [field.name for part in parts for field in dataclasses.fields(part)]
+            raise ValueError(f"there is no {', '.join(fields)} to set; there are {', '.join(names)}")
+        return Experiment(*parts)
+
+
+def _value(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        return text
+
+
+# Two levels of 14 x 14 and 7 x 7 tokens: the digits are enlarged to 56 x 56 pixels while they are warped.
+DIGITS = Experiment(
+    Config(embed_dim=32, depths=(1, 3), num_heads=(2, 4), mlp_ratio=3, kernel_size=7, drop_path=0.1),
+    Recipe(
+        epochs=14,
+        batch_size=64,
+        learning_rate=3e-3,
+        warmup_epochs=1,
+        final_learning_rate=3e-5,
+        cooldown_epochs=0,
+        clip_norm=1.0,
+        ema=0.98,
+        mixup=0.0,
+        cutmix=0.0,
+        augmentation="warp",
+        crop=1.0,
+        image_size=56,
+        dtype="float32",
+    ),
+)
+
+_SCRATCH = Recipe()
+# The published configs say "linear"; where it ends they do not say, and the published script does not know it.
+_FINE_TUNING = dataclasses.replace(
+    _SCRATCH,
+    epochs=30,
+    batch_size=512,
+    learning_rate=5e-5,
+    schedule="linear",
+    warmup_epochs=0,
+    final_learning_rate=0.0,
+    cooldown_epochs=0,
+    weight_decay=1e-4,
+    mixup=0.0,
+    cutmix=0.0,
+    dtype="float32",
+)
+_FINE_TUNING_384 = dataclasses.replace(_FINE_TUNING, weight_decay=1e-10, crop=1.0, image_size=384)
+
+
+def _published(name: str) -> Experiment:
+    recipe = _SCRATCH
+    if "large" in name:
+        recipe = _FINE_TUNING_384 if "384" in name else _FINE_TUNING
+    return Experiment(nat.VARIANTS[name], recipe)
+
+
+EXPERIMENTS: dict[str, Experiment] = {"digits": DIGITS, **{name: _published(name) for name in nat.VARIANTS}}
