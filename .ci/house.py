@@ -28,7 +28,7 @@ PARTS = ("jax_na", "flax_layers", "benchmarks", "common", "cpu", "cuda", "simt")
 PACKAGES = ("jax_na", "flax_layers", "benchmarks")  # whose imports must not run in a circle
 # Public functions and layers, whose parameters are the options of attention; and their like.
 MANY_PARAMETERS = (
-    r"na[123]d|neighborhood_\w+|flops|region_attention|sharded_\w+|jax_na/api/\w+\.py:\w+|flax_layers/\w+\.py:\w+"
+    r"na[123]d|neighborhood_\w+|flops|region_attention|sharded_\w+|jax_na/api/\w+\.py:\w+|flax_layers/(models/)?\w+\.py:\w+"
     # What Python calls with keywords, or through ctypes.
     r"|common/call/binding\.h:make_query|simt/(conformance|faulty|harness)/\w+\.cc:\w+"
 )
