@@ -1,22 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """Trains a NAT or DiNAT: on digits that come with a package, or on a folder of images.
 
-    python examples/train_classifier.py                                    # 5000 digits of MNIST, some minutes
-    python examples/train_classifier.py --platform cuda                    # the same in seconds
-    python examples/train_classifier.py --data DIR --recipe nat_mini       # a folder for every class
+    python examples/train_classifier.py                               # 5000 digits of MNIST, some minutes
+    python examples/train_classifier.py --platform cuda               # the same in seconds
+    python examples/train_classifier.py --data DIR --recipe nat_mini  # a folder for every class
     python examples/train_classifier.py --data DIR --set batch_size=64 epochs=50 image_size=128
 
 Without options it trains a small NAT on 4500 digits and tells the accuracy on 500 others. Checkpoints, the
-learning curve, a confusion matrix and attention maps go to the output folder. The same command goes on where it
-was stopped or killed, with the same numbers as if it had not been.
+learning curve, a confusion matrix and attention maps go to the output folder. The same command goes on where
+it was stopped or killed, with the same numbers as if it had not been.
 
-A folder has images in `train/CLASS/..` and `val/CLASS/..`, or in `CLASS/..`, of which every tenth is held out. The
-recipes are those that the authors of the models published for ImageNet. `--data-parallel` splits batches over
-devices, `--space-parallel` the rows of every image.
+A folder has images in `train/CLASS/..` and `val/CLASS/..`, or in `CLASS/..`, of which every tenth is held
+out. The recipes are those that the authors of the models published for ImageNet. `--data-parallel` splits
+batches over devices, `--space-parallel` the rows of every image. `--weights` begins with published weights.
 """
 
 import argparse
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -27,6 +28,7 @@ from typing import Any
 import jax
 
 DESCRIPTION = (__doc__ or "").splitlines()[0]
+HEADS = ("head.*", "classifier.*")  # by their published names
 
 
 def parse() -> argparse.Namespace:
@@ -36,6 +38,7 @@ def parse() -> argparse.Namespace:
     add("--recipe", help='such as "nat_tiny"; "list" prints all (default: digits, nat_mini with --data)')
     add("--set", nargs="+", default=[], metavar="NAME=VALUE", help="fields of the recipe and of the model")
     add("--output", type=pathlib.Path, metavar="DIR", help="where results go (default: runs/RECIPE)")
+    add("--weights", metavar="FILE", help="published weights to begin with; their head for 1000 classes")
     add("--restart", action="store_true", help="begin anew if there is a run in the output folder")
     add("--seed", type=int, default=42, help="(default: %(default)s)")
     add("--platform", help='such as "cpu" or "cuda" (default: what JAX finds)')
@@ -88,8 +91,6 @@ def configure(options: argparse.Namespace) -> None:
 def prepare(options: argparse.Namespace) -> Any:
     """The run that the options ask for."""
     from flax import nnx
-
-    from flax_layers.models.nat import NAT
     from training import data, loop, recipe
     from training.mesh import Placement
     from training.step import Trainer
@@ -99,7 +100,7 @@ def prepare(options: argparse.Namespace) -> Any:
         raise ValueError(f"there is no recipe {name!r}; there are {', '.join(recipe.EXPERIMENTS)}")
     experiment = recipe.EXPERIMENTS[name].replaced(options.set)
     split = data.folder(options.data) if options.data else data.digits()
-    sizes = {"num_classes": len(split.classes), "in_channels": split.channels}
+    sizes: Any = {"num_classes": len(split.classes), "in_channels": split.channels}
     model, how = dataclasses.replace(experiment.model, **sizes), experiment.recipe
     placement = Placement(options.data_parallel, options.space_parallel)
     placement.check(how.batch_size, how.image_size)
@@ -108,13 +109,15 @@ def prepare(options: argparse.Namespace) -> Any:
     description |= dataclasses.asdict(model) | dataclasses.asdict(how)
     folder = output_folder(options, name, description)
 
-    def make() -> NAT:
+    def make() -> nnx.Module:
         numerics = {"dtype": how.dtype, "implementation": options.implementation, "remat": options.remat}
-        return NAT(model, rngs=nnx.Rngs(options.seed), **numerics)
+        return recipe.MODELS[type(model)](model, rngs=nnx.Rngs(options.seed), **numerics)
 
     epoch_steps = len(split.train) // how.batch_size
     trainer = Trainer(make, how, epoch_steps, options.seed, placement)
-    return loop.Run(trainer, split, folder, options.seed, options.checkpoint_steps, options.workers)
+    skip = () if model.num_classes == experiment.model.num_classes else HEADS
+    start = functools.partial(trainer.start, options.weights, skip)
+    return loop.Run(trainer, start, split, folder, options.seed, options.checkpoint_steps, options.workers)
 
 
 def report(run: Any, state: Any, history: Any) -> float:
@@ -124,7 +127,7 @@ def report(run: Any, state: Any, history: Any) -> float:
 
     _, predictions, correct = loop.evaluate(run, state)
     labels = run.split.held_out.labels
-    images, _ = next(data.held_out_batches(run.split.held_out, run.recipe))
+    images, _ = next(data.held_out_batches(data.one_of_each_class(run.split.held_out), run.recipe))
     figures = {
         "learning_curve": pictures.learning_curve(history),
         "confusion": pictures.confusion_matrix(labels, predictions, run.split.classes),
@@ -142,7 +145,6 @@ def main() -> None:
     configure(options)
 
     from rich.console import Console
-
     from training import loop, recipe
     from training.progress import Bar
 

@@ -55,16 +55,18 @@ def contrasted(image: np.ndarray, grid: tuple[int, int]) -> tuple[int, int]:
     rows, columns = (side // tokens for side, tokens in zip(image.shape, grid, strict=False))
     patches = image[: rows * grid[0], : columns * grid[1]].reshape(grid[0], rows, grid[1], columns, -1)
     deviations = patches.std((1, 3)).mean(-1)
-    return tuple(int(i) for i in np.unravel_index(deviations.argmax(), grid))  # type: ignore[return-value]
+    row, column = np.unravel_index(np.argmax(deviations), grid)
+    return int(row), int(column)
 
 
 def draw(model: Any, images: np.ndarray) -> Figure | None:
     """Images in rows: the image, and maps of heads of the last layer of every level, over it.
 
-    images: `[batch, X, Y, channels]`, as the model takes them. None if all levels are smaller than their window.
+    images: `[batch, X, Y, channels]`, as the model takes them. None if all levels are smaller than their
+    windows.
     """
     images = images[:PICTURES]
-    layers = list(last_layers(model, images))
+    layers = list(last_layers(model, jax.numpy.asarray(images)))
     if not layers:
         return None
     heads = [min(layer.query.out_features[0], HEADS) for layer, _ in layers]

@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Augmentation on the host, before batches reach the devices. Everything is a function of a NumPy generator."""
+"""Augmentation on the host, before batches reach the devices: functions of a NumPy generator."""
 
 import math
 from collections.abc import Callable
 
-import grain
 import numpy as np
 from PIL import Image
 
-from training.rand_augment import MEAN_COLOR, rand_augment
+from training.rand_augment import MEAN_COLOR, rand_augment, resampling
 from training.recipe import Recipe
 
 Labelled = tuple[np.ndarray, np.ndarray]
@@ -25,13 +24,13 @@ ATTEMPTS = 10  # to place a random box
 # Digits
 
 
-class Warp(grain.transforms.RandomMap):
-    """Turns, scales, shears and moves every digit of a batch: images `[batch, X, Y]` to `[batch, size, size, 1]`."""
+class Warp:
+    """Turns, scales, shears and moves every digit of a batch, `[batch, X, Y]` to `[batch, size, size, 1]`."""
 
     def __init__(self, recipe: Recipe) -> None:
         self.size = recipe.image_size
 
-    def random_map(self, batch: Labelled, rng: np.random.Generator) -> Labelled:
+    def __call__(self, batch: Labelled, rng: np.random.Generator) -> Labelled:
         images, labels = batch
         count = len(images)
         turn, shear = rng.uniform(-TURN, TURN, count), rng.uniform(-SHEAR, SHEAR, count)
@@ -58,8 +57,8 @@ def enlarged(recipe: Recipe) -> Callable[[Labelled], Labelled]:
 def warped(images: np.ndarray, matrix: np.ndarray, move: np.ndarray, size: int) -> np.ndarray:
     """Bilinear samples of `images [batch, X, Y]` with zeros around them, `[batch, size, size, 1]` float32.
 
-    A pixel at the position p from the center, on a grid as large as the image, is taken from `matrix @ p + move`;
-    matrix [batch, 2, 2], move [batch, 2].
+    A pixel at the position p from the center, on a grid as large as the image, is taken from
+    `matrix @ p + move`; matrix [batch, 2, 2], move [batch, 2].
     """
     count, *sides = images.shape
     steps = [(np.arange(size) + 0.5) / size * side - side / 2 for side in sides]
@@ -80,21 +79,19 @@ def warped(images: np.ndarray, matrix: np.ndarray, move: np.ndarray, size: int) 
 # Photographs
 
 
-class Photo(grain.transforms.RandomMap):
+class Photo:
     """A random part of an image, flipped or not; for "imagenet" also RandAugment and random erasing.
 
-    Images of any size to `[size, size, 3]` float32, with the mean 0 and the deviation 1 of ImageNet's channels.
+    Images of any size to `[size, size, 3]` float32, whose channels have the mean 0 and the deviation 1 on
+    ImageNet.
     """
 
     def __init__(self, recipe: Recipe) -> None:
         self.size, self.is_strong = recipe.image_size, recipe.augmentation == "imagenet"
 
-    def random_map(
-        self, element: tuple[Image.Image, int], rng: np.random.Generator
-    ) -> tuple[np.ndarray, int]:
+    def __call__(self, element: tuple[Image.Image, int], rng: np.random.Generator) -> tuple[np.ndarray, int]:
         image, label = element
-        method = rng.choice([Image.Resampling.BILINEAR, Image.Resampling.BICUBIC])
-        image = image.resize((self.size, self.size), method, box=crop_box(image.size, rng))
+        image = image.resize((self.size, self.size), resampling(rng), box=crop_box(image.size, rng))
         if rng.random() < 0.5:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         if self.is_strong:
@@ -103,13 +100,13 @@ class Photo(grain.transforms.RandomMap):
         return (erased(pixels, rng) if self.is_strong else pixels), label
 
 
-class Center(grain.transforms.Map):
+class Center:
     """The middle of an image, as evaluation sees it: `[size, size, 3]` float32."""
 
     def __init__(self, recipe: Recipe) -> None:
         self.size, self.crop = recipe.image_size, recipe.crop
 
-    def map(self, element: tuple[Image.Image, int]) -> tuple[np.ndarray, int]:
+    def __call__(self, element: tuple[Image.Image, int]) -> tuple[np.ndarray, int]:
         image, label = element
         side = min(image.size) * self.size / math.floor(self.size / self.crop)
         left, top = ((length - side) / 2 for length in image.size)
@@ -125,10 +122,10 @@ def normalized(image: Image.Image) -> np.ndarray:
 def random_box(
     sides: tuple[int, int], area: tuple[float, float], ratio: tuple[float, float], rng: np.random.Generator
 ) -> tuple[int, int, int, int] | None:
-    """(x, y, width, height) of a box in `sides`, its area a share of theirs; None if none of the attempts fits."""
+    """(x, y, width, height) of a box in `sides`, its area a share of theirs; None if no attempt fits."""
     for _ in range(ATTEMPTS):
         size = sides[0] * sides[1] * rng.uniform(*area)
-        proportion = math.exp(rng.uniform(*map(math.log, ratio)))
+        proportion = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
         width, height = round(math.sqrt(size * proportion)), round(math.sqrt(size / proportion))
         if 0 < width <= sides[0] and 0 < height <= sides[1]:
             x, y = rng.integers(sides[0] - width + 1), rng.integers(sides[1] - height + 1)

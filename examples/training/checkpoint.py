@@ -10,9 +10,9 @@ import orbax.checkpoint as ocp
 
 
 class Checkpoints:
-    """Checkpoints of a folder, the last two of them; a context manager, which waits for what is being written.
+    """The last two checkpoints of a folder; a context manager, which waits for what is being written.
 
-    A step that a killed process has written in part is none: orbax gives a folder its name when it is complete.
+    What a killed process has written in part is none: orbax gives a folder its name when it is complete.
     """
 
     def __init__(self, folder: pathlib.Path, keep: int = 2) -> None:
@@ -38,7 +38,7 @@ class Checkpoints:
         self._manager.save(step, args=ocp.args.StandardSave(copy))
 
     def restore(self, step: int, template: Any) -> Any:
-        """The state of a step, as `jax.ShapeDtypeStruct`s in `template` describe it; on the devices of these."""
+        """The state of a step, as `template` describes it: `jax.ShapeDtypeStruct`s with shardings."""
         names = _named(template)
         values = self._manager.restore(step, args=ocp.args.StandardRestore(names))
         return jax.tree.unflatten(jax.tree.structure(template), [values[name] for name in names])

@@ -41,6 +41,19 @@ class Split:
     channels: int
 
 
+class Subset:
+    """Some of the images, by their numbers."""
+
+    def __init__(self, images: Images, numbers: np.ndarray) -> None:
+        self.images, self.numbers, self.labels = images, numbers, images.labels[numbers]
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        return self.images[int(self.numbers[index])]
+
+
 class Digits:
     """Digits [28, 28], float32 in 0 .. 1."""
 
@@ -68,12 +81,16 @@ class Files:
             return image.convert("RGB"), int(self.labels[index])
 
 
-def is_held_out(labels: np.ndarray) -> np.ndarray:
-    """Every tenth of a class, [images] of bool: always the same ones."""
-    held = np.zeros(len(labels), bool)
-    for label in np.unique(labels):
-        held[np.flatnonzero(labels == label)[HELD_OUT - 1 :: HELD_OUT]] = True
-    return held
+def parts(images: Images) -> tuple[Subset, Subset]:
+    """(those to train on, every tenth of a class): always the same ones."""
+    held = np.zeros(len(images), bool)
+    for label in np.unique(images.labels):
+        held[np.flatnonzero(images.labels == label)[HELD_OUT - 1 :: HELD_OUT]] = True
+    return Subset(images, np.flatnonzero(~held)), Subset(images, np.flatnonzero(held))
+
+
+def one_of_each_class(images: Images) -> Subset:
+    return Subset(images, np.unique(images.labels, return_index=True)[1])
 
 
 def digits() -> Split:
@@ -82,38 +99,34 @@ def digits() -> Split:
 
     pixels, labels = mnist_data()
     pixels = pixels.reshape(-1, 28, 28).astype(np.float32) / 255
-    held = is_held_out(labels)
-    train, held_out = (Digits(pixels[part], labels[part]) for part in (~held, held))
-    return Split(train, held_out, tuple("0123456789"), 1)
+    return Split(*parts(Digits(pixels, labels)), tuple("0123456789"), 1)
 
 
 def folder(root: pathlib.Path) -> Split:
     """Images of a folder that has a folder for every class.
 
     Args:
-      root: with `train/CLASS/..` and `val/CLASS/..` (or `validation`, `test`), or `CLASS/..`, of which every tenth
-        image is held out.
+      root: with `train/CLASS/..` and `val/CLASS/..` (or `validation`, `test`), or `CLASS/..`, of which every
+        tenth image is held out.
 
     Raises:
       ValueError: there are no images, a single class, or other classes to validate on.
     """
     held_roots = [root / name for name in ("val", "validation", "test") if (root / name).is_dir()]
     if (root / "train").is_dir() and held_roots:
-        train, classes = _files(root / "train")
-        held_out, other = _files(held_roots[0])
+        trained, classes = _files(root / "train")
+        others, other = _files(held_roots[0])
         if other != classes:
             differing = ", ".join(sorted(set(classes) ^ set(other)))
             raise ValueError(f"{root}: train and {held_roots[0].name} have different classes: {differing}")
-        return Split(train, held_out, classes, 3)
+        return Split(trained, others, classes, 3)
     both, classes = _files(root)
-    held = is_held_out(both.labels)
-    if not held.any():
+    train, held_out = parts(both)
+    if not len(held_out):
         raise ValueError(
             f"{root}: no class has {HELD_OUT} images, of which one would be held out; give more, or folders "
             f"train and val"
         )
-    parts = (np.flatnonzero(part) for part in (~held, held))
-    train, held_out = (Files([both.files[i] for i in part], both.labels[part]) for part in parts)
     return Split(train, held_out, classes, 3)
 
 
@@ -127,8 +140,8 @@ def _files(root: pathlib.Path) -> tuple[Files, tuple[str, ...]]:
     found = {name: files for name, files in found.items() if files}
     if len(found) < 2:
         raise ValueError(
-            f"{root}: {len(found)} folders with images; it must have one for every class, two at least, with files "
-            f"{' '.join(EXTENSIONS)}"
+            f"{root}: {len(found)} folders with images; it must have one for every class, two at least, with "
+            f"files {' '.join(EXTENSIONS)}"
         )
     labels = np.repeat(np.arange(len(found)), [len(files) for files in found.values()])
     return Files([file for files in found.values() for file in files], labels), tuple(found)

@@ -39,7 +39,7 @@ class History:
 
 
 def read(file: pathlib.Path) -> list[Record]:
-    """Records of a file, none if there is no file; a last line that was cut off when its writer died is left out."""
+    """Records of a file, none if there is none; without a last line that was cut off when its writer died."""
     text = file.read_text() if file.exists() else ""
     complete, _, _ = text.rpartition("\n")
     return [json.loads(line) for line in complete.splitlines()]

@@ -33,6 +33,7 @@ class Run:
 
     Attributes:
       trainer: the model and its recipe.
+      start: makes the state before the first step.
       split: the images.
       folder: of checkpoints and of the learning curve, `history.jsonl`.
       seed: of order and augmentation.
@@ -41,6 +42,7 @@ class Run:
     """
 
     trainer: Trainer
+    start: Callable[[], State]
     split: data.Split
     folder: pathlib.Path
     seed: int
@@ -66,39 +68,62 @@ def train(run: Run, watch: Callable[[int, int, int], Progress]) -> tuple[State, 
     Returns:
       The state at the end, and the whole learning curve.
     """
-    trainer, batches = run.trainer, data.Batches(run.split.train, run.recipe, run.seed)
+    batches = data.Batches(run.split.train, run.recipe, run.seed)
     steps = steps_of(run.recipe, batches.epoch_steps)
     with Checkpoints(run.folder / "checkpoints") as checkpoints:
         start = checkpoints.last or 0
-        state = checkpoints.restore(start, trainer.template()) if start else trainer.start()
-        history = History(run.folder / "history.jsonl", start)
-        progress = watch(start, steps, batches.epoch_steps)
-        pending: list[tuple[int, Metrics]] = []
-        source = batches.since(start, run.workers) if start < steps else ()
-        for step, batch in zip(range(start + 1, steps + 1), source):  # the source has no end  # noqa: B905
-            state, metrics = trainer.train(state, *batch)
-            pending.append((step, metrics))
-            ends_epoch = step % batches.epoch_steps == 0
-            is_kept = ends_epoch or step % run.checkpoint_steps == 0
-            if is_kept or len(pending) == FETCHED:
-                records = [_record(trainer, *item) for item in pending]
-                pending.clear()
-                history.add(records)
-                progress.step(records)
-            if ends_epoch:
-                loss, _, correct = evaluate(run, state)
-                record = {"step": step, "epoch": step // batches.epoch_steps}
-                record |= {"held_out_loss": float(loss), "held_out_accuracy": float(correct.mean())}
-                history.add([record])
-                progress.evaluation(record)
-            if is_kept:
-                checkpoints.save(step, state)
-    return state, history
+        state = checkpoints.restore(start, run.trainer.template()) if start else run.start()
+        recorder = Recorder(run, start, watch(start, steps, batches.epoch_steps))
+        if start < steps:
+            source = batches.since(start, run.workers)
+            for step in range(start + 1, steps + 1):
+                state, metrics = run.trainer.train(state, *next(source))
+                ends_epoch = step % batches.epoch_steps == 0
+                is_kept = ends_epoch or step % run.checkpoint_steps == 0
+                recorder.step(step, metrics, is_kept)
+                if ends_epoch:
+                    recorder.epoch(step, step // batches.epoch_steps, state)
+                if is_kept:
+                    checkpoints.save(step, state)
+    return state, recorder.history
 
 
-def _record(trainer: Trainer, step: int, metrics: Metrics) -> Record:
-    rate = float(trainer.rate(step - 1))
-    return {"step": step, "loss": float(metrics.loss), "accuracy": float(metrics.accuracy), "rate": rate}
+class Recorder:
+    """Writes the learning curve of a run that goes on from the step `start`, and shows it."""
+
+    def __init__(self, run: Run, start: int, progress: Progress) -> None:
+        self.run, self.progress = run, progress
+        self.history = History(run.folder / "history.jsonl", start)
+        self._pending: list[tuple[int, Metrics]] = []
+
+    def step(self, step: int, metrics: Metrics, at_once: bool) -> None:
+        """Metrics are fetched from the device some steps later, or at once, so that it need not wait."""
+        self._pending.append((step, metrics))
+        if at_once or len(self._pending) == FETCHED:
+            records = [self._record(*item) for item in self._pending]
+            self._pending.clear()
+            self.history.add(records)
+            self.progress.step(records)
+
+    def epoch(self, step: int, epoch: int, state: State) -> None:
+        """Evaluates the state at the end of an epoch."""
+        loss, _, correct = evaluate(self.run, state)
+        record = {
+            "step": step,
+            "epoch": epoch,
+            "held_out_loss": float(loss),
+            "held_out_accuracy": float(correct.mean()),
+        }
+        self.history.add([record])
+        self.progress.evaluation(record)
+
+    def _record(self, step: int, metrics: Metrics) -> Record:
+        return {
+            "step": step,
+            "loss": float(metrics.loss),
+            "accuracy": float(metrics.accuracy),
+            "rate": float(self.run.trainer.rate(step - 1)),
+        }
 
 
 def evaluate(run: Run, state: State) -> tuple[Any, np.ndarray, np.ndarray]:

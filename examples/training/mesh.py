@@ -12,7 +12,8 @@ from jax.sharding import PartitionSpec as P
 class Placement:
     """Where the arrays of a step are.
 
-    The model says nothing of it: jit gets sharded inputs, and attention exchanges the rows that windows reach.
+    The model says nothing of it: jit gets sharded inputs, and attention exchanges the rows that windows
+    reach.
 
     Args:
       data: parts of a batch.
@@ -25,8 +26,8 @@ class Placement:
     def __init__(self, data: int = 1, space: int = 1) -> None:
         if data < 1 or space < 1 or data * space > jax.device_count():
             raise ValueError(
-                f"a mesh of {data} (data) x {space} (space) devices: there are {jax.device_count()}; both must be "
-                f">= 1 and their product at most that"
+                f"a mesh of {data} (data) x {space} (space) devices: there are "
+                f"{jax.device_count()}; both must be >= 1 and their product at most that"
             )
         mesh = jax.make_mesh(
             (data, space),

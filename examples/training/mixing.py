@@ -15,7 +15,8 @@ Batch = tuple[jax.Array, jax.Array]
 
 def targets_of(labels: jax.Array, num_classes: int, recipe: Recipe) -> jax.Array:
     """Probabilities [batch, num_classes] from classes [batch]."""
-    return optax.smooth_labels(jax.nn.one_hot(labels, num_classes), recipe.label_smoothing)
+    targets: jax.Array = optax.smooth_labels(jax.nn.one_hot(labels, num_classes), recipe.label_smoothing)
+    return targets
 
 
 def mixed(key: jax.Array, images: jax.Array, targets: jax.Array, recipe: Recipe) -> Batch:
@@ -33,7 +34,8 @@ def mixed(key: jax.Array, images: jax.Array, targets: jax.Array, recipe: Recipe)
 def mixup(key: jax.Array, images: jax.Array, targets: jax.Array, recipe: Recipe) -> Batch:
     """share * x + (1 - share) * y of both."""
     share = jax.random.beta(key, recipe.mixup, recipe.mixup)
-    return tuple(share * x + (1 - share) * x[::-1] for x in (images, targets))
+    images, targets = (share * x + (1 - share) * x[::-1] for x in (images, targets))
+    return images, targets
 
 
 def cutmix(key: jax.Array, images: jax.Array, targets: jax.Array, recipe: Recipe) -> Batch:

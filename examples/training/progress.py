@@ -4,6 +4,7 @@
 import statistics
 import types
 from collections import deque
+from collections.abc import Iterable
 
 import rich.progress
 from rich.console import Console
@@ -11,6 +12,13 @@ from rich.console import Console
 from training.history import Record
 
 SHOWN = 20  # steps whose mean is shown
+
+
+def means(records: Iterable[Record]) -> tuple[float, float]:
+    """Of loss and accuracy."""
+    columns = zip(*((record["loss"], record["accuracy"]) for record in records), strict=True)
+    loss, accuracy = map(statistics.fmean, columns)
+    return loss, accuracy
 
 
 class Bar:
@@ -46,12 +54,13 @@ class Bar:
     def step(self, records: list[Record]) -> None:
         self._recent += records
         self._epoch += records
-        means = {name: statistics.fmean(r[name] for r in self._recent) for name in ("loss", "accuracy")}
+        loss, accuracy = means(self._recent)
         done = int(records[-1]["step"])
-        self._bar.update(self._task, completed=done, epoch=1 + (done - 1) // self._epoch_steps, **means)
+        epoch = 1 + (done - 1) // self._epoch_steps
+        self._bar.update(self._task, completed=done, epoch=epoch, loss=loss, accuracy=accuracy)
 
     def evaluation(self, record: Record) -> None:
-        loss, accuracy = (statistics.fmean(r[name] for r in self._epoch) for name in ("loss", "accuracy"))
+        loss, accuracy = means(self._epoch)
         self._epoch.clear()
         self._console.print(
             f"epoch {record['epoch']:3}: loss {loss:.4f}, accuracy {accuracy:.2%}; held out: "

@@ -44,7 +44,7 @@ def resampling(rng: np.random.Generator) -> Image.Resampling:
 
 
 def affine(slope: tuple[float, float], move: tuple[float, float]) -> Operation:
-    """A shear and a move, `slope` and `move` along x and y at full strength; moves are shares of the sides."""
+    """A shear and a move along x and y, these at full strength; moves are shares of the sides."""
 
     def apply(image: Image.Image, strength: float, rng: np.random.Generator) -> Image.Image:
         amount = signed(strength, rng)

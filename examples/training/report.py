@@ -21,7 +21,7 @@ def learning_curve(history: History) -> Figure:
     for ax, name in zip(axes, ("loss", "accuracy"), strict=True):
         at, values = (np.array([record[key] for record in steps]) for key in ("step", name))
         ax.plot(at, values, color=BLUE, alpha=0.2, linewidth=0.8)
-        width = min(SMOOTHED, len(values))
+        width = 1 + min(SMOOTHED, len(values) // 5)
         mean = np.convolve(values, np.ones(width) / width, "valid")
         ax.plot(at[width - 1 :], mean, color=BLUE, label="training")
         held_out = [record[f"held_out_{name}"] for record in evaluations]
@@ -32,8 +32,8 @@ def learning_curve(history: History) -> Figure:
         ax.set_title(name)
         ax.grid(alpha=0.3)
         ax.spines[["top", "right"]].set_visible(False)
-    axes[0].set_yscale("log")
-    axes[1].set_ylim(top=1.005)
+    axes[0].set_ylim(bottom=0)
+    axes[1].set_ylim(0, 1.01)
     axes[1].legend(frameon=False, loc="lower right")
     return figure
 

@@ -2,7 +2,7 @@
 """One step of training, and evaluation, as compiled functions of a state."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -11,9 +11,12 @@ import numpy as np
 import optax
 from flax import nnx
 
+from flax_layers import pretrained
 from training import mixing, schedule
 from training.mesh import Placement
 from training.recipe import Recipe
+
+QUICKLY: dict[str, Any] = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 class State(NamedTuple):
@@ -40,16 +43,16 @@ class Metrics(NamedTuple):
 class Scores(NamedTuple):
     """Of a batch of evaluation [batch]."""
 
-    loss: jax.Array
-    prediction: jax.Array
+    loss: Any
+    prediction: Any
 
 
 class Trainer:
     """A model with its recipe.
 
     Args:
-      make: makes the model: images `[batch, X, Y, channels]` to logits `[batch, num_classes]`; parameters and the
-        random streams of its dropout are all its state.
+      make: makes the model: images `[batch, X, Y, channels]` to logits `[batch, num_classes]`; parameters and
+        the random streams of its dropout are all its state.
       recipe: how it is trained.
       epoch_steps: steps of an epoch.
       seed: of dropout and mixing; every step has its own keys.
@@ -62,13 +65,28 @@ class Trainer:
         self.recipe, self.placement, self.seed, self._make = recipe, placement, seed, make
         model = nnx.eval_shape(make)
         self.num_classes: int = model.config.num_classes
-        self.graph, _, self.streams = nnx.split(model, nnx.Param, nnx.RngState)
+        parts: Any = nnx.split(model, nnx.Param, nnx.RngState)
+        self.graph, _, self.streams = parts
         self.optimizer = schedule.optimizer(recipe, epoch_steps)
         self.rate = schedule.learning_rate(recipe, epoch_steps)
         everywhere = placement.everywhere
         self._train = jax.jit(self._step, donate_argnums=0, out_shardings=everywhere)
         self._evaluate = jax.jit(self._scores, out_shardings=everywhere)
-        self.start = jax.jit(self._start, out_shardings=everywhere)
+
+    def start(self, weights: str | None = None, skip: Sequence[str] = ()) -> State:
+        """The state before the first step; it is made once, so it is compiled quickly rather than well.
+
+        weights: a file of published weights; skip: names in it that are not read, see `pretrained.load`.
+        """
+        start = jax.jit(self._start, out_shardings=self.placement.everywhere)
+        state: State = start.lower().compile(QUICKLY)()
+        if weights is not None:
+            model = self.model(state.parameters)
+            pretrained.load(model, weights, skip=skip)
+            parameters = nnx.state(model, nnx.Param)
+            average = None if state.average is None else jax.tree.map(jnp.copy, parameters)
+            state = state._replace(parameters=parameters, average=average)
+        return state
 
     def _start(self) -> State:
         parameters = nnx.state(self._make(), nnx.Param)
@@ -77,14 +95,17 @@ class Trainer:
 
     def template(self) -> State:
         """Shapes, dtypes and devices of a state."""
-        shapes = jax.eval_shape(self._start)
-        return jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.placement.everywhere), shapes
-        )
+
+        def placed(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.placement.everywhere)
+
+        state: State = jax.tree.map(placed, jax.eval_shape(self._start))
+        return state
 
     def train(self, state: State, images: np.ndarray, labels: np.ndarray) -> tuple[State, Metrics]:
         """The state after a step; `state` is used up."""
-        return self._train(state, *self.placement.batch(images, labels))
+        after: tuple[State, Metrics] = self._train(state, *self.placement.batch(images, labels))
+        return after
 
     def evaluate(self, state: State, images: np.ndarray, labels: np.ndarray) -> Scores:
         """Losses and predictions, of any number of images."""
