@@ -84,13 +84,11 @@ def trained(placement, batch, steps=3):
     """(losses, parameters, held-out losses) of a few steps with the same batch."""
     small = experiment("dtype='float32'", "clip_norm=1.0")
     model = dataclasses.replace(small.model, num_classes=2)
-    trainer = Trainer(
-        lambda: MODELS[type(model)](model, rngs=nnx.Rngs(0)),
-        small.recipe,
-        epoch_steps=4,
-        seed=1,
-        placement=placement,
-    )
+
+    def make():
+        return MODELS[type(model)](model, rngs=nnx.Rngs(0))
+
+    trainer = Trainer(make, small.recipe, epoch_steps=4, seed=1, placement=placement)
     state, losses = trainer.start(), []
     for _ in range(steps):
         state, metrics = trainer.train(state, *batch)
@@ -121,7 +119,7 @@ def test_mesh_that_is_too_large(sizes):
 
 
 def test_parts_that_are_not_equal():
-    with pytest.raises(ValueError, match="batch_size 9 .* 2 devices; the nearest that does is 8"):
+    with pytest.raises(ValueError, match=r"batch_size 9 .* 2 devices; the nearest that does is 8"):
         Placement(2).check(9, 32)
 
 

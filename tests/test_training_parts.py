@@ -2,6 +2,7 @@
 """What the training example is made of: recipes, schedules, batches, augmentation, mixing, attention maps."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -39,11 +40,10 @@ def test_published_recipes():
 
 
 def test_settings():
-    changed = EXPERIMENTS["nat_mini"].replaced(
-        ["depths=(1, 2)", "num_heads=(1, 1)", "ema=0.5", "schedule=linear"]
-    )
+    settings = ["depths=(1, 2)", "num_heads=(1, 1)", "ema=0.5", "schedule=linear"]
+    changed = EXPERIMENTS["nat_mini"].replaced(settings)
     assert (changed.model.depths, changed.recipe.ema, changed.recipe.schedule) == ((1, 2), 0.5, "linear")
-    with pytest.raises(ValueError, match="no learningrate to set; there are embed_dim.*learning_rate"):
+    with pytest.raises(ValueError, match=r"no learningrate to set; there are embed_dim.*learning_rate"):
         changed.replaced(["learningrate=1"])
     with pytest.raises(ValueError, match="'epochs' must be NAME=VALUE"):
         changed.replaced(["epochs"])
@@ -137,7 +137,7 @@ def test_folders_that_cannot_be_used(tmp_path):
 
 
 def test_warp(rng):
-    """The identity keeps an image, a move moves it, a quarter of a turn turns it; outside there are zeros."""
+    """The identity keeps an image, a move moves it, a turn turns it; outside there are zeros."""
     images = rng.random((1, 6, 6), np.float32)
 
     def warped(matrix, move=(0, 0), size=6):
@@ -146,7 +146,7 @@ def test_warp(rng):
     np.testing.assert_allclose(warped(np.eye(2)), images[0], atol=1e-6)
     np.testing.assert_allclose(warped(np.eye(2), (2, 0))[:4], images[0, 2:], atol=1e-6)
     assert not warped(np.eye(2), (2, 0))[4:].any()
-    np.testing.assert_allclose(warped([[0, 1], [-1, 0]]), np.rot90(images[0], -1), atol=1e-6)
+    np.testing.assert_allclose(warped([[0, 1], [-1, 0]]), np.rot90(images[0]), atol=1e-6)
     twice = warped(np.eye(2), size=12)
     between = np.array([0.75, 0.25])  # pixel (3, 5) of 12 x 12 lies at (1.25, 2.25) of 6 x 6
     np.testing.assert_allclose(twice[3, 5], between @ images[0, 1:3, 2:4] @ between, rtol=1e-5)
@@ -193,16 +193,17 @@ def test_center():
 
 
 def test_mixup_and_cutmix(rng):
-    images = jnp.asarray(rng.standard_normal((4, 8, 6, 3)), jnp.float32)
-    targets = mixing.targets_of(jnp.array([0, 1, 2, 0]), 3, RECIPE)
+    images = rng.standard_normal((4, 8, 6, 3), np.float32)
+    targets = np.asarray(mixing.targets_of(jnp.array([0, 1, 2, 0]), 3, RECIPE))
     np.testing.assert_allclose(targets[1], [0.1 / 3, 0.9 + 0.1 / 3, 0.1 / 3], rtol=1e-6)
+    mixup, cutmix = (jax.jit(functools.partial(f, recipe=RECIPE)) for f in (mixing.mixup, mixing.cutmix))
     for seed in range(4):
-        mixed, soft = mixing.mixup(jax.random.key(seed), images, targets, RECIPE)
+        mixed, soft = map(np.asarray, mixup(jax.random.key(seed), images, targets))
         share = (mixed - images[::-1])[0, 0, 0, 0] / (images - images[::-1])[0, 0, 0, 0]
         np.testing.assert_allclose(mixed, share * images + (1 - share) * images[::-1], atol=1e-5)
         np.testing.assert_allclose(soft, share * targets + (1 - share) * targets[::-1], atol=1e-5)
 
-        cut, soft = mixing.cutmix(jax.random.key(seed), images, targets, RECIPE)
+        cut, soft = cutmix(jax.random.key(seed), images, targets)
         own = np.asarray(cut == images)
         assert np.all(own | np.asarray(cut == images[::-1]))
         rows, columns = (~own[0, ..., 0]).any(1), (~own[0, ..., 0]).any(0)
@@ -239,15 +240,8 @@ def test_confusion():
 
 def test_attention_map(rng):
     """Values weighted by the map are what the layer makes of the token."""
-    layer = NeighborhoodAttention(
-        2,
-        8,
-        (3, 5),
-        dilation=(2, 1),
-        rel_pos_bias=True,
-        rpb_init=jax.nn.initializers.normal(1),
-        rngs=nnx.Rngs(0),
-    )
+    bias = {"rel_pos_bias": True, "rpb_init": jax.nn.initializers.normal(1)}
+    layer = NeighborhoodAttention(2, 8, (3, 5), dilation=(2, 1), **bias, rngs=nnx.Rngs(0))
     x, position = jnp.asarray(rng.standard_normal((7, 9, 8)), jnp.float32), (5, 2)
     attention = attention_maps.attention_map(layer, x, position)
     assert np.isnan(attention).sum() == 2 * (7 * 9 - 15)
