@@ -24,7 +24,9 @@ MODULES = [
 ]
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/regions.md", "docs/export.md", "docs/recipes.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/regions.md", "docs/export.md", "docs/recipes.md", "docs/models.md"]
+)
 def test_pages(page, tmp_path, monkeypatch):
     """All Python of a page, from top to bottom; the assertions in it hold."""
     monkeypatch.chdir(tmp_path)

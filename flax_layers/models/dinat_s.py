@@ -50,9 +50,9 @@ class DiNATs(Pyramid):
       >>> import jax.numpy as jnp
       >>> from flax import nnx
       >>> from flax_layers.models.dinat_s import DiNATs, DiNATsConfig
-      >>> config = DiNATsConfig(16, (1, 2), (2, 4), kernel_size=3, dilations=((1,), (1, 2)))
+      >>> config = DiNATsConfig(16, depths=(1, 1), num_heads=(2, 2), dilations=((1,), (1,)))
       >>> model = DiNATs(config, rngs=nnx.Rngs(0), features_only=True)
-      >>> [x.shape for x in model(jnp.ones((2, 50, 40, 3)))]
+      >>> [x.shape for x in nnx.eval_shape(model, jnp.ones((2, 50, 40, 3)))]
       [(2, 13, 10, 16), (2, 7, 5, 32)]
     """
 

@@ -64,7 +64,7 @@ class Isotropic(nnx.Module):
       >>> import jax.numpy as jnp
       >>> from flax import nnx
       >>> from flax_layers.models.isotropic import Isotropic, IsotropicConfig
-      >>> config = IsotropicConfig(32, num_heads=2, depth=2, patch_size=8, kernel_size=3, dilation=2)
+      >>> config = IsotropicConfig(32, num_heads=2, depth=1, patch_size=8)
       >>> Isotropic(config, rngs=nnx.Rngs(0))(jnp.ones((2, 48, 64, 3))).shape
       (2, 1000)
     """

@@ -61,7 +61,7 @@ class NAT(Pyramid):
       >>> import jax.numpy as jnp
       >>> from flax import nnx
       >>> from flax_layers.models.nat import NAT, NATConfig
-      >>> config = NATConfig(16, (1, 2), (2, 4), kernel_size=3, num_classes=10, in_channels=1)
+      >>> config = NATConfig(16, depths=(1,), num_heads=(2,), num_classes=10, in_channels=1)
       >>> model = NAT(config, rngs=nnx.Rngs(0))
       >>> model(jnp.ones((2, 28, 28, 1))).shape
       (2, 10)
