@@ -14,7 +14,7 @@ Labelled = tuple[np.ndarray, np.ndarray]
 MEAN, STD = np.array(MEAN_COLOR, np.float32) / 255, np.array((0.229, 0.224, 0.225), np.float32)
 
 # Digits: the largest turn (radians), logarithm of a scale, shear, and move (pixels of the digit).
-TURN, ZOOM, SHEAR, MOVE = math.radians(12), 0.12, 0.15, 2.0
+TURN, ZOOM, SHEAR, MOVE = math.radians(12), 0.12, 0.15, 1.5
 
 CROP_AREA, CROP_RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
 ERASED_SHARE, ERASED_AREA, ERASED_RATIO = 0.25, (0.02, 1 / 3), (0.3, 1 / 0.3)

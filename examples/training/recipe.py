@@ -121,23 +121,25 @@ def _value(text: str) -> Any:
         return text
 
 
-# Two levels of 14 x 14 and 7 x 7 tokens: the digits are enlarged to 56 x 56 pixels while they are warped.
+# Two levels, of 7 x 7 and 4 x 4 tokens: a token sees the nine around it.
 DIGITS = Experiment(
-    nat.NATConfig(embed_dim=32, depths=(1, 3), num_heads=(2, 4), mlp_ratio=3, kernel_size=7, drop_path=0.1),
+    nat.NATConfig(embed_dim=48, depths=(3, 2), num_heads=(3, 6), mlp_ratio=3, kernel_size=3),
     Recipe(
-        epochs=14,
-        batch_size=64,
+        epochs=16,
+        batch_size=50,
         learning_rate=3e-3,
-        warmup_epochs=1,
+        warmup_epochs=1.6,
+        warmup_learning_rate=0.0,
         final_learning_rate=3e-5,
         cooldown_epochs=0,
         clip_norm=1.0,
-        ema=0.98,
+        ema=0.99,
+        label_smoothing=0.05,
         mixup=0.0,
         cutmix=0.0,
         augmentation="warp",
         crop=1.0,
-        image_size=56,
+        image_size=28,
         dtype="float32",
     ),
 )
