@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The progress bar, with loss, accuracy and the time left; a line for every epoch."""
+
+import statistics
+import types
+from collections import deque
+from collections.abc import Iterable
+
+import rich.progress
+from rich.console import Console
+
+from training.history import Record
+
+SHOWN = 20  # steps whose mean is shown
+
+
+def means(records: Iterable[Record]) -> tuple[float, float]:
+    """Of loss and accuracy."""
+    columns = zip(*((record["loss"], record["accuracy"]) for record in records), strict=True)
+    loss, accuracy = map(statistics.fmean, columns)
+    return loss, accuracy
+
+
+class Bar:
+    """A bar of all steps; a context manager.
+
+    Where the output is no terminal there are only the lines.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bar = rich.progress.Progress(
+            rich.progress.TextColumn("epoch {task.fields[epoch]}"),
+            rich.progress.BarColumn(),
+            rich.progress.MofNCompleteColumn(),
+            rich.progress.TextColumn("loss {task.fields[loss]:.3f}  accuracy {task.fields[accuracy]:.1%}"),
+            rich.progress.TextColumn("left"),
+            rich.progress.TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+            transient=True,
+        )
+        self._recent: deque[Record] = deque(maxlen=SHOWN)
+        self._epoch_steps, self._epoch = 1, list[Record]()
+
+    def start(self, first: int, steps: int, epoch_steps: int) -> "Bar":
+        """A run that goes from a step to the last one; the time left is that of these."""
+        self._epoch_steps = epoch_steps
+        self._task = self._bar.add_task("", total=steps, completed=first, epoch=1, loss=0.0, accuracy=0.0)
+        if first:
+            self._console.print(f"goes on from the checkpoint of step {first} of {steps}", highlight=False)
+        return self
+
+    def step(self, records: list[Record]) -> None:
+        self._recent += records
+        self._epoch += records
+        loss, accuracy = means(self._recent)
+        done = int(records[-1]["step"])
+        epoch = 1 + (done - 1) // self._epoch_steps
+        self._bar.update(self._task, completed=done, epoch=epoch, loss=loss, accuracy=accuracy)
+
+    def evaluation(self, record: Record) -> None:
+        loss, accuracy = means(self._epoch)
+        self._epoch.clear()
+        self._console.print(
+            f"epoch {record['epoch']:3}: loss {loss:.4f}, accuracy {accuracy:.2%}; held out: "
+            f"loss {record['held_out_loss']:.4f}, accuracy {record['held_out_accuracy']:.2%}",
+            highlight=False,
+        )
+
+    def __enter__(self) -> "Bar":
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: types.TracebackType | None
+    ) -> None:
+        self._bar.stop()
