@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.typing import Dtype, Initializer, PrecisionLike
 
+import jax_na
 from flax_layers import core
 from flax_layers.groups import Group, HeadGroups, Heads, KernelSize, PerAxis, PerAxisFlag, Windows, head_sizes
 
@@ -47,6 +48,8 @@ class NeighborhoodAttention(nnx.Module):
       >>> layer(jnp.ones((2, 28, 28, 32))).shape
       (2, 28, 28, 32)
     """
+
+    rpb: nnx.Param[jax.Array] | None  # of all heads; those of head_groups have rpb_0, rpb_1, ..
 
     def __init__(
         self,
@@ -153,6 +156,14 @@ class NeighborhoodAttention(nnx.Module):
         )
         x = self._drop(self.heads_dropout, x, deterministic, rngs)
         return self._drop(self.dropout, self.out(x), deterministic, rngs)
+
+    @property
+    def neighborhood(self) -> jax_na.Neighborhood:
+        """The window of all heads; a ValueError if there is not one of them."""
+        found = [group.neighborhood for group in self.groups]
+        if len(found) > 1 or found[0] is None:
+            raise ValueError('heads have windows of their own, or are "full"; see the attribute groups')
+        return found[0]
 
     @staticmethod
     def _dropout(deterministic: bool | None, rngs: nnx.Rngs | None, rate: float) -> nnx.Dropout:
