@@ -215,7 +215,9 @@ def without_dropout(config):
 def randomized(model, rng):
     """Everything random, also what begins with zeros."""
     flat = nnx.to_flat_state(nnx.state(model, nnx.Any(nnx.Param, Constant)))
-    random = [(path, x.replace(jnp.asarray(rng.standard_normal(x.shape), jnp.float32))) for path, x in flat]
+    random = [
+        (path, x.replace(jnp.asarray(0.5 * rng.standard_normal(x.shape), jnp.float32))) for path, x in flat
+    ]
     nnx.update(model, nnx.from_flat_state(random))
     return model
 

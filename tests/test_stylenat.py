@@ -137,7 +137,7 @@ def test_half_precision(dtype, rng):
     state, z = file("original", rng), jnp.asarray(rng.standard_normal((2, 10)), jnp.float32)
     found = nnx.jit(loaded(state, dtype=dtype))(z.astype(dtype))
     assert found.dtype == dtype
-    assert helpers.relative_error(found, nnx.jit(loaded(state))(z)) < 5e-2
+    assert helpers.relative_error(found, nnx.jit(loaded(state))(z)) < 8e-2
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
