@@ -79,7 +79,8 @@ def test_small_inputs_are_padded_to_the_largest_group(rng):
     x = images(rng, 4, 5)
     layer, variables, _ = with_parameters(rng, x, num_heads=2, rank=2, head_groups=[(3, 1), (3, (2, 1))])
     padded = jnp.pad(x, ((0, 0), (0, 2), (0, 0), (0, 0)))
-    helpers.assert_identical(layer.apply(variables, x), layer.apply(variables, padded)[:, :4])
+    expected = layer.apply(variables, padded)[:, :4]
+    assert helpers.relative_error(layer.apply(variables, x), expected) < 1e-6
 
 
 def test_a_layer_with_lists_hashes():
@@ -94,7 +95,7 @@ def test_full_windows(spatial, rng):
     x = images(rng, *spatial)
     layer, variables, twin = with_parameters(rng, x, num_heads=2, kernel_size="full", rank=2)
     expected = NeighborhoodAttention(2, spatial).apply(variables, x)
-    helpers.assert_identical(layer.apply(variables, x), expected)
+    assert helpers.relative_error(layer.apply(variables, x), expected) < 1e-6
     assert helpers.relative_error(twin(x), expected) < 2e-6
 
 
