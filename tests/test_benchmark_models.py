@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The throughput of models: cases, the paper's figures, tables, and one tiny model measured."""
+
+import pathlib
+import sys
+
+import pytest
+
+for package in ("flax", "optax"):
+    pytest.importorskip(package, reason="models are trained with the extra examples")
+
+FOLDER = pathlib.Path(__file__).parent.parent / "benchmarks" / "models"
+sys.path.insert(0, str(FOLDER))
+
+import cases  # noqa: E402
+import paper  # noqa: E402
+import table  # noqa: E402
+import throughput  # noqa: E402
+
+CASES = {case.name: case for case in cases.cases()}
+
+
+def test_cases_are_those_of_the_paper():
+    """Every classifier forward by every implementation, and trained with the bias and without."""
+    assert len(CASES) == len(list(cases.cases()))
+    for variant in paper.FIGURES:
+        if variant.startswith("ffhq"):
+            continue
+        assert f"{variant}-forward-float32-naive" in CASES
+        assert CASES[f"{variant}-train-bfloat16-default"].config.rel_pos_bias
+        assert not CASES[f"{variant}-train-bfloat16-default-without-bias"].config.rel_pos_bias
+
+
+def test_figures_of_the_paper():
+    """As printed: NAT-Mini in half and single precision, hours; StyleNAT in single precision alone."""
+    mini = paper.FIGURES["nat_mini"]
+    assert (mini.half["fused"], mini.single["gemm"], mini.hours["naive"]) == (3742, 2481, 19.4)
+    assert paper.FIGURES["ffhq_1024"] == ({}, {"naive": 8.2, "gemm": 8.5, "fused": 11.5}, {})
+
+
+def row(name, **measured):
+    return {**CASES[name].columns, **measured}
+
+
+def test_tables():
+    facts = {"seconds": 0.064, "memory": 5e8, "trace_s": 1.0, "lower_s": 2.0, "compile_s": 3.0}
+    results = [
+        row("nat_mini-forward-bfloat16-fused", **facts),
+        row("nat_mini-train-bfloat16-default-without-bias", **facts),
+        row("nat_mini-train-bfloat16-default", reason="there was no room"),
+    ]
+    text = table.tables({"results": results})
+    assert "2000 (3742)" in text
+    assert "10.7" in text  # minutes of an epoch
+    assert "3.3" in text  # the paper's
+    assert text.endswith("nat_mini-train-bfloat16-default: there was no room")
+    assert table.summary(results[0]).startswith("2000 images/s, 0.50 GB")
+
+
+def test_one_is_measured():
+    (case,) = (case for case in cases.quick_cases() if case.name == "nat_quick-forward-float32-default")
+    found = throughput.measure(case, seconds=0.0)
+    assert "reason" not in found
+    assert min(found["seconds"], found["memory"], found["compile_s"]) > 0
+
+
+def test_a_wrong_name(capsys):
+    assert throughput.main(["--only", "no_such_model"]) == 2
+    assert "--list" in capsys.readouterr().err
