@@ -168,12 +168,6 @@ def test_steps(
             lambda run: run(newest.python, "examples/sharded_training.py"),
             needs=at_newest,
         ),
-        Step(
-            "example classifier",
-            lambda run: run(newest.python, "examples/train_classifier.py", "--output", work / "digits"),
-            needs=at_newest,
-            all_cores=True,
-        ),
     ]
 
 

@@ -159,10 +159,10 @@ class NeighborhoodAttention(nn.Module):
             implementation=self.implementation,
             precision=self.precision,
         )
-        rngs = (dropout_rng, dropout_rng)
+        heads_rng = dropout_rng
         if dropout_rng is not None and self.heads_dropout_rate > 0.0:
-            rngs = tuple(jax.random.split(dropout_rng))  # two masks
-        x = self._drop(x, self.heads_dropout_rate, deterministic, rngs[0])
+            heads_rng, dropout_rng = jax.random.split(dropout_rng)  # two masks
+        x = self._drop(x, self.heads_dropout_rate, deterministic, heads_rng)
         out: jax.Array = self._dense(
             features=self.out_features or inputs_q.shape[-1],
             axis=(-2, -1),
@@ -170,7 +170,7 @@ class NeighborhoodAttention(nn.Module):
             bias_init=self.out_bias_init or self.bias_init,
             name="out",
         )(x)
-        return self._drop(out, self.dropout_rate, deterministic, rngs[1])
+        return self._drop(out, self.dropout_rate, deterministic, dropout_rng)
 
     def _windows(self) -> Windows:
         window = (self.kernel_size, self.stride, self.dilation, self.is_causal)

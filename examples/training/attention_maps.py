@@ -77,7 +77,7 @@ def draw(model: Any, images: np.ndarray) -> Figure | None:
     column = 1
     for number, ((layer, inputs), count) in enumerate(zip(layers, heads, strict=True)):
         for row, image, x in zip(axes, images, inputs, strict=True):
-            position = contrasted(image, x.shape[:2])
+            position = contrasted(image, (x.shape[0], x.shape[1]))
             maps = attention_map(layer, x, position)[:count]
             for ax, attention in zip(row[column : column + count], maps, strict=True):
                 overlay(ax, image, attention, position)
