@@ -7,7 +7,7 @@ import sys
 import pytest
 
 for package in ("flax", "optax"):
-    pytest.importorskip(package, reason="models are trained with the extra examples")
+    pytest.importorskip(package, reason="models are trained with the extra train")
 
 FOLDER = pathlib.Path(__file__).parent.parent / "benchmarks" / "models"
 sys.path.insert(0, str(FOLDER))

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The modules of examples/training, importable by their names, a folder of images, and a small experiment.
 
-Tests import this module before those: it skips them where the extra examples is missing.
+Tests import this module before those: it skips them where the extra train is missing.
 """
 
 import pathlib
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 for package in ("flax", "grain", "optax", "orbax.checkpoint", "PIL", "rich"):
-    pytest.importorskip(package, reason="the example needs the extra examples")
+    pytest.importorskip(package, reason="the example needs the extra train")
 
 FOLDER = pathlib.Path(__file__).parent.parent / "examples"
 sys.path.insert(0, str(FOLDER))
