@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+PIECE = 1 << 20  # coordinates at a time: what is in between does not take more memory than the result
 LONGEST_AXIS = 1 << 28  # what kernels count distances along an axis with has 32 bits
 
 
@@ -23,7 +24,17 @@ def windows(length: int, kernel_size: int, stride: int, dilation: int, is_causal
     causal the last one. A window is centred on the leader and shifted inward at the borders; causal, it ends
     at the leader and is cut at the query itself.
     """
-    position, group = np.divmod(np.arange(length, dtype=np.int32), dilation)
+    table = np.empty((length, 2), np.int32)
+    for first in range(0, length, PIECE):
+        part = np.arange(first, min(first + PIECE, length), dtype=np.int32)
+        table[first : first + PIECE] = _windows_of(part, length, kernel_size, stride, dilation, is_causal)
+    return table
+
+
+def _windows_of(
+    coordinate: NDArray[Any], length: int, kernel_size: int, stride: int, dilation: int, is_causal: bool
+) -> NDArray[Any]:
+    position, group = np.divmod(coordinate, dilation)
     positions = -((group - length) // dilation)  # that the group has: ceil((length - group) / dilation)
     first = position // stride * stride  # of those that share the window
     if is_causal:
@@ -33,7 +44,7 @@ def windows(length: int, kernel_size: int, stride: int, dilation: int, is_causal
         leader = np.minimum(first + stride // 2, positions - 1)
         start = np.clip(leader - kernel_size // 2, 0, positions - kernel_size)
         stop = start + kernel_size
-    return np.stack([start, stop], axis=1).astype(np.int32)
+    return np.stack([start, stop], axis=1)
 
 
 def inverse_windows(
