@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from . import helpers
+
 from .training_modules import FOLDER, SMALL, experiment, write_images  # isort: skip
 
-from training import data
+from training import data, loop
 from training.mesh import Placement
 from training.recipe import MODELS
 from training.step import Trainer
@@ -60,6 +62,7 @@ def history_of(folder):
     return [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.some(0)  # three processes
 def test_killed_and_resumed(environment, tmp_path):
     """Killed in the middle of the second epoch, it goes on from the middle: the curve has the same bits."""
     write_images(tmp_path / "images", 45)  # 82 to train on: 10 steps an epoch
@@ -80,36 +83,82 @@ def test_killed_and_resumed(environment, tmp_path):
         assert (tmp_path / "killed" / f"{name}.png").stat().st_size > 5000
 
 
-def trained(placement, batch, steps=3):
-    """(losses, parameters, held-out losses) of a few steps with the same batch."""
-    small = experiment("dtype='float32'", "clip_norm=1.0")
+def trainer_on(placement):
+    small = experiment("dtype='float32'")
     model = dataclasses.replace(small.model, num_classes=2)
 
     def make():
         return MODELS[type(model)](model, rngs=nnx.Rngs(0))
 
-    trainer = Trainer(make, small.recipe, epoch_steps=4, seed=1, placement=placement)
-    state, losses = trainer.start(), []
-    for _ in range(steps):
-        state, metrics = trainer.train(state, *batch)
-        losses.append(float(metrics.loss))
-    return losses, state.parameters, trainer.evaluate(state, *(x[:5] for x in batch)).loss
+    return Trainer(make, small.recipe, epoch_steps=10, seed=1, placement=placement)
+
+
+@pytest.fixture(scope="module")
+def alone():
+    """On one device."""
+    return trainer_on(Placement())
+
+
+class Stop(Exception):
+    pass
+
+
+class Watch:
+    """Stops a run where the records of a step are shown."""
+
+    def __init__(self, last=None):
+        self.last, self.starts = last, []
+
+    def __call__(self, first, steps, epoch_steps):
+        self.starts.append((first, steps, epoch_steps))
+        return self
+
+    def step(self, records):
+        if self.last is not None and records[-1]["step"] >= self.last:
+            raise Stop
+
+    def evaluation(self, record):
+        pass
+
+
+def test_stopped_and_resumed(alone, tmp_path):
+    """In one process, in the middle of the second epoch: the curve and the state have the same bits."""
+    write_images(tmp_path / "images", 45)  # 82 to train on: 10 steps an epoch
+    split = data.folder(tmp_path / "images")
+
+    def run(name):
+        return loop.Run(alone, alone.start, split, tmp_path / name, seed=5, checkpoint_steps=4)
+
+    state, history = loop.train(run("whole"), Watch())
+    with pytest.raises(Stop):
+        loop.train(run("stopped"), Watch(last=16))
+    watch = Watch()
+    resumed, resumed_history = loop.train(run("stopped"), watch)
+    assert watch.starts == [(12, 20, 10)]
+    assert resumed_history.records == history.records
+    assert history_of(tmp_path / "stopped") == history_of(tmp_path / "whole") == history.records
+    assert [record["step"] for record in history.records] == [*range(1, 11), 10, *range(11, 21), 20]
+    helpers.assert_identical(*map(jax.tree.leaves, (resumed, state)))
 
 
 @pytest.mark.skipif(jax.device_count() < 4, reason="needs four devices")
-@pytest.mark.usefixtures("quick_compile")
-def test_mesh(rng):
+def test_mesh(alone, rng):
     """Batches in two parts, images in two parts: what one device computes, but for roundings."""
-    images = rng.standard_normal((8, 32, 32, 3), np.float32)
-    batch = images, rng.integers(0, 2, 8)
-    losses, parameters, held_out = trained(Placement(2, 2), batch)
-    expected, alone, expected_held_out = trained(Placement(), batch)
+    batch = rng.standard_normal((8, 32, 32, 3), np.float32), rng.integers(0, 2, 8)
+
+    def trained(trainer):
+        state, losses = trainer.start(), []
+        for _ in range(3):
+            state, metrics = trainer.train(state, *batch)
+            losses.append(float(metrics.loss))
+        return losses, state, trainer.evaluate(state, *(x[:5] for x in batch)).loss
+
+    losses, state, held_out = trained(trainer_on(Placement(2, 2)))
+    expected, _, expected_held_out = trained(alone)
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
     np.testing.assert_allclose(held_out, expected_held_out, rtol=1e-4)
     assert len(held_out) == 5
-    for split, whole in zip(*map(jax.tree.leaves, (parameters, alone)), strict=True):
-        assert split.sharding.is_fully_replicated
-        assert (len(split.sharding.device_set), len(whole.sharding.device_set)) == (4, 1)
+    assert all(len(leaf.sharding.device_set) == 4 for leaf in jax.tree.leaves(state))
 
 
 @pytest.mark.parametrize("sizes", [(0, 1), (2, 64), (64, 1)])

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which tokens a token attends to, in a trained model. Kernels do not form these weights: the scores are."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
+from flax import nnx
 from matplotlib.figure import Figure
 
 import jax_na
@@ -36,18 +36,36 @@ def attention_map(layer: NeighborhoodAttention, x: jax.Array, position: tuple[in
     return attention.reshape(-1, *x.shape[:2])
 
 
-def last_layers(model: Any, images: jax.Array) -> Iterator[tuple[NeighborhoodAttention, jax.Array]]:
+def last_layers(model: Any, images: np.ndarray) -> list[tuple[NeighborhoodAttention, jax.Array]]:
     """The last attention layer of every level with its input, where that is not smaller than the window."""
-    x = model.patch_embed(images)
-    for level in model.levels:
-        for block in level.blocks:
-            inputs, x = block.norm1(x), block(x)
-        window = block.attn.neighborhood
-        least = [w * d for w, d in zip(window.kernel_size, window.dilation, strict=True)]
-        if all(side >= n for side, n in zip(inputs.shape[1:3], least, strict=True)):
-            yield block.attn, inputs
-        if level.downsample is not None:
-            x = level.downsample(x)
+    graph, parameters = nnx.split(model)
+
+    @jax.jit
+    def inputs_of(parameters: Any, images: jax.Array) -> list[jax.Array]:
+        copy = nnx.merge(graph, parameters, copy=True)
+        x, inputs = copy.patch_embed(images), []
+        for level in levels_of(copy):
+            for block in level.blocks:
+                last, x = block.norm1(x), block(x)
+            inputs.append(last)
+            if getattr(level, "downsample", None) is not None:
+                x = level.downsample(x)
+        return inputs
+
+    layers = [level.blocks[-1].attn for level in levels_of(model)]
+    found = zip(layers, inputs_of(parameters, images), strict=True)
+    return [(layer, x) for layer, x in found if has_room(layer, x.shape[1:3])]
+
+
+def levels_of(model: Any) -> Any:
+    """Of a model with several; an isotropic one is a level itself."""
+    return getattr(model, "levels", [model])
+
+
+def has_room(layer: NeighborhoodAttention, grid: tuple[int, ...]) -> bool:
+    window = layer.neighborhood
+    least = [w * d for w, d in zip(window.kernel_size, window.dilation, strict=True)]
+    return all(side >= n for side, n in zip(grid, least, strict=True))
 
 
 def contrasted(image: np.ndarray, grid: tuple[int, int]) -> tuple[int, int]:
@@ -66,7 +84,7 @@ def draw(model: Any, images: np.ndarray) -> Figure | None:
     windows.
     """
     images = images[:PICTURES]
-    layers = list(last_layers(model, jax.numpy.asarray(images)))
+    layers = last_layers(model, images)
     if not layers:
         return None
     heads = [min(layer.query.out_features[0], HEADS) for layer, _ in layers]

@@ -125,12 +125,12 @@ def _value(text: str) -> Any:
 DIGITS = Experiment(
     nat.NATConfig(embed_dim=48, depths=(3, 2), num_heads=(3, 6), mlp_ratio=3, kernel_size=3),
     Recipe(
-        epochs=16,
-        batch_size=50,
-        learning_rate=3e-3,
-        warmup_epochs=1.6,
+        epochs=20,
+        batch_size=25,
+        learning_rate=2e-3,
+        warmup_epochs=1,
         warmup_learning_rate=0.0,
-        final_learning_rate=3e-5,
+        final_learning_rate=2e-5,
         cooldown_epochs=0,
         clip_norm=1.0,
         ema=0.99,
