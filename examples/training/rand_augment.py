@@ -67,7 +67,8 @@ def enhanced(enhance: Callable[[Image.Image], ImageEnhance._Enhance]) -> Operati
 
 def posterized(image: Image.Image, strength: float, _: np.random.Generator) -> Image.Image:
     """At full strength no bit is left, and the image is black."""
-    return ImageOps.posterize(image, 4 - int(4 * strength))
+    bits = 4 - int(4 * strength)
+    return ImageOps.posterize(image, bits) if bits > 0 else Image.new(image.mode, image.size)
 
 
 def solarized(image: Image.Image, strength: float, _: np.random.Generator) -> Image.Image:
