@@ -56,7 +56,7 @@ class DiNATs(Pyramid):
       [(2, 13, 10, 16), (2, 7, 5, 32)]
     """
 
-    Stem = functools.partial(blocks.PatchEmbed, patch_size=PATCH)
+    Stem = staticmethod(functools.partial(blocks.PatchEmbed, patch_size=PATCH))
     Downsample = PatchMerging
 
 
