@@ -18,10 +18,8 @@ batches over devices, `--space-parallel` the rows of every image. `--weights` be
 import argparse
 import dataclasses
 import functools
-import json
 import os
 import pathlib
-import shutil
 import time
 from typing import Any
 
@@ -56,30 +54,6 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def output_folder(options: argparse.Namespace, name: str, description: dict[str, Any]) -> pathlib.Path:
-    """The folder of the run; one that has a run goes on only with the same settings."""
-    folder: pathlib.Path = options.output or pathlib.Path("runs") / name
-    file = folder / "run.json"
-    if options.restart and file.exists():
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-        for old in (file, folder / "history.jsonl"):
-            old.unlink(missing_ok=True)
-    text = json.dumps(description, indent=1)
-    if file.exists():
-        old, new = json.loads(file.read_text()), json.loads(text)
-        differing = [
-            f"{key} {old.get(key)!r}, now {new.get(key)!r}" for key in new if old.get(key) != new[key]
-        ]
-        if differing:
-            raise ValueError(
-                f"{folder} has a run with other settings: {'; '.join(differing)}. Give another --output, or "
-                f"--restart to begin anew"
-            )
-    folder.mkdir(parents=True, exist_ok=True)
-    file.write_text(text)
-    return folder
-
-
 def configure(options: argparse.Namespace) -> None:
     """What JAX must know before it looks for devices."""
     if options.platform:
@@ -91,7 +65,7 @@ def configure(options: argparse.Namespace) -> None:
 def prepare(options: argparse.Namespace) -> Any:
     """The run that the options ask for."""
     from flax import nnx
-    from training import data, loop, recipe
+    from training import data, loop, recipe, run_folder
     from training.mesh import Placement
     from training.step import Trainer
 
@@ -107,7 +81,8 @@ def prepare(options: argparse.Namespace) -> Any:
 
     description = {"data": str(options.data or "digits"), "images": len(split.train), "seed": options.seed}
     description |= dataclasses.asdict(model) | dataclasses.asdict(how)
-    folder = output_folder(options, name, description)
+    folder = options.output or pathlib.Path("runs") / name
+    run_folder.prepare(folder, description, restart=options.restart)
 
     def make() -> nnx.Module:
         numerics = {"dtype": how.dtype, "implementation": options.implementation, "remat": options.remat}

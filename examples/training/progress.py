@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The progress bar, with loss, accuracy and the time left; a line for every epoch."""
+"""Progress bars, with the loss and the time left."""
 
 import statistics
 import types
@@ -21,24 +21,38 @@ def means(records: Iterable[Record]) -> tuple[float, float]:
     return loss, accuracy
 
 
+def _bar_of_steps(console: Console, before: str, after: str) -> rich.progress.Progress:
+    """A bar between two texts, formats of the fields of a task; none where the output is no terminal."""
+    return rich.progress.Progress(
+        rich.progress.TextColumn(before),
+        rich.progress.BarColumn(),
+        rich.progress.MofNCompleteColumn(),
+        rich.progress.TextColumn(after),
+        rich.progress.TextColumn("left"),
+        rich.progress.TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+        transient=True,
+    )
+
+
+def _say_where_it_goes_on(console: Console, first: int, steps: int) -> None:
+    if first:
+        console.print(f"goes on from the checkpoint of step {first} of {steps}", highlight=False)
+
+
 class Bar:
-    """A bar of all steps; a context manager.
+    """A bar of all steps of a classifier, and a line for every epoch; a context manager.
 
     Where the output is no terminal there are only the lines.
     """
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._bar = rich.progress.Progress(
-            rich.progress.TextColumn("epoch {task.fields[epoch]}"),
-            rich.progress.BarColumn(),
-            rich.progress.MofNCompleteColumn(),
-            rich.progress.TextColumn("loss {task.fields[loss]:.3f}  accuracy {task.fields[accuracy]:.1%}"),
-            rich.progress.TextColumn("left"),
-            rich.progress.TimeRemainingColumn(),
-            console=console,
-            disable=not console.is_terminal,
-            transient=True,
+        self._bar = _bar_of_steps(
+            console,
+            "epoch {task.fields[epoch]}",
+            "loss {task.fields[loss]:.3f}  accuracy {task.fields[accuracy]:.1%}",
         )
         self._recent: deque[Record] = deque(maxlen=SHOWN)
         self._epoch_steps, self._epoch = 1, list[Record]()
@@ -47,8 +61,7 @@ class Bar:
         """A run that goes from a step to the last one; the time left is that of these."""
         self._epoch_steps = epoch_steps
         self._task = self._bar.add_task("", total=steps, completed=first, epoch=1, loss=0.0, accuracy=0.0)
-        if first:
-            self._console.print(f"goes on from the checkpoint of step {first} of {steps}", highlight=False)
+        _say_where_it_goes_on(self._console, first, steps)
         return self
 
     def step(self, records: list[Record]) -> None:
@@ -69,6 +82,41 @@ class Bar:
         )
 
     def __enter__(self) -> "Bar":
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: types.TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+
+class LossBar:
+    """A bar of all steps, with the mean loss of the last ones; a context manager.
+
+    Where the output is no terminal, a line tells the loss now and then.
+    """
+
+    LINES = 100  # steps from one line to the next
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bar = _bar_of_steps(console, "step", "loss {task.fields[loss]:.4f}")
+        self._recent: deque[float] = deque(maxlen=SHOWN)
+
+    def start(self, first: int, steps: int) -> None:
+        """A run that goes from a step to the last one; the time left is that of these."""
+        self._task = self._bar.add_task("", total=steps, completed=first, loss=0.0)
+        _say_where_it_goes_on(self._console, first, steps)
+
+    def step(self, record: Record) -> None:
+        self._recent.append(record["loss"])
+        loss, done = statistics.fmean(self._recent), int(record["step"])
+        self._bar.update(self._task, completed=done, loss=loss)
+        if self._bar.disable and done % self.LINES == 0:
+            self._console.print(f"step {done:5}: loss {loss:.4f}", highlight=False)
+
+    def __enter__(self) -> "LossBar":
         self._bar.start()
         return self
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures of a run: the learning curve and the confusion matrix."""
+"""Pictures of a run: learning curves, the confusion matrix, and grids of images."""
 
 from collections.abc import Sequence
 
@@ -21,9 +21,7 @@ def learning_curve(history: History) -> Figure:
     for ax, name in zip(axes, ("loss", "accuracy"), strict=True):
         at, values = (np.array([record[key] for record in steps]) for key in ("step", name))
         ax.plot(at, values, color=BLUE, alpha=0.2, linewidth=0.8)
-        width = 1 + min(SMOOTHED, len(values) // 5)
-        mean = np.convolve(values, np.ones(width) / width, "valid")
-        ax.plot(at[width - 1 :], mean, color=BLUE, label="training")
+        ax.plot(*_smoothed(at, values), color=BLUE, label="training")
         held_out = [record[f"held_out_{name}"] for record in evaluations]
         ax.plot(
             [e["step"] for e in evaluations], held_out, "o-", color=ORANGE, markersize=3, label="held out"
@@ -35,6 +33,38 @@ def learning_curve(history: History) -> Figure:
     axes[0].set_ylim(bottom=0)
     axes[1].set_ylim(0, 1.01)
     axes[1].legend(frameon=False, loc="lower right")
+    return figure
+
+
+def _smoothed(at: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Means of some values up to each, and where they are."""
+    width = 1 + min(SMOOTHED, len(values) // 5)
+    return at[width - 1 :], np.convolve(values, np.ones(width) / width, "valid")
+
+
+def loss_curve(history: History) -> Figure:
+    """The loss alone, on a logarithmic scale."""
+    figure = Figure(figsize=(5.4, 3.6), layout="constrained")
+    ax = figure.subplots()
+    at, values = (np.array([record[key] for record in history.steps]) for key in ("step", "loss"))
+    ax.semilogy(at, values, color=BLUE, alpha=0.2, linewidth=0.8)
+    ax.semilogy(*_smoothed(at, values), color=BLUE)
+    ax.set_xlabel("step")
+    ax.set_title("loss")
+    ax.grid(alpha=0.3, which="both")
+    ax.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def grid(images: np.ndarray, columns: int, title: str) -> Figure:
+    """Images `[batch, X, Y, 1]` in 0 .. 1, row by row; the batch is a multiple of `columns`."""
+    count, rows, width, _ = images.shape
+    tiles = images.reshape(count // columns, columns, rows, width).transpose(0, 2, 1, 3)
+    figure = Figure(figsize=(0.6 * columns, 0.6 * count / columns + 0.4), layout="constrained")
+    ax = figure.subplots()
+    ax.imshow(tiles.reshape(-1, columns * width), cmap="gray", vmin=0, vmax=1)
+    ax.set_title(title, fontsize=9)
+    ax.set_axis_off()
     return figure
 
 
