@@ -21,12 +21,15 @@ CASES = {case.name: case for case in cases.cases()}
 
 
 def test_cases_are_those_of_the_paper():
-    """Every classifier forward by every implementation, and trained with the bias and without."""
+    """Every model forward by every implementation, and classifiers trained with the bias and without."""
     assert len(CASES) == len(list(cases.cases()))
+    assert CASES["ffhq_256-forward-float32-gemm"].shape == (64, 256, 256, 3)
+    assert CASES["ffhq_1024-forward-float32-fused"].shape == (8, 1024, 1024, 3)
+    assert CASES["imagenet_256-train-bfloat16-default"].has_bias is None
     for variant in paper.FIGURES:
+        assert f"{variant}-forward-float32-naive" in CASES
         if variant.startswith("ffhq"):
             continue
-        assert f"{variant}-forward-float32-naive" in CASES
         assert CASES[f"{variant}-train-bfloat16-default"].config.rel_pos_bias
         assert not CASES[f"{variant}-train-bfloat16-default-without-bias"].config.rel_pos_bias
 
@@ -57,8 +60,16 @@ def test_tables():
     assert table.summary(results[0]).startswith("2000 images/s, 0.50 GB")
 
 
-def test_one_is_measured():
-    (case,) = (case for case in cases.quick_cases() if case.name == "nat_quick-forward-float32-default")
+@pytest.mark.parametrize(
+    "name",
+    [
+        "nat_quick-forward-float32-default",
+        "hdit_quick-train-float32-default",
+        "stylenat_quick-forward-float32-default",
+    ],
+)
+def test_one_is_measured(name):
+    (case,) = (case for case in cases.quick_cases() if case.name == name)
     found = throughput.measure(case, seconds=0.0)
     assert "reason" not in found
     assert min(found["seconds"], found["memory"], found["compile_s"]) > 0

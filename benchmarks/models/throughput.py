@@ -3,9 +3,9 @@
 
 Images per second of the forward pass, by implementation of attention; milliseconds of a training step (AdamW)
 and minutes of an epoch of ImageNet-1K, with the trained positional bias and without it; peak memory; and what
-tracing, lowering and compiling cost. The cases are those of tables 5, 6 and 8 of Hassani et al., Faster
-Neighborhood Attention (2024), whose figures, from an A100, stand beside ours for orientation. It runs on
-whatever device JAX has.
+tracing, lowering and compiling cost. The cases are those of tables 5 to 8 of Hassani et al., Faster
+Neighborhood Attention (2024), whose figures, from an A100, stand beside ours for orientation, and HDiT's. It
+runs on whatever device JAX has.
 """
 
 from __future__ import annotations
@@ -32,20 +32,25 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))  # machine.py is shar
 import machine
 import table
 from cases import Case, build, cases, quick_cases
+from families import FAMILIES
 
 from jax_na.tools.clock import QueueClock, Sample, Timing
 
 Row = dict[str, Any]
 PACKAGES = ("jax-na", "jax", "jaxlib", "flax", "optax", "numpy")
 ROUNDS = 7
-CLASSES = 10
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--only", default="*", metavar="PATTERNS", help="cases by name, as --list has them")
-    p.add_argument("--batch", type=int, default=128, help="images; default 128")
+    p.add_argument(
+        "--batch",
+        type=int,
+        default=128,
+        help="of classifiers; default 128; others take a share",
+    )
     p.add_argument("--seconds", type=float, default=1.0, help="budget of a case's samples; default 1")
     p.add_argument("--total", type=float, default=math.inf, help="begin nothing after so many seconds")
     p.add_argument("--output", type=pathlib.Path, metavar="JSON", help="write results here, after every case")
@@ -56,39 +61,35 @@ def parser() -> argparse.ArgumentParser:
 
 
 def forward(model: nnx.Module) -> tuple[Callable[..., Any], Any]:
-    """A function (state, images) -> logits, and the state."""
+    """A function (state, inputs..) -> what the model returns, and the state."""
     definition, state = nnx.split(model)
 
-    def call(state: Any, images: jax.Array) -> Any:
-        return nnx.merge(definition, state)(images)
+    def call(state: Any, *arrays: jax.Array) -> Any:
+        return nnx.merge(definition, state)(*arrays)
 
     return jax.jit(call), state
 
 
-def training_step(model: nnx.Module) -> tuple[Callable[..., Any], Any]:
-    """A function (state, images, labels) -> state, and the state: parameters, moments, random streams."""
+def training_step(model: nnx.Module, loss: Callable[..., jax.Array]) -> tuple[Callable[..., Any], Any]:
+    """A function (state, arrays..) -> state, and the state: parameters, moments, random streams."""
     optimizer = nnx.Optimizer(model, optax.adamw(1e-3, weight_decay=0.05), wrt=nnx.Param)
     definition, state = nnx.split((model, optimizer))
 
-    def loss(model: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
-        logits = model(images).astype(jnp.float32)
-        found: jax.Array = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-        return found
-
-    def step(state: Any, images: jax.Array, labels: jax.Array) -> Any:
+    def step(state: Any, *arrays: jax.Array) -> Any:
         model, optimizer = nnx.merge(definition, state)
-        optimizer.update(model, nnx.grad(loss)(model, images, labels))
+        optimizer.update(model, nnx.grad(loss)(model, *arrays))
         return nnx.state((model, optimizer))
 
     return jax.jit(step, donate_argnums=0), state
 
 
 def inputs(case: Case) -> tuple[jax.Array, ...]:
-    """Random images, and labels for a training step."""
-    random = np.random.default_rng(0)
-    images = jnp.asarray(random.standard_normal(case.shape, np.float32), case.dtype)
-    labels = jnp.asarray(random.integers(0, CLASSES, case.shape[0]))
-    return (images, labels) if case.trains else (images,)
+    """Random ones in the dtype of the computation; for training, what the loss takes as well."""
+    random, family = np.random.default_rng(0), FAMILIES[case.family]
+    arrays = family.inputs(case.config, case.shape, random)
+    if case.trains:
+        arrays += family.training(case.config, case.shape, random)
+    return tuple(x.astype(case.dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x for x in arrays)
 
 
 def compiled(call: Any, *arguments: Any) -> tuple[Any, Row]:
@@ -133,7 +134,8 @@ def timing(call: Callable[[], Any], seconds: float) -> Timing:
 def measure(case: Case, seconds: float) -> Row:
     """A row of results; if something goes wrong, with the reason."""
     try:
-        call, state = (training_step if case.trains else forward)(build(case))
+        model, loss = build(case), FAMILIES[case.family].loss
+        call, state = training_step(model, loss) if case.trains else forward(model)
         arrays = inputs(case)
         program, facts = compiled(call, state, *arrays)
         found = timing(Calls(program, state, arrays, case.trains), seconds)
