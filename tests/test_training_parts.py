@@ -137,19 +137,32 @@ def test_folders_that_cannot_be_used(tmp_path):
 
 
 def test_warp(rng):
-    """The identity keeps an image, a move moves it, a turn turns it; outside there are zeros."""
+    """The identity keeps an image, a move moves it, a turn turns it, a bend too; outside there are zeros."""
     images = rng.random((1, 6, 6), np.float32)
 
-    def warped(matrix, move=(0, 0), size=6):
-        return augment.warped(images, np.array([matrix], float), np.array([move], float), size)[0, ..., 0]
+    def warped(matrix, move=(0, 0), size=6, bend=0.0):
+        matrix, move = np.array([matrix], float), np.array([move], float)
+        return augment.warped(images, matrix, move, size, bend)[0, ..., 0]
 
     np.testing.assert_allclose(warped(np.eye(2)), images[0], atol=1e-6)
     np.testing.assert_allclose(warped(np.eye(2), (2, 0))[:4], images[0, 2:], atol=1e-6)
     assert not warped(np.eye(2), (2, 0))[4:].any()
     np.testing.assert_allclose(warped([[0, 1], [-1, 0]]), np.rot90(images[0]), atol=1e-6)
+    bend = np.zeros((1, 2, 6, 6))
+    bend[:, 1, :, :3] = 3
+    np.testing.assert_allclose(warped(np.eye(2), bend=bend), np.tile(images[0, :, 3:], 2), atol=1e-6)
     twice = warped(np.eye(2), size=12)
     between = np.array([0.75, 0.25])  # pixel (3, 5) of 12 x 12 lies at (1.25, 2.25) of 6 x 6
     np.testing.assert_allclose(twice[3, 5], between @ images[0, 1:3, 2:4] @ between, rtol=1e-5)
+
+
+def test_bends_are_smooth(rng):
+    """Splines add up to one everywhere, and digits are bent without tearing."""
+    splines = augment.splines(28)
+    np.testing.assert_allclose(splines.sum(1), 1, rtol=1e-6)
+    bend = augment.BEND * rng.standard_normal((100, splines.shape[1])) @ splines.T
+    assert np.abs(np.diff(bend)).max() < 1
+    assert 0.5 < bend.std() < 1.5
 
 
 def test_photo_is_a_function_of_its_generator():

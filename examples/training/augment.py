@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 from PIL import Image
+from scipy.interpolate import BSpline
 
 from training.rand_augment import MEAN_COLOR, rand_augment, resampling
 from training.recipe import Recipe
@@ -15,6 +16,8 @@ MEAN, STD = np.array(MEAN_COLOR, np.float32) / 255, np.array((0.229, 0.224, 0.22
 
 # Digits: the largest turn (radians), logarithm of a scale, shear, and move (pixels of the digit).
 TURN, ZOOM, SHEAR, MOVE = math.radians(12), 0.12, 0.15, 1.5
+# They are bent by cubic splines: spans along a side, and the deviation (pixels) of their coefficients.
+SPANS, BEND = 5, 1.5
 
 CROP_AREA, CROP_RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
 ERASED_SHARE, ERASED_AREA, ERASED_RATIO = 0.25, (0.02, 1 / 3), (0.3, 1 / 0.3)
@@ -25,10 +28,11 @@ ATTEMPTS = 10  # to place a random box
 
 
 class Warp:
-    """Turns, scales, shears and moves every digit of a batch, `[batch, X, Y]` to `[batch, size, size, 1]`."""
+    """Turns, scales, shears, moves and bends digits, `[batch, X, Y]` to `[batch, size, size, 1]`."""
 
     def __init__(self, recipe: Recipe) -> None:
         self.size = recipe.image_size
+        self.splines = splines(self.size)
 
     def __call__(self, batch: Labelled, rng: np.random.Generator) -> Labelled:
         images, labels = batch
@@ -39,7 +43,18 @@ class Warp:
         rotation = np.stack([cos, -sin, sin, cos], -1).reshape(count, 2, 2)
         stretch = np.stack([scales[0], np.zeros(count), shear, scales[1]], -1).reshape(count, 2, 2)
         move = rng.uniform(-MOVE, MOVE, (count, 2))
-        return warped(images, rotation @ stretch, move, self.size), labels
+        knots = self.splines.shape[1]
+        bend = BEND * rng.standard_normal((count, 2, knots, knots), np.float32)
+        bend = self.splines @ bend @ self.splines.T
+        return warped(images, rotation @ stretch, move, self.size, bend), labels
+
+
+def splines(size: int) -> np.ndarray:
+    """`[size, SPANS + 3]`: the cubic splines over a side, at the centers of its pixels."""
+    degree = 3
+    at = (np.arange(size) + 0.5) / size * SPANS
+    matrix = BSpline.design_matrix(at, np.arange(-degree, SPANS + degree + 1.0), degree)
+    return np.asarray(matrix.toarray())
 
 
 def enlarged(recipe: Recipe) -> Callable[[Labelled], Labelled]:
@@ -54,17 +69,21 @@ def enlarged(recipe: Recipe) -> Callable[[Labelled], Labelled]:
     return enlarge
 
 
-def warped(images: np.ndarray, matrix: np.ndarray, move: np.ndarray, size: int) -> np.ndarray:
+def warped(
+    images: np.ndarray, matrix: np.ndarray, move: np.ndarray, size: int, bend: np.ndarray | float = 0.0
+) -> np.ndarray:
     """Bilinear samples of `images [batch, X, Y]` with zeros around them, `[batch, size, size, 1]` float32.
 
     A pixel at the position p from the center, on a grid as large as the image, is taken from
-    `matrix @ p + move`; matrix [batch, 2, 2], move [batch, 2].
+    `matrix @ p + move + bend`; matrix [batch, 2, 2], move [batch, 2], bend [batch, 2, size, size] if it is no
+    number.
     """
     count, *sides = images.shape
     steps = [(np.arange(size) + 0.5) / size * side - side / 2 for side in sides]
     grid = np.stack(np.meshgrid(*steps, indexing="ij")).reshape(2, -1)
     center = np.array(sides).reshape(2, 1) / 2 - 0.5
-    at = (matrix @ grid + move[..., None] + center).astype(np.float32)
+    bend = np.reshape(bend, (*np.shape(bend)[:2], -1))
+    at = (matrix @ grid + move[..., None] + center + bend).astype(np.float32)
     first = np.floor(at).astype(np.int32)
     padded = np.pad(images, [(0, 0), (1, 1), (1, 1)])
     number, out = np.arange(count)[:, None], np.zeros((count, size * size), np.float32)

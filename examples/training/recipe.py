@@ -121,17 +121,26 @@ def _value(text: str) -> Any:
         return text
 
 
-# Two levels, of 7 x 7 and 4 x 4 tokens: a token sees the nine around it.
+# Two levels, of 9 x 9 and 5 x 5 tokens. A token sees nine: around it, and in one block spread over the level.
 DIGITS = Experiment(
-    nat.NATConfig(embed_dim=48, depths=(3, 2), num_heads=(3, 6), mlp_ratio=3, kernel_size=3),
+    nat.NATConfig(
+        embed_dim=48,
+        depths=(2, 2),
+        num_heads=(3, 6),
+        mlp_ratio=2,
+        kernel_size=3,
+        dilations=((1, 3), (1, 1)),
+        drop_path=0.05,
+    ),
     Recipe(
-        epochs=20,
+        epochs=26,
         batch_size=25,
         learning_rate=2e-3,
         warmup_epochs=1,
         warmup_learning_rate=0.0,
         final_learning_rate=2e-5,
         cooldown_epochs=0,
+        betas=(0.9, 0.98),
         clip_norm=1.0,
         ema=0.99,
         label_smoothing=0.05,
@@ -139,7 +148,7 @@ DIGITS = Experiment(
         cutmix=0.0,
         augmentation="warp",
         crop=1.0,
-        image_size=28,
+        image_size=36,
         dtype="float32",
     ),
 )
