@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The throughput of models: cases, the paper's figures, tables, and one tiny model measured."""
 
+import json
 import pathlib
 import sys
 
@@ -39,6 +40,16 @@ def test_figures_of_the_paper():
     mini = paper.FIGURES["nat_mini"]
     assert (mini.half["fused"], mini.single["gemm"], mini.hours["naive"]) == (3742, 2481, 19.4)
     assert paper.FIGURES["ffhq_1024"] == ({}, {"naive": 8.2, "gemm": 8.5, "fused": 11.5}, {})
+
+
+@pytest.mark.parametrize("file", sorted((FOLDER / "results").glob("*.json")), ids=lambda file: file.stem)
+def test_committed_results_are_readable(file):
+    """All of them are in the tables."""
+    content = json.loads(file.read_text())
+    text = table.tables(content)
+    assert content["results"]
+    assert all(row["variant"] in text for row in content["results"])
+    assert {row["name"] for row in content["results"]} <= {*CASES}
 
 
 def row(name, **measured):
