@@ -11,7 +11,7 @@ import pytest
 
 import jax_na
 from jax_na import Neighborhood
-from jax_na.kernels import contract, devices, plan, tuning
+from jax_na.kernels import contract, devices, plan, register, tuning
 from jax_na.kernels.platforms import CUDA
 from jax_na.kernels.table import NAMES
 from jax_na.op import Op
@@ -101,12 +101,19 @@ def test_window_as_a_picture(capsys, tmp_path):
 def test_profile_as_json(capsys):
     text = run(capsys, "profile", *SMALL, "--json", "--rpb", "--backward")
     document = json.loads(text)
-    assert list(document["results"]) == list(helpers.IMPLEMENTATIONS)
+    names = list(document["results"])
+    assert names[: len(helpers.IMPLEMENTATIONS)] == list(helpers.IMPLEMENTATIONS)
+    assert all(name.startswith("fused ") for name in names[len(helpers.IMPLEMENTATIONS) :])
+    assert document["cannot_run"]["jax.nn"] == "this peer is written without a positional bias"
     assert document["problem"]["kv_heads"] == 1
+    ceiling = document["ceiling"]
     assert document["useful_flop"] == 7 * 36 * 9 * 8
     for row in document["results"].values():
         assert row["quartiles_s"][0] <= row["median_s"] <= row["quartiles_s"][1]
         assert row["gflop_per_s"] == pytest.approx(document["useful_flop"] / row["median_s"] / 1e9)
+        fractions = [row[rate] / ceiling[rate] for rate in ("gflop_per_s", "gb_per_s")]
+        assert row["roofline"] == pytest.approx(max(fractions))
+        assert row["peak_bytes"] >= document["least_bytes"] / 4
 
 
 def test_profile_as_a_table(capsys):
@@ -117,9 +124,40 @@ def test_profile_as_a_table(capsys):
     assert "forward: batch 1, 6x6, kernel 3x3, 1 heads of 4, float32" in text
 
 
-def test_profile_says_what_cannot_run(capsys):
-    text = run(capsys, "profile", *SMALL, "--dtype", "bfloat16", "--dry-run")
-    assert "would time fused, 2 rounds" in text
+def test_profile_with_peers_and_a_chart(capsys, tmp_path):
+    """Everything that is here: implementations, kernels that the planner does not take, jax.nn."""
+    pytest.importorskip("rich", reason="tables are printed with rich")
+    pytest.importorskip("matplotlib", reason="charts are drawn with matplotlib")
+    file = tmp_path / "chart.svg"
+    text = run(capsys, "profile", *SMALL, "--direction", "backward", "--chart", str(file))
+    assert text.startswith("backward: batch 1, 6x6")
+    names = [line.split("  ")[1] for line in text.splitlines() if line.startswith("  ")]
+    assert {*helpers.IMPLEMENTATIONS, "jax.nn"} <= {*names}
+    assert "by a matrix product of" in text
+    assert "cudnn, all tokens cannot run" in text
+    assert "roofline" in file.read_text()
+
+
+def test_profile_dry(capsys):
+    """What would be timed, and what the kernels would do."""
+    text = run(capsys, "profile", *SMALL, "--dtype", "bfloat16", "--dry-run", "--tiles", "1")
+    assert "would time fused" in text
+    assert "would time jax.nn" in text
+    assert "None takes fused" in text
+    (header,) = (line for line in text.splitlines() if line.startswith("pass "))
+    assert header.split() == ["pass", "kernel", "tiles", "useful", "no", "mask", "GFLOP", "MB", "least", "ms"]
+    document = json.loads(run(capsys, "profile", *SMALL, "--dry-run", "--json", "--backward"))
+    assert {row["pass_name"][:8] for row in document["kernels"]} == {"forward", "backward"}
+
+
+def test_profile_for_a_data_sheet(capsys):
+    """The CUDA kernels on an H100, which need not be here; they must be installed."""
+    arguments = ["profile", *SMALL, "--dry-run", "--device", "h100", "--json"]
+    if CUDA not in register.TARGETS:
+        assert "this installation has no CUDA kernels" in run(capsys, *arguments, status=2)
+        return
+    rows = json.loads(run(capsys, *arguments))["kernels"]
+    assert all(row["seconds"] > 0 for row in rows)
 
 
 def test_tune_stores_the_fastest(capsys, tuning_file):

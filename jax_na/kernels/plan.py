@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from jax_na.kernels import contract, cost_cpu, cost_cuda, devices, register, tuning, variants
 from jax_na.kernels.contract import Problem
 from jax_na.kernels.platforms import CPU, CUDA
+from jax_na.kernels.work import Work
 from jax_na.op import Op
 
 COSTS: dict[str, Any] = {CPU: cost_cpu, CUDA: cost_cuda}
@@ -62,6 +63,22 @@ def candidates(platform: str, target: str, problem: Problem) -> tuple[str, ...]:
     """
     tried = [_candidates(ranked) for ranked in rankings(platform, target, problem)]
     return tuple(dict.fromkeys(";".join(choices) for choices in zip(*tried, strict=False)))
+
+
+def works(platform: str, target: str, problem: Problem, most: int) -> list[tuple[str, str, Work]]:
+    """(pass, choice, what it does) of every kernel of a target that has tiles, at most so many of each.
+
+    The cheapest first, by pass and kernel.
+    """
+    found = []
+    problem = problem._replace(sizes=None)
+    for pass_name, kernels in variants.passes(platform, target).items():
+        for row in kernels:
+            tilings = {tiling.choice: tiling for tiling in row.tilings(contract.query(platform, problem))}
+            for priced in _priced(platform, row, problem)[:most]:
+                work = COSTS[platform].work(pass_name, row.name, problem, tilings[priced.choice])
+                found.append((pass_name, priced.choice, work))
+    return found
 
 
 def is_legal(platform: str, target: str, problem: Problem, kernels: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -14,15 +15,17 @@ import jax
 
 import jax_na
 from jax_na.api.availability import Availability
-from jax_na.kernels import chunks, contract, devices, plan, tuning
+from jax_na.kernels import devices, tuning
+from jax_na.kernels.platforms import CUDA
 from jax_na.kernels.table import NAMES
 from jax_na.neighborhood import Neighborhood
 from jax_na.op import DTYPES
-from jax_na.tools import plot, problems, profiler, report
-from jax_na.tools.clock import Clock
+from jax_na.tools import plot, problems, profiler, report, simulator, trials
 from jax_na.tools.info import info, require_platform
-from jax_na.tools.problems import BOTH, FORWARD, Problem
+from jax_na.tools.problems import BACKWARD, BOTH, FORWARD, Problem
+from jax_na.tools.roofline import DEVICES
 
+DIRECTIONS = {"forward": FORWARD, "backward": BACKWARD, "both": BOTH}
 SIZES = r"\d+([x,]\d+)*"  # like 56x56
 
 
@@ -53,20 +56,22 @@ def window(options: argparse.Namespace) -> None:
 
 
 def profile(options: argparse.Namespace) -> None:
-    """Times the implementations on one problem."""
+    """Times implementations, kernels and peers on one problem; with --dry-run, counts what they would do."""
     problem = _problem(options)
-    rows = [
-        r
-        for r in profiler.availability(problem)
-        if not options.implementation or r.name in options.implementation
-    ]
-    names = [r.name for r in rows if r.available]
-    missing = {r.name: str(r.reason) for r in rows if not r.available}
+    programs, missing = trials.all_of(problem, options.implementation or ())
     if options.dry_run:
-        report.dry_run(problem, options.rounds, names, missing, _notes(rows))
+        platform, ceiling = devices.platform_of(), None
+        if options.device:
+            platform, ceiling = CUDA, DEVICES[options.device]
+        rows = simulator.rows(problem, platform, ceiling, options.tiles)
+        notes = _notes(profiler.availability(problem))
+        report.dry_run(problem, rows, list(programs), missing, notes, as_json=options.json)
         return
-    timings = report.measure({name: _clock(problem, name) for name in names}, options.rounds)
-    report.results(problem, timings, missing, as_json=options.json)
+    found, ceiling = trials.measured(problem, programs, options.rounds)
+    report.results(problem, found, missing, ceiling, as_json=options.json)
+    if options.chart:
+        report.chart(problem, found, ceiling, options.chart)
+        print(f"wrote {options.chart}", file=sys.stderr)
 
 
 def _notes(rows: Iterable[Availability]) -> list[str]:
@@ -78,45 +83,23 @@ def _notes(rows: Iterable[Availability]) -> list[str]:
 def tune(options: argparse.Namespace) -> None:
     """Finds and stores the fastest implementation and tiles."""
     problem, platform = _problem(options), devices.platform_of()
-    rows = profiler.availability(problem)
-    reason = next(r.reason for r in rows if r.name == "fused")
-    if reason is not None:
-        raise ValueError(f"there is nothing to tune: the fused kernel cannot run this problem, {reason}")
-    choices = {f"fused {text}": choice for text, choice in _choices(problem, platform)[: options.tiles]}
-    calls = {"xla": _clock(problem, "xla")}
-    calls |= {name: _clock(problem, "fused", choice) for name, choice in choices.items()}
+    programs, missing = trials.implementations(problem)
+    if "fused" in missing:
+        raise ValueError(
+            f"there is nothing to tune: the fused kernel cannot run this problem, {missing['fused']}"
+        )
+    choices = dict(itertools.islice(trials.tilings(problem), options.tiles))
+    calls = {"xla": programs["xla"]}
+    calls |= {name: trials.chosen(problem, choice) for name, choice in choices.items()}
     if options.dry_run:
-        report.dry_run(problem, options.rounds, list(calls), {})
+        report.dry_run(problem, [], list(calls), {}, as_json=options.json)
         return
-    timings = report.measure(calls, options.rounds)
-    best = min(timings, key=lambda name: timings[name].median)
-    choice = choices[min(choices, key=lambda name: timings[name].median)]
+    found, ceiling = trials.measured(problem, calls, options.rounds)
+    best = min(found, key=lambda name: found[name].timing.median)
+    choice = choices[min(choices, key=lambda name: found[name].timing.median)]
     file = tuning.store(profiler.op(problem), {"attention": best.split()[0], **choice}, platform)
-    report.results(problem, timings, {}, as_json=options.json)
+    report.results(problem, found, {}, ceiling, as_json=options.json)
     print(f"stored {best} in {file}", file=sys.stderr)
-
-
-def _choices(problem: Problem, platform: str) -> list[tuple[str, tuning.Choice]]:
-    """What to try, the cheapest first: a text, and the kernels of the targets with their tiles."""
-    targets = ["na_fused_forward", "na_fused_backward"] if problem.needs_gradients else ["na_fused_forward"]
-    planned = contract.problem(profiler.op(problem), profiler.types(problem))
-    tried = [plan.candidates(platform, t, chunks.first(platform, t, planned)) for t in targets]
-    return [
-        (" ".join(kernels), {"kernels": dict(zip(targets, kernels, strict=True))})
-        for kernels in zip(*tried, strict=False)
-    ]
-
-
-def _clock(problem: Problem, implementation: str, choice: tuning.Choice | None = None) -> Callable[[], Clock]:
-    """A function that compiles the problem: there may be many, so each is compiled when its turn comes."""
-
-    def compiled() -> Clock:
-        if choice is None:
-            return profiler.implementation_clock(problem, implementation)
-        with tuning.trial(profiler.op(problem), choice, devices.platform_of()):
-            return profiler.implementation_clock(problem, implementation)
-
-    return compiled
 
 
 def _problem(options: argparse.Namespace) -> Problem:
@@ -124,9 +107,11 @@ def _problem(options: argparse.Namespace) -> Problem:
     require_platform()
     if not options.json and not options.dry_run:
         report.rich("rich.table")  # to miss it now, not after the measurement
+        if getattr(options, "chart", None):
+            report.figure_class()
     if options.dtype == "float64":
         jax.config.update("jax_enable_x64", True)
-    fields = {f.name for f in dataclasses.fields(Problem)}
+    fields = {f.name for f in dataclasses.fields(Problem)} - {"direction"}
     given = {k: v for k, v in vars(options).items() if k in fields and v is not None}
     for name, default in (("kv_heads", "heads"), ("value_dim", "head_dim")):
         if default in given:
@@ -138,7 +123,7 @@ def _problem(options: argparse.Namespace) -> Problem:
             given[name] *= base.rank
     if "is_causal" in given:
         given["is_causal"] = tuple(map(bool, given["is_causal"]))
-    problem = dataclasses.replace(base, **given, direction=BOTH if options.backward else FORWARD)
+    problem = dataclasses.replace(base, **given, direction=DIRECTIONS[options.direction])
     profiler.neighborhood(problem).axes(problem.spatial)
     return problem
 
@@ -198,11 +183,14 @@ def _add_options(command: argparse.ArgumentParser, run: Callable[..., None]) -> 
     if run in (profile, tune):
         _add_problem(command)
     if run is profile:
-        help_text = "repeat for several; default: all"
+        help_text = "repeat for several; default: all, with their kernels, and peers"
         command.add_argument("--implementation", action="append", choices=NAMES, help=help_text)
-    if run is tune:
-        help_text = "how many tiles to try, cheapest first"
-        command.add_argument("--tiles", type=_count, default=6, help=help_text)
+        command.add_argument("--chart", metavar="FILE", help="draw the times: .png, .svg, .pdf")
+        help_text = "with --dry-run: a GPU by its data sheet, instead of the machine here"
+        command.add_argument("--device", choices=DEVICES, help=help_text)
+    if run in (profile, tune):
+        help_text = "how many tiles of a kernel to try or count, the cheapest first"
+        command.add_argument("--tiles", type=_count, default=6 if run is tune else 3, help=help_text)
 
 
 def _add_window(command: argparse.ArgumentParser, grid_only: bool) -> None:
@@ -234,10 +222,14 @@ def _add_problem(command: argparse.ArgumentParser) -> None:
     command.add_argument("--value-dim", type=_count, help="default: the head dim")
     command.add_argument("--dtype", choices=DTYPES, help="default float32")
     command.add_argument("--rpb", action="store_true", default=None, help="with a relative positional bias")
-    command.add_argument("--backward", action="store_true", help="forward and backward pass together")
+    about = "forward (the default), backward, or both together"
+    command.add_argument("--direction", choices=DIRECTIONS, default="forward", help=about)
+    command.add_argument(
+        "--backward", dest="direction", action="store_const", const="both", help="--direction both"
+    )
     command.add_argument("--rounds", type=_count, default=20, help="samples per implementation, default 20")
     command.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    command.add_argument("--dry-run", action="store_true", help="print what would be measured")
+    command.add_argument("--dry-run", action="store_true", help="measure nothing, print what would be done")
 
 
 if __name__ == "__main__":
