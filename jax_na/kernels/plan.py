@@ -39,10 +39,13 @@ Ranked = tuple[tuple[Priced, ...], ...]  # the kernels of a pass, and their tili
 def plan(platform: str, target: str, op: Op, problem: Problem) -> str:
     """The attribute `kernels` of a call: as it was measured (`jax-na tune`), else the cheapest."""
     problem = problem._replace(sizes=None)
-    measured = tuning.lookup(op, platform).get("kernels", {}).get(target)
-    if measured is not None and is_legal(platform, target, problem, measured):
-        return measured
-    return cheapest(platform, target, problem)
+    measured = tuning.lookup(op, problem, platform).get("kernels", {}).get(target)
+    if measured is None:
+        return cheapest(platform, target, problem)
+    if not is_legal(platform, target, problem, measured):
+        tuning.ignore(target, measured, op)
+        return cheapest(platform, target, problem)
+    return measured
 
 
 @functools.lru_cache(maxsize=1024)

@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
+# PYTHON_ARGCOMPLETE_OK
 """The command `jax-na`: what is installed, pictures of windows, timings, tuning."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import itertools
+import importlib
+import importlib.util
+import json
+import pathlib
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -20,7 +24,7 @@ from jax_na.kernels.platforms import CUDA
 from jax_na.kernels.table import NAMES
 from jax_na.neighborhood import Neighborhood
 from jax_na.op import DTYPES
-from jax_na.tools import plot, problems, profiler, report, simulator, trials
+from jax_na.tools import plot, problems, profiler, report, simulator, trials, tuner
 from jax_na.tools.info import info, require_platform
 from jax_na.tools.problems import BACKWARD, BOTH, FORWARD, Problem
 from jax_na.tools.roofline import DEVICES
@@ -31,7 +35,10 @@ SIZES = r"\d+([x,]\d+)*"  # like 56x56
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status. User errors print one line and return 2."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    if importlib.util.find_spec("argcomplete") is not None:
+        importlib.import_module("argcomplete").autocomplete(parser)
+    options = parser.parse_args(arguments)
     try:
         options.run(options)
     except (ValueError, ImportError, OSError) as error:
@@ -81,25 +88,19 @@ def _notes(rows: Iterable[Availability]) -> list[str]:
 
 
 def tune(options: argparse.Namespace) -> None:
-    """Finds and stores the fastest implementation and tiles."""
-    problem, platform = _problem(options), devices.platform_of()
-    programs, missing = trials.implementations(problem)
-    if "fused" in missing:
-        raise ValueError(
-            f"there is nothing to tune: the fused kernel cannot run this problem, {missing['fused']}"
-        )
-    choices = dict(itertools.islice(trials.tilings(problem), options.tiles))
-    calls = {"xla": programs["xla"]}
-    calls |= {name: trials.chosen(problem, choice) for name, choice in choices.items()}
-    if options.dry_run:
-        report.dry_run(problem, [], list(calls), {}, as_json=options.json)
+    """Finds and stores the fastest implementation and tiles; with --merge, takes what others have found."""
+    if options.merge:
+        print(f"merged into {tuning.merge(options.merge)}")
         return
-    found, ceiling = trials.measured(problem, calls, options.rounds)
-    best = min(found, key=lambda name: found[name].timing.median)
-    choice = choices[min(choices, key=lambda name: found[name].timing.median)]
-    file = tuning.store(profiler.op(problem), {"attention": best.split()[0], **choice}, platform)
-    report.results(problem, found, {}, ceiling, as_json=options.json)
-    print(f"stored {best} in {file}", file=sys.stderr)
+    problem = _problem(options)
+    if options.dry_run:
+        every, _ = tuner.to_measure(problem, options.tiles)
+        report.dry_run(problem, [], list(every), {}, as_json=options.json)
+        return
+    tuned = tuner.tune(problem, options.tiles, options.rounds)
+    file = tuner.store(problem, tuned.choice)
+    report.results(problem, tuned.found, {}, tuned.ceiling, as_json=options.json)
+    print(f"stored {json.dumps(tuned.choice)} in {file}", file=sys.stderr)
 
 
 def _problem(options: argparse.Namespace) -> Problem:
@@ -116,7 +117,9 @@ def _problem(options: argparse.Namespace) -> Problem:
     for name, default in (("kv_heads", "heads"), ("value_dim", "head_dim")):
         if default in given:
             given.setdefault(name, given[default])
-    base = problems.BY_NAME.get(options.shape)
+    if (options.shape is None) == (options.preset is None):
+        raise ValueError("give a grid like 56x56 or a problem's name, or a name as --preset, one of them")
+    base = problems.BY_NAME.get(options.preset or options.shape)
     base = base or problems.problem("", "", (1, *_sizes(options.shape)), (4, 32), 7)
     for name in base.geometry:
         if len(given.get(name, ())) == 1:
@@ -188,6 +191,9 @@ def _add_options(command: argparse.ArgumentParser, run: Callable[..., None]) -> 
         command.add_argument("--chart", metavar="FILE", help="draw the times: .png, .svg, .pdf")
         help_text = "with --dry-run: a GPU by its data sheet, instead of the machine here"
         command.add_argument("--device", choices=DEVICES, help=help_text)
+    if run is tune:
+        help_text = "add the choices of these files to yours, instead"
+        command.add_argument("--merge", nargs="+", type=pathlib.Path, metavar="FILE", help=help_text)
     if run in (profile, tune):
         help_text = "how many tiles of a kernel to try or count, the cheapest first"
         command.add_argument("--tiles", type=_count, default=6 if run is tune else 3, help=help_text)
@@ -197,6 +203,7 @@ def _add_window(command: argparse.ArgumentParser, grid_only: bool) -> None:
     shape = "the grid, like 56x56 (1 to 3 axes)"
     command.add_argument(
         "shape",
+        nargs=None if grid_only else "?",
         type=_sizes if grid_only else _grid_or_name,
         help=shape if grid_only else f"{shape}, or a problem by name, like nat-s1-56",
     )
@@ -216,6 +223,7 @@ def _add_window(command: argparse.ArgumentParser, grid_only: bool) -> None:
 
 
 def _add_problem(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--preset", choices=problems.BY_NAME, metavar="NAME", help="a problem by its name")
     for name, default in (("--batch", 1), ("--heads", 4), ("--head-dim", 32)):
         command.add_argument(name, type=_count, help=f"default {default}, or the problem's own")
     command.add_argument("--kv-heads", type=_count, help="default: as many as heads")

@@ -8,6 +8,7 @@ import dataclasses
 import importlib
 import importlib.util
 import json
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -50,27 +51,38 @@ def progress(steps: int) -> Iterator[Tick]:
         yield lambda text, steps: bar.update(task, advance=steps, description=text or None)
 
 
-class Measured(NamedTuple):
-    """The timing of a program, and the memory that it needs."""
+class Trial(NamedTuple):
+    """A problem, and what compiles a way to compute it."""
 
+    problem: Problem
+    prepare: Callable[[], Prepared]
+
+
+class Measured(NamedTuple):
+    """The timing of a problem, and the memory that its program needs."""
+
+    problem: Problem
     timing: Timing
     peak_bytes: int
 
 
-def measure(programs: Mapping[str, Callable[[], Prepared]], rounds: int) -> dict[str, Measured]:
+def measure(trials: Mapping[str, Trial], rounds: int) -> dict[str, Measured]:
     """Compiles all, then times them in turns, under a progress bar."""
-    with progress(len(programs) * (rounds + 1)) as tick:
+    with progress(len(trials) * (rounds + 1)) as tick:
         ready = {}
-        for name, prepared in programs.items():
+        for name, trial in trials.items():
             tick(f"compiling {name}", 0)
-            ready[name] = prepared()
+            ready[name] = trial.prepare()
             tick("", 1)
         samples = in_turns(
             {name: prepared.clock.sample for name, prepared in ready.items()},
             rounds,
             tick=lambda name: tick(f"timing {name}", 1),
         )
-    return {name: Measured(Timing(samples[name]), ready[name].peak_bytes) for name in programs}
+    return {
+        name: Measured(trial.problem, Timing(samples[name]), ready[name].peak_bytes)
+        for name, trial in trials.items()
+    }
 
 
 def results(
@@ -82,13 +94,13 @@ def results(
     as_json: bool,
 ) -> None:
     """Prints what was measured, the fraction of what the machine allows, and why the others could not run."""
-    rows = {name: _row(problem, measured, ceiling) for name, measured in found.items()}
+    rows = {name: _row(measured, ceiling) for name, measured in found.items()}
     if as_json:
         print(json.dumps(_document(problem, rows, missing, ceiling)))
         return
-    console = rich("rich.console").Console()
+    console = rich("rich.console").Console(width=None if sys.stdout.isatty() else WIDTH)
     console.print(title(problem), highlight=False, soft_wrap=True)
-    console.print(_table(rows), width=None if console.is_terminal else WIDTH)
+    console.print(_table(rows))
     console.print(_limits(problem, ceiling), highlight=False, soft_wrap=True)
     for name, reason in missing.items():
         console.print(f"  {name} cannot run: {reason}", style="dim", highlight=False)
@@ -118,8 +130,8 @@ def _limits(problem: Problem, ceiling: Ceiling) -> str:
     return f"roofline: {least} ms by a matrix product of {product} and a copy of {copy}"
 
 
-def _row(problem: Problem, measured: Measured, ceiling: Ceiling) -> dict[str, Any]:
-    median = measured.timing.median
+def _row(measured: Measured, ceiling: Ceiling) -> dict[str, Any]:
+    problem, median = measured.problem, measured.timing.median
     return {
         "median_s": median,
         "quartiles_s": measured.timing.quartiles,
