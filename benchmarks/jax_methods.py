@@ -18,7 +18,7 @@ import tiles
 from method import CPU, GPU, Array, Case, Method, Prepared, Yardstick, first_of, no_bias, too_large
 
 import jax_na
-from jax_na.tools import profiler
+from jax_na.tools import peers, profiler
 from jax_na.tools.clock import Clock, QueueClock
 from jax_na.tools.problems import BOTH, OVERHEAD, Problem
 from jax_na.tools.profiler import Attend
@@ -124,23 +124,8 @@ def _stored_weights(case: Case) -> str | None:
 # Peers
 
 
-def _all_tokens(case: Case, implementation: str) -> Attend:
-    """Attention of all pairs of tokens as jax.nn does it, with a mask if one is given."""
-    p = case.problem
-
-    def attend(q: jax.Array, k: jax.Array, v: jax.Array, *mask: jax.Array) -> tuple[jax.Array, None]:
-        rows = (x.reshape(p.batch, p.tokens, *x.shape[-2:]) for x in (q, k, v))
-        chosen: Any = {"mask": mask[0] if mask else None, "implementation": implementation}
-        out = jax.nn.dot_product_attention(*rows, scale=p.softmax_scale, **chosen)
-        return out.reshape(p.out_shape), None
-
-    return attend
-
-
 def _dense(case: Case) -> Prepared:
-    p = case.problem
-    mask = profiler.neighborhood(p).mask(p.spatial).reshape(1, 1, p.tokens, p.tokens)
-    return Attention(case, _all_tokens(case, "xla"), [mask])
+    return Attention(case, peers.all_tokens(case.problem, "xla"), [peers.mask(case.problem)])
 
 
 def _dense_obstacle(case: Case) -> str | None:
@@ -148,7 +133,7 @@ def _dense_obstacle(case: Case) -> str | None:
 
 
 def _cudnn(case: Case) -> Prepared:
-    return Attention(case, _all_tokens(case, "cudnn"), is_exact=False)
+    return Attention(case, peers.all_tokens(case.problem, "cudnn"), is_exact=False)
 
 
 def _cudnn_obstacle(case: Case) -> str | None:

@@ -16,6 +16,7 @@ from jax_na.api.merge import merge_attentions
 from jax_na.api.regions import region_attention
 from jax_na.api.sharded import sharded_neighborhood_attention
 from jax_na.kernels import installation as _installation
+from jax_na.kernels.tuning import share_tuning, use_tuning
 from jax_na.neighborhood import Neighborhood
 from jax_na.tools.plot import plot_window
 
@@ -36,4 +37,6 @@ __all__ = [
     "plot_window",
     "region_attention",
     "sharded_neighborhood_attention",
+    "share_tuning",
+    "use_tuning",
 ]

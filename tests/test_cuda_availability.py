@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import jax_na
-from jax_na.kernels import devices, register, tuning
+from jax_na.kernels import contract, devices, register, tuning
 from jax_na.kernels.installation import NOT_BUILT
 from jax_na.kernels.platforms import PLATFORMS
 from jax_na.kernels.table import ROWS
@@ -57,7 +57,9 @@ def test_a_gpu(gpu):
     wide = jax.ShapeDtypeStruct((1, 9, 8, 4, 320), np.float32)
     assert reasons(query=wide)["fused"] == "it takes up to 256 features per head of query and key, not 320"
     assert reasons(query=wide)["gemm"] is None
-    assert tuning.key(Op(jax_na.Neighborhood((3,)), (9,)), "cuda").startswith("cuda NVIDIA Test | 9 |")
+    op = Op(jax_na.Neighborhood((3,)), (9,))
+    key = tuning.key(op, contract.Problem(op.axes, "bfloat16", 64), "cuda")
+    assert key.startswith("cuda NVIDIA Test | bfloat16 64 | 9 | kernel 3 ")
 
 
 def test_an_old_gpu(gpu, monkeypatch, rng):

@@ -232,8 +232,12 @@ def test_a_measured_choice(rng):
     """The implementation and the tile of the tuning file, under the key of this GPU."""
     op = Op(jax_na.Neighborhood(**CASE.spec), CASE.grid, CASE.head_dim**-0.5)
     inputs = CASE.inputs(rng)
-    other = plan.candidates(CUDA, "na_fused_forward", contract.problem(op, inputs))[5]
-    assert tuning.key(op, CUDA).startswith(f"cuda {devices.cuda_kind()} | 9x8 | kernel 4x3 ")
+    problem = contract.problem(op, inputs)
+    other = plan.candidates(CUDA, "na_fused_forward", problem)[5]
+    kind = " ".join([problem.dtype, str(CASE.head_dim), *problem.operands])
+    assert tuning.key(op, problem, CUDA).startswith(
+        f"cuda {devices.cuda_kind()} | {kind} | 9x8 | kernel 4x3 "
+    )
     with tuning.trial(op, {"kernels": {"na_fused_forward": other}}, CUDA):
         (call,) = calls(lowered(attend(CASE), inputs))
     assert call.attributes["kernels"] == other

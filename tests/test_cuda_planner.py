@@ -3,6 +3,7 @@
 
 import itertools
 import math
+import re
 import types
 
 import numpy as np
@@ -240,12 +241,19 @@ def test_both_forward_kernels_are_tried_where_both_run(is_hopper, monkeypatch):
 
 def test_measured_choices_are_taken_where_they_are_legal():
     op = OPS[0]
+    tuning._warn_once.cache_clear()
     for target in TARGETS:
         cheapest, other = plan.candidates(CUDA, target, problem(op))[:2]
         with tuning.trial(op, {"kernels": {target: other}}, CUDA):
             assert plan.plan(CUDA, target, op, problem(op)) == other
         for wrong in (other[:-1] + "3", other + ";" + other, "", "naive"):
-            with tuning.trial(op, {"kernels": {target: wrong}}, CUDA):
+            trial = tuning.trial(op, {"kernels": {target: wrong}}, CUDA)
+            with (
+                trial,
+                pytest.warns(
+                    UserWarning, match=f"is ignored: {target} has no kernels {re.escape(repr(wrong))}"
+                ),
+            ):
                 assert plan.plan(CUDA, target, op, problem(op)) == cheapest
         with tuning.trial(op, {"kernels": {target: other}}, CPU):
             assert plan.plan(CUDA, target, op, problem(op)) == cheapest

@@ -16,7 +16,7 @@ import jax_na
 
 ROOT = pathlib.Path(__file__).parent.parent
 PACKAGES = [pathlib.Path(package.__file__).parent for package in (jax_na, flax_layers)]
-NAMES = ("regions", "export", "recipes", "masks", "models", "generative")
+NAMES = ("regions", "export", "recipes", "masks", "models", "generative", "profiling")
 PAGES = ("README.md", *(f"docs/{name}.md" for name in NAMES))
 MODULES = [
     ".".join(file.relative_to(package.parent).with_suffix("").parts)

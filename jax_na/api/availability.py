@@ -129,7 +129,8 @@ def implementations(
     rows = [_availability(row, name, problem) for row in ROWS]
     if window is None or problem.dtype not in DTYPES:
         return tuple(rows)
-    taken = table.choose(op, ATTENTION, name, arrays)
+    tokens = {"token_key": additional_keys, "token_value": additional_keys}
+    taken = table.choose(op, ATTENTION, name, {**arrays, "rpb": rpb, **tokens})
     return tuple(_described(op, row, name, problem, arrays, taken) for row in rows)
 
 

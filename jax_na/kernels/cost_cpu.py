@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from jax_na.kernels.contract import Problem
+from jax_na.kernels.work import Work
 from jax_na.neighborhood import Axis, Shape, inverse_windows, windows
 
 # Measured: what one product of a query with a key costs in the row kernels, in units of the tile kernels.
@@ -31,6 +32,28 @@ def cost(pass_name: str, name: str, problem: Problem, tiling: Any) -> float:
         return scores * score_cost + weighted * weighted_cost
     table = inverse_windows if pass_name == "inverse" else windows
     return (scores + weighted) * tile_cost(problem.axes, tuple(tiling.query), table)
+
+
+def work(pass_name: str, name: str, problem: Problem, tiling: Any) -> Work:
+    """What one pass does with a tiling of a kernel that has tiles."""
+    if name == "rows":
+        return _row_work(problem.axes, tuple(tiling.query), tiling.columns)
+    unions, inner = [], []
+    for axis, extent in zip(problem.axes, tiling.query, strict=True):
+        unions.append(_unions(axis, windows(axis), extent))
+        inner.append(_intersections(axis, extent))
+    extents, counts = map(math.prod, zip(*unions, strict=True))
+    return Work(counts, math.prod(tiling.query) * extents, extents, math.prod(inner) / extents)
+
+
+def _row_work(axes: tuple[Axis, ...], block: Shape, width: int) -> Work:
+    """Blocks of rows take exactly their key rows; along the last axis, what one of `width` lanes needs."""
+    *leading, last = axes
+    used = math.prod(int((windows(axis)[:, 1] - windows(axis)[:, 0]).sum()) for axis in leading)
+    unions = [_unions(axis, windows(axis), rows) for axis, rows in zip(leading, block, strict=True)]
+    loaded, blocks = (math.prod(side) for side in zip(*unions, (1, 1), strict=True))
+    columns, runs = _unions(last, windows(last), width)
+    return Work(blocks * runs, used * width * _columns(last, width), loaded * columns, None)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -86,3 +109,14 @@ def _unions(axis: Axis, bounds: Any, tile: int) -> tuple[int, int]:
         total += int((stop[last] - start[::tile]).sum())
         count += len(last)
     return total, count
+
+
+def _intersections(axis: Axis, tile: int) -> int:
+    """Over all groups of an axis: the sum of the keys that all queries of a tile see."""
+    total = 0
+    for group in range(min(axis.dilation, axis.length)):
+        start, stop = windows(axis)[group :: axis.dilation].T
+        first = np.arange(0, len(start), tile)
+        last = np.minimum(first + tile, len(start)) - 1
+        total += int(np.maximum(stop[first] - start[last], 0).sum())
+    return total

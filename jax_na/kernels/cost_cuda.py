@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from jax_na.kernels.contract import Problem
+from jax_na.kernels.work import Work
 from jax_na.neighborhood import Axis, Shape, Table, inverse_windows, windows
 
 
@@ -77,13 +78,25 @@ def cost(pass_name: str, name: str, problem: Problem, tiling: Any) -> float:
     if name not in COSTS:  # the naive kernels have no tiles
         return 0.0
     keys_stay = pass_name in KEYS_STAY
-    query, key = tuple(tiling.query), tuple(tiling.key)
-    rows, columns = (key, query) if keys_stay else (query, key)
-    count = count_boxes(problem.axes, rows, columns, tiling.warp_rows, keys_stay)
+    count = _count(problem, tiling, keys_stay)
     features = max(32, 1 << (max(problem.head_dim, problem.value_dim) - 1).bit_length())
     if tiling.staged_slots:
         return gemm_cost(tiling, count, features, keys_stay)
     return fused_cost(tiling, count, features, COSTS[name])
+
+
+def work(pass_name: str, name: str, problem: Problem, tiling: Any) -> Work:
+    """What one pass does with a tiling of a kernel that has tiles."""
+    count = _count(problem, tiling, pass_name in KEYS_STAY)
+    pairs = count.boxes * tiling.rows * tiling.columns
+    masks = count.boxes * (tiling.rows // tiling.warp_rows)  # of single warps
+    return Work(count.tiles, pairs, count.boxes * tiling.columns, count.unmasked / masks)
+
+
+def _count(problem: Problem, tiling: Any, keys_stay: bool) -> Count:
+    query, key = tuple(tiling.query), tuple(tiling.key)
+    rows, columns = (key, query) if keys_stay else (query, key)
+    return count_boxes(problem.axes, rows, columns, tiling.warp_rows, keys_stay)
 
 
 def fused_cost(tiling: Tiling, count: Count, features: int, costs: Costs) -> float:

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from jax_na.kernels import contract, cost_cpu, cost_cuda, devices, register, tuning, variants
 from jax_na.kernels.contract import Problem
 from jax_na.kernels.platforms import CPU, CUDA
+from jax_na.kernels.work import Work
 from jax_na.op import Op
 
 COSTS: dict[str, Any] = {CPU: cost_cpu, CUDA: cost_cuda}
@@ -38,10 +39,13 @@ Ranked = tuple[tuple[Priced, ...], ...]  # the kernels of a pass, and their tili
 def plan(platform: str, target: str, op: Op, problem: Problem) -> str:
     """The attribute `kernels` of a call: as it was measured (`jax-na tune`), else the cheapest."""
     problem = problem._replace(sizes=None)
-    measured = tuning.lookup(op, platform).get("kernels", {}).get(target)
-    if measured is not None and is_legal(platform, target, problem, measured):
-        return measured
-    return cheapest(platform, target, problem)
+    measured = tuning.lookup(op, problem, platform).get("kernels", {}).get(target)
+    if measured is None:
+        return cheapest(platform, target, problem)
+    if not is_legal(platform, target, problem, measured):
+        tuning.ignore(target, measured, op)
+        return cheapest(platform, target, problem)
+    return measured
 
 
 @functools.lru_cache(maxsize=1024)
@@ -62,6 +66,22 @@ def candidates(platform: str, target: str, problem: Problem) -> tuple[str, ...]:
     """
     tried = [_candidates(ranked) for ranked in rankings(platform, target, problem)]
     return tuple(dict.fromkeys(";".join(choices) for choices in zip(*tried, strict=False)))
+
+
+def works(platform: str, target: str, problem: Problem, most: int) -> list[tuple[str, str, Work]]:
+    """(pass, choice, what it does) of every kernel of a target that has tiles, at most so many of each.
+
+    The cheapest first, by pass and kernel.
+    """
+    found = []
+    problem = problem._replace(sizes=None)
+    for pass_name, kernels in variants.passes(platform, target).items():
+        for row in kernels:
+            tilings = {tiling.choice: tiling for tiling in row.tilings(contract.query(platform, problem))}
+            for priced in _priced(platform, row, problem)[:most]:
+                work = COSTS[platform].work(pass_name, row.name, problem, tilings[priced.choice])
+                found.append((pass_name, priced.choice, work))
+    return found
 
 
 def is_legal(platform: str, target: str, problem: Problem, kernels: str) -> bool:

@@ -87,7 +87,7 @@ def row(name: str) -> Row:
 def choose(op: Op, operation: str, platform: str, operands: Mapping[str, Any]) -> str:
     """What to lower to on a platform: the implementation asked for, or for None the fastest that can run.
 
-    `operands` are those that limit it, by name: query and value, or one of y and x.
+    `operands` are those of the call by name, at least query and value, or one of y and x.
 
     Raises:
         ValueError: if the one asked for cannot run.
@@ -95,7 +95,7 @@ def choose(op: Op, operation: str, platform: str, operands: Mapping[str, Any]) -
     name, problem = op.implementation, contract.problem(op, operands)
     if name is None:
         order: tuple[str, ...] = DEFAULT_ORDER[operation]
-        tuned = tuning.lookup(op, platform).get(operation) if platform in register.TARGETS else None
+        tuned = tuning.lookup(op, problem, platform).get(operation) if platform in register.TARGETS else None
         if tuned in order:
             order = (str(tuned), *order)
         able = (n for n in order if row(n).obstacle(platform, problem) is None)

@@ -139,7 +139,7 @@ def _lower_backward(platform: str, operands: Backward, *, op: Op) -> Inputs:
 
 def _implementation(op: Op, platform: str, inputs: Inputs) -> str:
     """What is to be called: "fused", one that stores weights, or "xla" for no kernel."""
-    return choose(op, ATTENTION, platform, {"query": inputs.query, "value": inputs.value})
+    return choose(op, ATTENTION, platform, inputs._asdict())
 
 
 attention_p = Primitive("na_attention", _attention_types, _lower_attention)

@@ -1,10 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
+# PYTHON_ARGCOMPLETE_OK
 """The command `jax-na`: what is installed, pictures of windows, timings, tuning."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib
+import importlib.util
+import json
+import pathlib
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -14,21 +19,26 @@ import jax
 
 import jax_na
 from jax_na.api.availability import Availability
-from jax_na.kernels import chunks, contract, devices, plan, tuning
+from jax_na.kernels import devices, tuning
+from jax_na.kernels.platforms import CUDA
 from jax_na.kernels.table import NAMES
 from jax_na.neighborhood import Neighborhood
 from jax_na.op import DTYPES
-from jax_na.tools import plot, problems, profiler, report
-from jax_na.tools.clock import Clock
+from jax_na.tools import plot, problems, profiler, report, simulator, trials, tuner
 from jax_na.tools.info import info, require_platform
-from jax_na.tools.problems import BOTH, FORWARD, Problem
+from jax_na.tools.problems import BACKWARD, BOTH, FORWARD, Problem
+from jax_na.tools.roofline import DEVICES
 
+DIRECTIONS = {"forward": FORWARD, "backward": BACKWARD, "both": BOTH}
 SIZES = r"\d+([x,]\d+)*"  # like 56x56
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status. User errors print one line and return 2."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    if importlib.util.find_spec("argcomplete") is not None:
+        importlib.import_module("argcomplete").autocomplete(parser)
+    options = parser.parse_args(arguments)
     try:
         options.run(options)
     except (ValueError, ImportError, OSError) as error:
@@ -53,20 +63,22 @@ def window(options: argparse.Namespace) -> None:
 
 
 def profile(options: argparse.Namespace) -> None:
-    """Times the implementations on one problem."""
+    """Times implementations, kernels and peers on one problem; with --dry-run, counts what they would do."""
     problem = _problem(options)
-    rows = [
-        r
-        for r in profiler.availability(problem)
-        if not options.implementation or r.name in options.implementation
-    ]
-    names = [r.name for r in rows if r.available]
-    missing = {r.name: str(r.reason) for r in rows if not r.available}
+    programs, missing = trials.all_of(problem, options.implementation or ())
     if options.dry_run:
-        report.dry_run(problem, options.rounds, names, missing, _notes(rows))
+        platform, ceiling = devices.platform_of(), None
+        if options.device:
+            platform, ceiling = CUDA, DEVICES[options.device]
+        rows = simulator.rows(problem, platform, ceiling, options.tiles)
+        notes = _notes(profiler.availability(problem))
+        report.dry_run(problem, rows, list(programs), missing, notes, as_json=options.json)
         return
-    timings = report.measure({name: _clock(problem, name) for name in names}, options.rounds)
-    report.results(problem, timings, missing, as_json=options.json)
+    found, ceiling = trials.measured(problem, programs, options.rounds)
+    report.results(problem, found, missing, ceiling, as_json=options.json)
+    if options.chart:
+        report.chart(problem, found, ceiling, options.chart)
+        print(f"wrote {options.chart}", file=sys.stderr)
 
 
 def _notes(rows: Iterable[Availability]) -> list[str]:
@@ -76,47 +88,19 @@ def _notes(rows: Iterable[Availability]) -> list[str]:
 
 
 def tune(options: argparse.Namespace) -> None:
-    """Finds and stores the fastest implementation and tiles."""
-    problem, platform = _problem(options), devices.platform_of()
-    rows = profiler.availability(problem)
-    reason = next(r.reason for r in rows if r.name == "fused")
-    if reason is not None:
-        raise ValueError(f"there is nothing to tune: the fused kernel cannot run this problem, {reason}")
-    choices = {f"fused {text}": choice for text, choice in _choices(problem, platform)[: options.tiles]}
-    calls = {"xla": _clock(problem, "xla")}
-    calls |= {name: _clock(problem, "fused", choice) for name, choice in choices.items()}
-    if options.dry_run:
-        report.dry_run(problem, options.rounds, list(calls), {})
+    """Finds and stores the fastest implementation and tiles; with --merge, takes what others have found."""
+    if options.merge:
+        print(f"merged into {tuning.merge(options.merge)}")
         return
-    timings = report.measure(calls, options.rounds)
-    best = min(timings, key=lambda name: timings[name].median)
-    choice = choices[min(choices, key=lambda name: timings[name].median)]
-    file = tuning.store(profiler.op(problem), {"attention": best.split()[0], **choice}, platform)
-    report.results(problem, timings, {}, as_json=options.json)
-    print(f"stored {best} in {file}", file=sys.stderr)
-
-
-def _choices(problem: Problem, platform: str) -> list[tuple[str, tuning.Choice]]:
-    """What to try, the cheapest first: a text, and the kernels of the targets with their tiles."""
-    targets = ["na_fused_forward", "na_fused_backward"] if problem.needs_gradients else ["na_fused_forward"]
-    planned = contract.problem(profiler.op(problem), profiler.types(problem))
-    tried = [plan.candidates(platform, t, chunks.first(platform, t, planned)) for t in targets]
-    return [
-        (" ".join(kernels), {"kernels": dict(zip(targets, kernels, strict=True))})
-        for kernels in zip(*tried, strict=False)
-    ]
-
-
-def _clock(problem: Problem, implementation: str, choice: tuning.Choice | None = None) -> Callable[[], Clock]:
-    """A function that compiles the problem: there may be many, so each is compiled when its turn comes."""
-
-    def compiled() -> Clock:
-        if choice is None:
-            return profiler.implementation_clock(problem, implementation)
-        with tuning.trial(profiler.op(problem), choice, devices.platform_of()):
-            return profiler.implementation_clock(problem, implementation)
-
-    return compiled
+    problem = _problem(options)
+    if options.dry_run:
+        every, _ = tuner.to_measure(problem, options.tiles)
+        report.dry_run(problem, [], list(every), {}, as_json=options.json)
+        return
+    tuned = tuner.tune(problem, options.tiles, options.rounds)
+    file = tuner.store(problem, tuned.choice)
+    report.results(problem, tuned.found, {}, tuned.ceiling, as_json=options.json)
+    print(f"stored {json.dumps(tuned.choice)} in {file}", file=sys.stderr)
 
 
 def _problem(options: argparse.Namespace) -> Problem:
@@ -124,21 +108,25 @@ def _problem(options: argparse.Namespace) -> Problem:
     require_platform()
     if not options.json and not options.dry_run:
         report.rich("rich.table")  # to miss it now, not after the measurement
+        if getattr(options, "chart", None):
+            report.figure_class()
     if options.dtype == "float64":
         jax.config.update("jax_enable_x64", True)
-    fields = {f.name for f in dataclasses.fields(Problem)}
+    fields = {f.name for f in dataclasses.fields(Problem)} - {"direction"}
     given = {k: v for k, v in vars(options).items() if k in fields and v is not None}
     for name, default in (("kv_heads", "heads"), ("value_dim", "head_dim")):
         if default in given:
             given.setdefault(name, given[default])
-    base = problems.BY_NAME.get(options.shape)
+    if (options.shape is None) == (options.preset is None):
+        raise ValueError("give a grid like 56x56 or a problem's name, or a name as --preset, one of them")
+    base = problems.BY_NAME.get(options.preset or options.shape)
     base = base or problems.problem("", "", (1, *_sizes(options.shape)), (4, 32), 7)
     for name in base.geometry:
         if len(given.get(name, ())) == 1:
             given[name] *= base.rank
     if "is_causal" in given:
         given["is_causal"] = tuple(map(bool, given["is_causal"]))
-    problem = dataclasses.replace(base, **given, direction=BOTH if options.backward else FORWARD)
+    problem = dataclasses.replace(base, **given, direction=DIRECTIONS[options.direction])
     profiler.neighborhood(problem).axes(problem.spatial)
     return problem
 
@@ -198,17 +186,24 @@ def _add_options(command: argparse.ArgumentParser, run: Callable[..., None]) -> 
     if run in (profile, tune):
         _add_problem(command)
     if run is profile:
-        help_text = "repeat for several; default: all"
+        help_text = "repeat for several; default: all, with their kernels, and peers"
         command.add_argument("--implementation", action="append", choices=NAMES, help=help_text)
+        command.add_argument("--chart", metavar="FILE", help="draw the times: .png, .svg, .pdf")
+        help_text = "with --dry-run: a GPU by its data sheet, instead of the machine here"
+        command.add_argument("--device", choices=DEVICES, help=help_text)
     if run is tune:
-        help_text = "how many tiles to try, cheapest first"
-        command.add_argument("--tiles", type=_count, default=6, help=help_text)
+        help_text = "add the choices of these files to yours, instead"
+        command.add_argument("--merge", nargs="+", type=pathlib.Path, metavar="FILE", help=help_text)
+    if run in (profile, tune):
+        help_text = "how many tiles of a kernel to try or count, the cheapest first"
+        command.add_argument("--tiles", type=_count, default=6 if run is tune else 3, help=help_text)
 
 
 def _add_window(command: argparse.ArgumentParser, grid_only: bool) -> None:
     shape = "the grid, like 56x56 (1 to 3 axes)"
     command.add_argument(
         "shape",
+        nargs=None if grid_only else "?",
         type=_sizes if grid_only else _grid_or_name,
         help=shape if grid_only else f"{shape}, or a problem by name, like nat-s1-56",
     )
@@ -228,16 +223,21 @@ def _add_window(command: argparse.ArgumentParser, grid_only: bool) -> None:
 
 
 def _add_problem(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--preset", choices=problems.BY_NAME, metavar="NAME", help="a problem by its name")
     for name, default in (("--batch", 1), ("--heads", 4), ("--head-dim", 32)):
         command.add_argument(name, type=_count, help=f"default {default}, or the problem's own")
     command.add_argument("--kv-heads", type=_count, help="default: as many as heads")
     command.add_argument("--value-dim", type=_count, help="default: the head dim")
     command.add_argument("--dtype", choices=DTYPES, help="default float32")
     command.add_argument("--rpb", action="store_true", default=None, help="with a relative positional bias")
-    command.add_argument("--backward", action="store_true", help="forward and backward pass together")
+    about = "forward (the default), backward, or both together"
+    command.add_argument("--direction", choices=DIRECTIONS, default="forward", help=about)
+    command.add_argument(
+        "--backward", dest="direction", action="store_const", const="both", help="--direction both"
+    )
     command.add_argument("--rounds", type=_count, default=20, help="samples per implementation, default 20")
     command.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    command.add_argument("--dry-run", action="store_true", help="print what would be measured")
+    command.add_argument("--dry-run", action="store_true", help="measure nothing, print what would be done")
 
 
 if __name__ == "__main__":

@@ -47,14 +47,19 @@ class Timing:
     samples: tuple[Sample, ...]
 
     @property
+    def seconds(self) -> list[float]:
+        """Of one computation, sample by sample."""
+        return [s.seconds for s in self.samples]
+
+    @property
     def median(self) -> float:
         """Median of the seconds."""
-        return statistics.median(s.seconds for s in self.samples)
+        return statistics.median(self.seconds)
 
     @property
     def quartiles(self) -> tuple[float, float]:
         """The first and the third quartile of the seconds."""
-        return quartiles([s.seconds for s in self.samples])
+        return quartiles(self.seconds)
 
 
 def quartiles(values: list[float]) -> tuple[float, float]:

@@ -93,6 +93,10 @@ class Program(NamedTuple):
     vary: Callable[[int], Any]
     others: tuple[Any, ...]
 
+    def executable(self) -> Any:
+        """The compiled program."""
+        return jax.jit(self.function).lower(self.vary(0), *self.others).compile()
+
     def compile(self) -> Callable[[], Any]:
         """What computes it once and returns when it is done."""
         function, first = jax.jit(self.function), self.vary(0)
@@ -100,8 +104,7 @@ class Program(NamedTuple):
 
     def temporary_bytes(self) -> int:
         """Memory that the compiler plans besides inputs and results."""
-        compiled: Any = jax.jit(self.function).lower(self.vary(0), *self.others).compile()
-        return int(compiled.memory_analysis().temp_size_in_bytes)
+        return int(self.executable().memory_analysis().temp_size_in_bytes)
 
 
 def program(problem: Problem, attend: Attend, inputs: Arrays, constants: Sequence[Any] = ()) -> Program:
@@ -131,20 +134,36 @@ def program(problem: Problem, attend: Attend, inputs: Arrays, constants: Sequenc
     return Program(run, lambda i: save(vary(i), others, constants), (inputs["dout"],))
 
 
+class Prepared(NamedTuple):
+    """The clock of a compiled program, and what it needs of the memory: inputs, results, and in between."""
+
+    clock: Clock
+    peak_bytes: int
+
+
+def prepare(program: Program, platform: str) -> Prepared:
+    """Compiles a program for "cpu", or for an accelerator."""
+    executable, first = program.executable(), program.vary(0)
+    used = executable.memory_analysis()
+    peak = used.argument_size_in_bytes + used.output_size_in_bytes + used.temp_size_in_bytes
+    if platform != "cpu":
+        return Prepared(_queue_clock(program, lambda: executable(first, *program.others)), int(peak))
+
+    def call() -> Any:
+        return jax.block_until_ready(executable(first, *program.others))
+
+    call()  # the first touches of memory
+    return Prepared(WallClock(call), int(peak))
+
+
 def clock(program: Program, platform: str) -> Clock:
     """Compiles a program and gives its clock on "cpu", or on an accelerator."""
-    if platform != "cpu":
-        return _queue_clock(program)
-    call = program.compile()
-    call()  # the first touches of memory
-    return WallClock(call)
+    return prepare(program, platform).clock
 
 
-def _queue_clock(program: Program) -> QueueClock:
+def _queue_clock(program: Program, call: Callable[[], Any]) -> QueueClock:
     """Short programs are computed for several i at once: for one i the compiler would remove repetitions."""
-    first = program.vary(0)
-    compiled = jax.jit(program.function).lower(first, *program.others).compile()
-    one = QueueClock(lambda: compiled(first, *program.others), jax.block_until_ready)
+    one = QueueClock(call, jax.block_until_ready)
     if one.estimate > SHORT_CALL:
         return one
     several = [program.vary(i) for i in range(TOGETHER)]
@@ -157,8 +176,13 @@ def _queue_clock(program: Program) -> QueueClock:
     return QueueClock(call, jax.block_until_ready, together=TOGETHER)
 
 
-def implementation_clock(problem: Problem, implementation: str | None) -> Clock:
-    """The clock of an implementation of jax-na on random inputs, on JAX's default platform."""
+def prepare_attention(problem: Problem, attend: Attend, constants: Sequence[Any] = ()) -> Prepared:
+    """Compiles an attention for random inputs, on JAX's default platform."""
     inputs = arrays(problem)
     platform = next(iter(inputs["query"].devices())).platform
-    return clock(program(problem, attention(problem, implementation), inputs), platform)
+    return prepare(program(problem, attend, inputs, constants), platform)
+
+
+def prepare_implementation(problem: Problem, implementation: str | None) -> Prepared:
+    """Compiles an implementation of jax-na in the same way."""
+    return prepare_attention(problem, attention(problem, implementation))

@@ -8,15 +8,18 @@ import dataclasses
 import importlib
 import importlib.util
 import json
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-from jax_na.kernels import chunks, contract, devices, plan
 from jax_na.neighborhood import by
-from jax_na.tools import profiler
-from jax_na.tools.clock import Clock, Timing, in_turns
-from jax_na.tools.problems import FORWARD, Problem
+from jax_na.tools import profiler, simulator
+from jax_na.tools.clock import Timing, in_turns
+from jax_na.tools.problems import BACKWARD, FORWARD, Problem
+from jax_na.tools.profiler import Prepared
+from jax_na.tools.roofline import Ceiling
 
+WIDTH = 120  # of a table where there is no terminal
 Tick = Callable[[str, int], None]  # what is going on, and steps done
 
 
@@ -48,41 +51,95 @@ def progress(steps: int) -> Iterator[Tick]:
         yield lambda text, steps: bar.update(task, advance=steps, description=text or None)
 
 
-def measure(clocks: Mapping[str, Callable[[], Clock]], rounds: int) -> dict[str, Timing]:
+class Trial(NamedTuple):
+    """A problem, and what compiles a way to compute it."""
+
+    problem: Problem
+    prepare: Callable[[], Prepared]
+
+
+class Measured(NamedTuple):
+    """The timing of a problem, and the memory that its program needs."""
+
+    problem: Problem
+    timing: Timing
+    peak_bytes: int
+
+
+def measure(trials: Mapping[str, Trial], rounds: int) -> dict[str, Measured]:
     """Compiles all, then times them in turns, under a progress bar."""
-    with progress(len(clocks) * (rounds + 1)) as tick:
+    with progress(len(trials) * (rounds + 1)) as tick:
         ready = {}
-        for name, compiled in clocks.items():
+        for name, trial in trials.items():
             tick(f"compiling {name}", 0)
-            ready[name] = compiled().sample
+            ready[name] = trial.prepare()
             tick("", 1)
-        samples = in_turns(ready, rounds, tick=lambda name: tick(f"timing {name}", 1))
-    return {name: Timing(samples[name]) for name in clocks}
+        samples = in_turns(
+            {name: prepared.clock.sample for name, prepared in ready.items()},
+            rounds,
+            tick=lambda name: tick(f"timing {name}", 1),
+        )
+    return {
+        name: Measured(trial.problem, Timing(samples[name]), ready[name].peak_bytes)
+        for name, trial in trials.items()
+    }
 
 
 def results(
-    problem: Problem, timings: Mapping[str, Timing], missing: Mapping[str, str], *, as_json: bool
+    problem: Problem,
+    found: Mapping[str, Measured],
+    missing: Mapping[str, str],
+    ceiling: Ceiling,
+    *,
+    as_json: bool,
 ) -> None:
-    """Prints the timings, and why the others could not run."""
-    flops = profiler.flops(problem)
+    """Prints what was measured, the fraction of what the machine allows, and why the others could not run."""
+    rows = {name: _row(measured, ceiling) for name, measured in found.items()}
     if as_json:
-        print(json.dumps(_document(problem, flops, timings, missing)))
+        print(json.dumps(_document(problem, rows, missing, ceiling)))
         return
-    table = rich("rich.table").Table(box=rich("rich.box").SIMPLE_HEAD)
-    table.add_column("implementation", no_wrap=True)
-    for name in ("median ms", "quartiles ms", "GFLOP/s", "speed"):
-        table.add_column(name, justify="right", no_wrap=True)
-    medians = [t.median for t in timings.values()]
-    for name, t in timings.items():
-        low, high = map(milliseconds, t.quartiles)
-        rate, speed = f"{flops / t.median / 1e9:.3g}", f"{max(medians) / t.median:.1f}x"
-        style = "bold green" if t.median == min(medians) else None
-        table.add_row(name, milliseconds(t.median), f"{low} - {high}", rate, speed, style=style)
-    console = rich("rich.console").Console()
+    console = rich("rich.console").Console(width=None if sys.stdout.isatty() else WIDTH)
     console.print(title(problem), highlight=False, soft_wrap=True)
-    console.print(table)
+    console.print(_table(rows))
+    console.print(_limits(problem, ceiling), highlight=False, soft_wrap=True)
     for name, reason in missing.items():
         console.print(f"  {name} cannot run: {reason}", style="dim", highlight=False)
+
+
+def _table(rows: Mapping[str, Mapping[str, Any]]) -> Any:
+    """Of rich; `spread` is the distance of the quartiles in medians, `speed` against the slowest."""
+    table = rich("rich.table").Table(box=rich("rich.box").SIMPLE_HEAD)
+    table.add_column("implementation", no_wrap=True)
+    for name in ("ms", "spread", "GFLOP/s", "GB/s", "roofline", "MB", "speed"):
+        table.add_column(name, justify="right", no_wrap=True, min_width=len(name))
+    medians = [row["median_s"] for row in rows.values()]
+    for name, row in rows.items():
+        median, (low, high) = row["median_s"], row["quartiles_s"]
+        cells = [milliseconds(median), f"{(high - low) / median:.0%}"]
+        cells += [f"{row[key]:.3g}" for key in ("gflop_per_s", "gb_per_s")]
+        cells += [f"{row['roofline']:.0%}", f"{row['peak_bytes'] / 1e6:.3g}"]
+        style = "bold green" if median == min(medians) else None
+        table.add_row(name, *cells, f"{max(medians) / median:.1f}x", style=style)
+    return table
+
+
+def _limits(problem: Problem, ceiling: Ceiling) -> str:
+    """What the roofline is."""
+    product, copy = f"{ceiling.flops / 1e9:.3g} GFLOP/s", f"{ceiling.bytes / 1e9:.3g} GB/s"
+    least = milliseconds(ceiling.seconds(problem))
+    return f"roofline: {least} ms by a matrix product of {product} and a copy of {copy}"
+
+
+def _row(measured: Measured, ceiling: Ceiling) -> dict[str, Any]:
+    problem, median = measured.problem, measured.timing.median
+    return {
+        "median_s": median,
+        "quartiles_s": measured.timing.quartiles,
+        "gflop_per_s": profiler.flops(problem) / median / 1e9,
+        "gb_per_s": problem.least_bytes / median / 1e9,
+        "roofline": ceiling.seconds(problem) / median,
+        "peak_bytes": measured.peak_bytes,
+    }
 
 
 def milliseconds(seconds: float) -> str:
@@ -96,7 +153,7 @@ def title(problem: Problem) -> str:
     p = problem
     heads = f"{p.heads} heads" if p.kv_heads == p.heads else f"{p.heads} heads on {p.kv_heads}"
     dims = f"{p.head_dim}" if p.value_dim == p.head_dim else f"{p.head_dim} and {p.value_dim}"
-    passes = "forward" if p.direction == FORWARD else "forward and backward"
+    passes = {FORWARD: "forward", BACKWARD: "backward"}.get(p.direction, "forward and backward")
     bias = ", rpb" if p.rpb else ""
     grid = f"batch {p.batch}, {by(p.spatial)}, {profiler.neighborhood(p)}"
     useful = f"{profiler.flops(p) / 1e9:.3g} useful GFLOP"
@@ -124,38 +181,77 @@ def markdown_table(cells: Sequence[Sequence[str]], labels: int = 1) -> str:
 
 
 def _document(
-    problem: Problem, flops: int, timings: Mapping[str, Timing], missing: Mapping[str, str]
+    problem: Problem, rows: Mapping[str, Any], missing: Mapping[str, str], ceiling: Ceiling
 ) -> dict[str, Any]:
-    measured = {
-        name: {"median_s": t.median, "quartiles_s": t.quartiles, "gflop_per_s": flops / t.median / 1e9}
-        for name, t in timings.items()
-    }
+    rates = {"gflop_per_s": ceiling.flops / 1e9, "gb_per_s": ceiling.bytes / 1e9}
+    return _facts(problem) | {"ceiling": rates, "results": dict(rows), "cannot_run": dict(missing)}
+
+
+def _facts(problem: Problem) -> dict[str, Any]:
     return {
         "problem": dataclasses.asdict(problem),
-        "useful_flop": flops,
-        "results": measured,
-        "cannot_run": dict(missing),
+        "useful_flop": profiler.flops(problem),
+        "least_bytes": problem.least_bytes,
     }
+
+
+def figure_class() -> Any:
+    """Figures of the optional dependency matplotlib."""
+    try:
+        return importlib.import_module("matplotlib.figure").Figure
+    except ImportError as error:
+        raise ImportError('charts need matplotlib: pip install "jax-na[cli]"') from error
+
+
+def chart(problem: Problem, found: Mapping[str, Measured], ceiling: Ceiling, file: str) -> None:
+    """Draws the medians as bars, with quartiles and the least time that the machine allows."""
+    timings = {name: measured.timing for name, measured in found.items()}
+    figure = figure_class()(figsize=(8, 1.4 + 0.4 * len(timings)), layout="constrained")
+    axes = figure.subplots()
+    medians = [timing.median * 1e3 for timing in timings.values()]
+    sides = [
+        [abs(side * 1e3 - median) for side in timing.quartiles]
+        for median, timing in zip(medians, timings.values(), strict=True)
+    ]
+    axes.barh(list(timings), medians, xerr=list(zip(*sides, strict=True)), color="#3b6fb6", height=0.6)
+    axes.axvline(ceiling.seconds(problem) * 1e3, color="#d9822b", label="roofline")
+    axes.set_xscale("log")
+    axes.set_xlabel("ms")
+    axes.set_title(title(problem), fontsize=8)
+    axes.invert_yaxis()
+    axes.legend(frameon=False)
+    figure.savefig(file, dpi=150)
 
 
 def dry_run(
-    problem: Problem, rounds: int, names: list[str], missing: Mapping[str, str], notes: Iterable[str] = ()
+    problem: Problem,
+    rows: Sequence[simulator.Row],
+    names: Sequence[str],
+    missing: Mapping[str, str],
+    notes: Iterable[str] = (),
+    *,
+    as_json: bool,
 ) -> None:
-    """Prints what would be measured and what else there is to know, and computes nothing."""
+    """Prints what would be measured, what the fused kernels would do, and what else there is to know."""
+    weights = profiler.weight_bytes(problem)
+    if as_json:
+        facts = {"useful_flop": profiler.flops(problem), "least_bytes": problem.least_bytes}
+        tables = {
+            "kernels": [row._asdict() for row in rows],
+            "would_time": names,
+            "cannot_run": dict(missing),
+        }
+        print(
+            json.dumps({"problem": dataclasses.asdict(problem), **facts, "weight_bytes": weights, **tables})
+        )
+        return
     print(title(problem))
-    print(f"weights of a stored neighborhood: {profiler.weight_bytes(problem) / 1e6:.3g} MB (naive, gemm)")
-    if any(name.startswith("fused") for name in names):
-        print(f"kernel of the fused forward pass: {_planned(problem)}")
+    print(f"weights of a stored neighborhood: {weights / 1e6:.3g} MB (naive, gemm)")
+    if rows:
+        print(text_table(simulator.cells(rows), labels=2))
     for name in names:
-        print(f"would time {name}, {rounds} rounds")
+        print(f"would time {name}")
     for name, reason in missing.items():
         print(f"would not time {name}: {reason}")
     for note in notes:
         print(note)
-
-
-def _planned(problem: Problem) -> str:
-    """What the planner chooses for the fused forward pass, with its tiles; of chunks, for the first."""
-    op, platform, target = profiler.op(problem), devices.platform_of(), "na_fused_forward"
-    planned = chunks.first(platform, target, contract.problem(op, profiler.types(problem)))
-    return plan.plan(platform, target, op, planned)
