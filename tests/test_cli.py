@@ -153,6 +153,16 @@ def test_profile_dry(capsys):
     assert {row["pass_name"][:8] for row in document["kernels"]} == {"forward", "backward"}
 
 
+def test_profile_dry_without_a_fused_kernel(capsys):
+    """No kernels to count, and the reason."""
+    before = jax.config.jax_enable_x64
+    text = run(capsys, "profile", *SMALL, "--dtype", "float64", "--dry-run")
+    jax.config.update("jax_enable_x64", before)
+    assert "would not time fused: " in text
+    assert "would time xla" in text
+    assert "pass " not in text
+
+
 def test_profile_for_a_data_sheet(capsys):
     """The CUDA kernels on an H100, which need not be here; they must be installed."""
     arguments = ["profile", *SMALL, "--dry-run", "--device", "h100", "--json"]

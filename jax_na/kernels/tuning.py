@@ -115,9 +115,7 @@ def merge(files: Iterable[pathlib.Path]) -> pathlib.Path:
 
 
 def _write(choices: Choices) -> pathlib.Path:
-    file = path()
-    if file is None:
-        raise ValueError("JAX_NA_TUNING=off: there is no file to store the result in")
+    file = own_file()
     file.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"version": VERSION, "choices": _own_entries() | choices}, indent=1)
     with tempfile.NamedTemporaryFile("w", dir=file.parent, delete=False) as new:
@@ -224,6 +222,18 @@ def _entries() -> Choices:
         )
         return {}
     return found
+
+
+def own_file() -> pathlib.Path:
+    """The file that choices are stored in.
+
+    Raises:
+        ValueError: there shall be none.
+    """
+    file = path()
+    if file is None:
+        raise ValueError("JAX_NA_TUNING=off: there is no file to store the result in")
+    return file
 
 
 def _own_entries() -> Choices:

@@ -67,11 +67,7 @@ def profile(options: argparse.Namespace) -> None:
     problem = _problem(options)
     programs, missing = trials.all_of(problem, options.implementation or ())
     if options.dry_run:
-        platform, ceiling = devices.platform_of(), None
-        if options.device:
-            platform, ceiling = CUDA, DEVICES[options.device]
-        rows = simulator.rows(problem, platform, ceiling, options.tiles)
-        notes = _notes(profiler.availability(problem))
+        rows, notes = _simulated(problem, options), _notes(profiler.availability(problem))
         report.dry_run(problem, rows, list(programs), missing, notes, as_json=options.json)
         return
     found, ceiling = trials.measured(problem, programs, options.rounds)
@@ -79,6 +75,15 @@ def profile(options: argparse.Namespace) -> None:
     if options.chart:
         report.chart(problem, found, ceiling, options.chart)
         print(f"wrote {options.chart}", file=sys.stderr)
+
+
+def _simulated(problem: Problem, options: argparse.Namespace) -> list[simulator.Row]:
+    """What the fused kernels do: those for a GPU by its data sheet, or those that run here, if any do."""
+    if options.device:
+        return simulator.rows(problem, CUDA, DEVICES[options.device], options.tiles)
+    if "fused" in trials.implementations(problem)[1]:
+        return []
+    return simulator.rows(problem, devices.platform_of(), None, options.tiles)
 
 
 def _notes(rows: Iterable[Availability]) -> list[str]:

@@ -45,6 +45,7 @@ def to_measure(problem: Problem, most: int) -> tuple[trials.Trials, dict[str, di
 def tune(problem: Problem, most: int, rounds: int) -> Tuned:
     """Measures, forward and backward each, and chooses."""
     every, names = to_measure(problem, most)
+    tuning.own_file()  # to miss it now, not after the measurement
     found, ceiling = trials.measured(problem, every, rounds)
     seconds = {name: measured.timing.median for name, measured in found.items()}
     best = {target: min(choices, key=lambda name: seconds[name]) for target, choices in names.items()}
