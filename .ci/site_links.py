@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Links and pictures of a built site: python .ci/site_links.py FOLDER
 
-Every page, heading and picture that a page of the site links to must be there. Nothing in the network is asked
-for.
+Every page, heading and picture that a page of the site links to must be there. The network is not asked.
 """
 
 from __future__ import annotations
