@@ -171,10 +171,29 @@ def test_steps(
     ]
 
 
+def documentation(run, environment: Environment, wheel: pathlib.Path, work: pathlib.Path) -> None:
+    """The site builds without a warning, its Python runs, and no link or picture in it is broken."""
+    environment.create(run, *requirements("docs"))
+    environment.install(run, "--no-deps", str(wheel))
+    site = work / "site" / "html"
+    run(environment.python, "-P", "-m", "sphinx", "-q", "-W", "-n", "--keep-going", ROOT / "docs", site)
+    run(environment.python, ROOT / ".ci" / "site_links.py", site)
+
+
 def smoke(run, environment: Environment, wheel: pathlib.Path) -> None:
     """The wheel, with no compiler, on another Python."""
     environment.create(run, "--only-binary", ":all:", str(wheel))
     run(environment.python, ROOT / ".ci" / "smoke.py", cwd=environment.folder)
+
+
+def documentation_step(environment: Environment, wheels: dict[str, str], work: pathlib.Path) -> Step:
+    name = wheels[environment.version]
+    folder = work / name.replace(" ", "-")
+    return Step(
+        "documentation",
+        lambda run: documentation(run, environment, wheel_in(folder), work),
+        needs=(name,),
+    )
 
 
 def smoke_steps(pythons: Pythons, wheels: dict[str, str], work: pathlib.Path) -> list[Step]:
@@ -199,6 +218,7 @@ def plan(work: pathlib.Path, architectures: str) -> Plan:
         for name, version in {
             **{"tools": versions[-1], "newest": versions[-1], "oldest": versions[0]},
             **{"sanitizers": versions[0], "cuda": versions[-1], "python-alone": versions[-1]},
+            "documentation": versions[-1],
         }.items()
     }
     tools, newest, oldest = environments["tools"], environments["newest"], environments["oldest"]
@@ -215,6 +235,7 @@ def plan(work: pathlib.Path, architectures: str) -> Plan:
         Step("Python alone", lambda run: other_systems.python_alone(run, environments["python-alone"])),
         *wheel_steps,
         *test_steps(newest, oldest, wheels, work),
+        documentation_step(environments["documentation"], wheels, work),
         *smoke_steps(pythons, wheels, work),
         Step(
             "sanitizers",
