@@ -63,5 +63,5 @@ def test_results_that_differ(script, saved, tmp_path, monkeypatch, capsys):
 
 def test_a_file_without_results(script, saved, tmp_path):
     np.savez(tmp_path / "saved.npz", query=saved["query"])
-    with pytest.raises(ValueError, match="has no key, kernel_size, out, value"):
+    with pytest.raises(ValueError, match="has no kernel_size, key, out, value"):
         script.read(str(tmp_path / "saved.npz"), heads_first=False)
