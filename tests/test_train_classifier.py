@@ -55,7 +55,7 @@ def environment(tmp_path_factory):
 
 def execute(environment, *arguments, code=()):
     command = [sys.executable, *code, str(FOLDER / "train_classifier.py"), *map(str, arguments)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1800)
 
 
 def history_of(folder):
