@@ -81,7 +81,8 @@ def clang(run, tools: Environment, newest: Environment, work: pathlib.Path) -> N
 
 
 def pytest(run, environment: Environment, *arguments: str, **variables: str) -> None:
-    run(environment.bin / "pytest", "-q", "-n", "auto", "--durations=10", *arguments, variables=variables)
+    workers = ("-n", "auto", "--dist", "worksteal")  # some tests take minutes
+    run(environment.bin / "pytest", "-q", *workers, "--durations=10", *arguments, variables=variables)
 
 
 def kept(work: pathlib.Path) -> dict[str, str]:
