@@ -25,8 +25,6 @@ def link_for_macos(run: Run, tools: Environment, newest: Environment, work: path
         "nanobind_DIR": nanobind,
         "JAX_NA_CUDA": "OFF",
         "JAX_NA_OBJECTS": "",  # zig keeps its own
-        "CMAKE_BUILD_TYPE": "Debug",
-        "CMAKE_CXX_FLAGS_DEBUG": "-O1",  # to link is all that is asked
     }
     if newest.version != "3.11":
         defines["SKBUILD_SABI_VERSION"] = "3.12"
