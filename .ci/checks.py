@@ -5,7 +5,8 @@ Usage: .ci/run [--all-architectures] [--keep FOLDER] [STEP...]
 
 Two wheels are built, one for Python 3.11 and one for all newer ones, and these two are tested everywhere.
 CUDA kernels are compiled for compute capabilities 8.0 and 9.0, and for all if cuda/ or common/ changed since
-the last tag; .ci/release compiles for all. A step given by name runs with those that it needs.
+the last tag; then their longest tests have all combinations too. .ci/release compiles for all. A step given
+by name runs with those that it needs.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ EXECUTOR = (
     *(f"test_cuda_{n}.py" for n in ("kernels", "naive", "gemm", "hopper")),
 )
 EXECUTOR += ("test_cuda_gemm_faults.py",)
+# Its combinations take up to a minute each: some of them are enough where no CUDA kernel has changed.
+LONG = "tests/test_cuda_non_finite.py"
 # What a set of instructions computes: these run with each of them.
 NUMERICAL = ("test_attention.py", "test_unfused.py", "test_random.py", "test_regions.py", "test_package.py")
 CLANG_SOURCES = ("cpu/isa/kernels.cc", "cpu/naive.cc", "cpu/host/instruction_set.cc", "cpu/host/handlers.cc")
@@ -110,7 +113,7 @@ def steps_of_wheels(pythons: Pythons, work: pathlib.Path) -> tuple[list[Step], d
 
 
 def test_steps(
-    newest: Environment, oldest: Environment, wheels: dict[str, str], work: pathlib.Path
+    newest: Environment, oldest: Environment, wheels: dict[str, str], work: pathlib.Path, every: bool
 ) -> list[Step]:
     def wheel(environment: Environment) -> pathlib.Path:
         return wheel_in(work / wheels[environment.version].replace(" ", "-"))
@@ -120,6 +123,12 @@ def test_steps(
 
     without_executor = [f"--ignore=tests/{name}" for name in EXECUTOR]
     files = [f"tests/{name}" for name in NUMERICAL]
+
+    def all_combinations(run) -> None:
+        variables = {"JAX_NA_WHEEL": str(wheel(newest))}
+        pytest(run, newest, "--exhaustive", *([] if every else [f"--ignore={LONG}"]), **variables)
+        if not every:
+            pytest(run, newest, LONG, **variables)
 
     def other_levels(run) -> None:
         """The best one runs everything already, and the oldest JAX the baseline."""
@@ -137,7 +146,7 @@ def test_steps(
         ),
         Step(
             "tests, all combinations, newest",
-            lambda run: pytest(run, newest, "--exhaustive", JAX_NA_WHEEL=str(wheel(newest))),
+            all_combinations,
             needs=at_newest,
             all_cores=True,
         ),
@@ -235,7 +244,7 @@ def plan(work: pathlib.Path, architectures: str) -> Plan:
         ),
         Step("Python alone", lambda run: other_systems.python_alone(run, environments["python-alone"])),
         *wheel_steps,
-        *test_steps(newest, oldest, wheels, work),
+        *test_steps(newest, oldest, wheels, work, every=not architectures),
         documentation_step(environments["documentation"], wheels, work),
         *smoke_steps(pythons, wheels, work),
         Step(
