@@ -188,9 +188,9 @@ def test_digits_held_out():
 def test_digits_accuracy(tmp_path):
     """The example with a fifth of its epochs, which has 95 % of digits that it was not trained on.
 
-    With all of them it has 98 %. A few of the 500 depend on roundings, which differ from machine to machine.
+    A few of the 500 depend on roundings, which differ from machine to machine. All epochs take minutes more.
     """
     pytest.importorskip("mlxtend")
-    done = execute(os.environ, "--output", tmp_path, "--set", "epochs=5")
+    done = execute(os.environ, "--output", tmp_path, "--set", "epochs=6")
     assert done.returncode == 0, done.stderr
     assert history_of(tmp_path)[-1]["held_out_accuracy"] >= 0.95

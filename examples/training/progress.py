@@ -5,6 +5,7 @@ import statistics
 import types
 from collections import deque
 from collections.abc import Iterable
+from typing import Self
 
 import rich.progress
 from rich.console import Console
@@ -41,7 +42,22 @@ def _say_where_it_goes_on(console: Console, first: int, steps: int) -> None:
         console.print(f"goes on from the checkpoint of step {first} of {steps}", highlight=False)
 
 
-class Bar:
+class _Shown:
+    """What is shown while it is entered: a context manager."""
+
+    _bar: rich.progress.Progress
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: types.TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+
+class Bar(_Shown):
     """A bar of all steps of a classifier, and a line for every epoch; a context manager.
 
     Where the output is no terminal there are only the lines.
@@ -81,17 +97,8 @@ class Bar:
             highlight=False,
         )
 
-    def __enter__(self) -> "Bar":
-        self._bar.start()
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: types.TracebackType | None
-    ) -> None:
-        self._bar.stop()
-
-
-class LossBar:
+class LossBar(_Shown):
     """A bar of all steps, with the mean loss of the last ones; a context manager.
 
     Where the output is no terminal, a line tells the loss now and then.
@@ -115,12 +122,3 @@ class LossBar:
         self._bar.update(self._task, completed=done, loss=loss)
         if self._bar.disable and done % self.LINES == 0:
             self._console.print(f"step {done:5}: loss {loss:.4f}", highlight=False)
-
-    def __enter__(self) -> "LossBar":
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: types.TracebackType | None
-    ) -> None:
-        self._bar.stop()

@@ -133,7 +133,7 @@ DIGITS = Experiment(
         drop_path=0.05,
     ),
     Recipe(
-        epochs=26,
+        epochs=30,
         batch_size=25,
         learning_rate=2e-3,
         warmup_epochs=1,
