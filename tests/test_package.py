@@ -42,7 +42,9 @@ NAMES = {
     "neighborhood_qk",
     "plot_window",
     "region_attention",
+    "share_tuning",
     "sharded_neighborhood_attention",
+    "use_tuning",
 }
 
 
