@@ -134,11 +134,8 @@ def compare(results: dict[str, Result], reference: str) -> tuple[Table, float]:
 
 def attention_map(query: jax.Array, key: jax.Array, position: tuple[int, int]) -> np.ndarray:
     """[X, Y]: how much the patch at `position` attends to every patch, NaN for those it does not see."""
-    scores = jax_na.neighborhood_qk(query[0], key[0], WINDOW.kernel_size)
-    attention = np.full(query.shape[1:3], np.nan)
-    seen = WINDOW.indices(attention.shape)[position]
-    attention.flat[seen] = jax.nn.softmax(scores[position][0])
-    return attention
+    scores = jax_na.neighborhood_qk(query[0], key[0], WINDOW)
+    return WINDOW.attention_map(query.shape[1:3], position, jax.nn.softmax(scores[position][0]))
 
 
 def window_box(position: tuple[int, int], shape: tuple[int, ...]) -> tuple[slice, slice]:

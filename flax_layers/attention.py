@@ -30,9 +30,10 @@ class NeighborhoodAttention(nn.Module):
     """Multi-head attention in which every position attends to its neighborhood.
 
     Takes inputs `[batch..., *spatial, features]`. The number of spatial axes is `rank`, or the length of
-    whichever of `kernel_size`, `stride`, `dilation`, `is_causal` is a tuple.
+    whichever of `kernel_size`, `stride`, `dilation`, `is_causal`, `is_periodic` is a tuple.
     Axes shorter than `kernel_size * dilation` are padded with zeros at the end, before the projections, and
     cropped after, as in the published NAT and DiNAT layers: there, padded positions take part as keys.
+    Periodic axes are not padded, they must be long enough.
 
     Parameters have the names and shapes of `flax.linen.MultiHeadDotProductAttention`, so checkpoints swap:
     `query`, `key`, `value` with `kernel [features, heads, head_dim]` and `bias [heads, head_dim]`, `out` with
@@ -42,9 +43,10 @@ class NeighborhoodAttention(nn.Module):
 
     Attributes:
       num_heads: number of query heads; `qkv_features` must be a multiple.
-      kernel_size: keys per axis, one value or one per axis; a `jax_na.Neighborhood` stands for all four.
+      kernel_size: keys per axis, one value or one per axis; a `jax_na.Neighborhood` stands for all five.
         "full" is attention between all positions of a grid of any size; `rank` says how many axes it has.
-      stride, dilation, is_causal: see `jax_na.neighborhood_attention`; one value or one per axis.
+      stride, dilation, is_causal, is_periodic: see `jax_na.neighborhood_attention`; one value or one per
+        axis.
       rank: number of spatial axes, needed if all of these are single values.
       rel_pos_bias: learn a relative positional bias. It is stored in float32 whatever `param_dtype`
         (float64 for float64 parameters).
@@ -52,8 +54,9 @@ class NeighborhoodAttention(nn.Module):
       implementation: "naive", "gemm", "fused", "xla", or None for the fastest that supports the problem.
       head_groups: in place of `kernel_size` and `dilation`, pairs of these, one for each group of heads:
         `[((7, 7), 1), ((7, 7), 4)]`. Groups are neighbouring heads, in order, of equal size; if they do not
-        divide the heads, the last groups have one head more, as in StyleNAT. stride and is_causal are shared,
-        inputs are padded to the largest window, and with `rel_pos_bias` group i has a parameter `rpb_i`.
+        divide the heads, the last groups have one head more, as in StyleNAT. stride, is_causal and
+        is_periodic are shared, inputs are padded to the largest window, and with `rel_pos_bias` group i has a
+        parameter `rpb_i`.
       num_kv_heads: heads of key and value; a divisor of `num_heads`, which is the default (grouped heads).
       dtype: dtype of the computation; inferred from inputs and parameters if None.
       param_dtype: dtype of the parameters.
@@ -92,6 +95,7 @@ class NeighborhoodAttention(nn.Module):
     stride: PerAxis = 1
     dilation: PerAxis = 1
     is_causal: PerAxisFlag = False
+    is_periodic: PerAxisFlag = False
     rank: int | None = None
     rel_pos_bias: bool = False
     scale: float | None = None
@@ -173,7 +177,7 @@ class NeighborhoodAttention(nn.Module):
         return self._drop(out, self.dropout_rate, deterministic, dropout_rng)
 
     def _windows(self) -> Windows:
-        window = (self.kernel_size, self.stride, self.dilation, self.is_causal)
+        window = (self.kernel_size, self.stride, self.dilation, self.is_causal, self.is_periodic)
         return Windows(*window, self.rank, self.head_groups)
 
     def _rpb(self, group: Group) -> jax.Array | None:

@@ -87,7 +87,10 @@ def attend(
     spatial = _spatial_shape(inputs, rank)
     neighborhoods = [group.on(spatial) for group in groups]
     spans = [[w * d for w, d in zip(n.kernel_size, n.dilation, strict=True)] for n in neighborhoods]
-    missing = [(0, max(*span, have) - have) for *span, have in zip(*spans, spatial, strict=True)]
+    missing = [
+        (0, 0 if is_periodic else max(*span, have) - have)
+        for *span, have, is_periodic in zip(*spans, spatial, neighborhoods[0].is_periodic, strict=True)
+    ]
     if padded := any(after for _, after in missing):
         query, key, value = (jnp.pad(x, [(0, 0)] * (x.ndim - rank - 1) + missing + [(0, 0)]) for x in inputs)
         inputs = query, key, value

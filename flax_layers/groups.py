@@ -79,6 +79,7 @@ class Windows:
     stride: PerAxis
     dilation: PerAxis
     is_causal: PerAxisFlag
+    is_periodic: PerAxisFlag
     rank: int | None
     head_groups: HeadGroups | None
 
@@ -107,19 +108,22 @@ class Windows:
             raise ValueError(
                 "no window is given: give kernel_size, (7, 7), or head_groups, [((7, 7), 1), ((7, 7), 4)]"
             )
-        window: Any = (self.kernel_size, self.stride, self.dilation, self.is_causal)
-        neighborhood = neighborhood_of(Window(*window), self.rank)
+        neighborhood = neighborhood_of(self._window(self.kernel_size, self.dilation), self.rank)
         return neighborhood.rank, neighborhood
 
     def _full(self) -> tuple[int, None]:
         if self.rank is None:
             raise ValueError("kernel_size 'full' does not say how many spatial axes there are; give rank")
-        if (self.stride, self.dilation, self.is_causal) != (1, 1, False):
+        if (self.stride, self.dilation, self.is_causal, self.is_periodic) != (1, 1, False, False):
             raise ValueError(
                 f"with kernel_size 'full' all positions see all; stride {self.stride}, dilation "
-                f"{self.dilation} and is_causal {self.is_causal} must be left at 1, 1 and False"
+                f"{self.dilation}, is_causal {self.is_causal} and is_periodic {self.is_periodic} must be "
+                "left at 1, 1, False and False"
             )
         return self.rank, None
+
+    def _window(self, kernel_size: Any, dilation: Any) -> Window:
+        return Window(kernel_size, self.stride, dilation, self.is_causal, self.is_periodic)
 
     def _several(self, heads: Heads) -> list[jax_na.Neighborhood]:
         """The windows of the groups, of one rank: that of whichever value is a tuple."""
@@ -134,11 +138,11 @@ class Windows:
                 f"head_groups has {len(pairs)} groups, but every group needs one of the {heads.num} heads; "
                 f"1 to {heads.num} groups are possible"
             )
-        values = (self.stride, self.is_causal, *(value for pair in pairs for value in pair))
+        shared = (self.stride, self.is_causal, self.is_periodic)
+        values = (*shared, *(value for pair in pairs for value in pair))
         ranks = [len(found) for value in values if (found := sequence(value)) is not None]
         rank = self.rank or (ranks[0] if ranks else None)
-        windows = [Window(kernel, self.stride, dilation, self.is_causal) for kernel, dilation in pairs]
-        return [neighborhood_of(window, rank) for window in windows]
+        return [neighborhood_of(self._window(kernel, dilation), rank) for kernel, dilation in pairs]
 
 
 def hashable(value: Any) -> Any:

@@ -27,11 +27,12 @@ class NeighborhoodAttention(nnx.Module):
       num_heads: number of query heads; `qkv_features` must be a multiple.
       in_features: features of the inputs.
       kernel_size: keys per axis, one value or one per axis; a `jax_na.Neighborhood` stands for it, stride,
-        dilation and is_causal; "full", or `head_groups` in its place, as in the linen layer.
+        dilation, is_causal and is_periodic; "full", or `head_groups` in its place, as in the linen layer.
       qkv_features: features of all heads of the query; `in_features` if None.
       out_features: features of the output; `in_features` if None.
       num_kv_heads: heads of key and value; a divisor of `num_heads`, which is the default (grouped heads).
-      rank: number of spatial axes, needed if kernel_size, stride, dilation and is_causal are single values.
+      rank: number of spatial axes, needed if kernel_size, stride, dilation, is_causal and is_periodic are
+        single values.
       in_kv_features: features of `inputs_k` and `inputs_v`; `in_features` if None.
       dropout_rate, heads_dropout_rate: dropout of the output projection's result, and of what the heads
         return, before it; the attention probabilities have none.
@@ -64,6 +65,7 @@ class NeighborhoodAttention(nnx.Module):
         stride: PerAxis = 1,
         dilation: PerAxis = 1,
         is_causal: PerAxisFlag = False,
+        is_periodic: PerAxisFlag = False,
         rank: int | None = None,
         rel_pos_bias: bool = False,
         scale: float | None = None,
@@ -93,7 +95,7 @@ class NeighborhoodAttention(nnx.Module):
         self.implementation = implementation
         self.precision = precision
         heads = head_sizes(qkv_features or in_features, num_heads, num_kv_heads)
-        windows = Windows(kernel_size, stride, dilation, is_causal, rank, head_groups)
+        windows = Windows(kernel_size, stride, dilation, is_causal, is_periodic, rank, head_groups)
         self.groups = windows.groups(heads)
         shared: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         dense = functools.partial(nnx.LinearGeneral, use_bias=use_bias, precision=precision, **shared)

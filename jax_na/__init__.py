@@ -18,7 +18,7 @@ from jax_na.api.sharded import sharded_neighborhood_attention
 from jax_na.kernels import installation as _installation
 from jax_na.kernels.tuning import share_tuning, use_tuning
 from jax_na.neighborhood import Neighborhood
-from jax_na.tools.plot import plot_window
+from jax_na.tools.plot import plot_attention, plot_window
 
 __version__ = _installation.version()
 
@@ -34,6 +34,7 @@ __all__ = [
     "neighborhood_attention",
     "neighborhood_av",
     "neighborhood_qk",
+    "plot_attention",
     "plot_window",
     "region_attention",
     "sharded_neighborhood_attention",

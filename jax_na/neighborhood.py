@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from jax_na import window_rule
+from jax_na import periodic, window_rule
 from jax_na.axis_values import flag, given_rank, per_axis, positive
 
 Table = NDArray[Any]
@@ -60,12 +60,14 @@ class Neighborhood:
 
     Along each axis, `dilation` splits the coordinates into interleaved groups; inside its group a query sees
     the `kernel_size` nearest keys, shifted inward at the borders. `stride` neighbouring queries share the
-    window of the one in their middle; with `is_causal` the window ends at the query. The neighborhood is the
-    product of the windows of the axes. (Hassani et al., Generalized Neighborhood Attention, 2025.)
+    window of the one in their middle; with `is_causal` the window ends at the query. On an axis that
+    `is_periodic` there are no borders: windows go around. The neighborhood is the product of the windows of
+    the axes. (Hassani et al., Generalized Neighborhood Attention, 2025.)
 
     Args:
         kernel_size, stride, dilation: integers >= 1, one or a tuple per axis; `stride <= kernel_size`.
-        is_causal: bool or a tuple of them.
+        is_causal, is_periodic: bool or a tuple of them; no axis is both. The length of a periodic axis is a
+            multiple of stride * dilation.
 
     The rank is the length of whichever argument is a tuple, and 1 if none is. All attributes are tuples.
 
@@ -81,6 +83,7 @@ class Neighborhood:
     stride: tuple[int, ...]
     dilation: tuple[int, ...]
     is_causal: tuple[bool, ...]
+    is_periodic: tuple[bool, ...]
 
     def __init__(
         self,
@@ -88,20 +91,25 @@ class Neighborhood:
         stride: int | Sequence[int] = 1,
         dilation: int | Sequence[int] = 1,
         is_causal: bool | Sequence[bool] = False,
+        is_periodic: bool | Sequence[bool] = False,
     ) -> None:
-        rank = given_rank(kernel_size=kernel_size, stride=stride, dilation=dilation, is_causal=is_causal) or 1
-        values = {
-            "kernel_size": per_axis("kernel_size", kernel_size, rank, positive),
-            "stride": per_axis("stride", stride, rank, positive),
-            "dilation": per_axis("dilation", dilation, rank, positive),
-            "is_causal": per_axis("is_causal", is_causal, rank, flag),
-        }
-        for name, value in values.items():
-            object.__setattr__(self, name, value)
+        sizes = {"kernel_size": kernel_size, "stride": stride, "dilation": dilation}
+        flags = {"is_causal": is_causal, "is_periodic": is_periodic}
+        rank = given_rank(**sizes, **flags) or 1
+        for name, size in sizes.items():
+            object.__setattr__(self, name, per_axis(name, size, rank, positive))
+        for name, given in flags.items():
+            object.__setattr__(self, name, per_axis(name, given, rank, flag))
         for axis, (s, w) in enumerate(zip(self.stride, self.kernel_size, strict=True)):
             if s > w:
                 raise ValueError(
                     f"stride {s} exceeds kernel_size {w} on axis {axis}; the largest legal one is {w}"
+                )
+        for axis, both in enumerate(zip(self.is_causal, self.is_periodic, strict=True)):
+            if all(both):
+                raise ValueError(
+                    f"axis {axis} is causal and periodic: around a circle every token comes after every "
+                    "other; set one of is_causal and is_periodic to False there"
                 )
 
     @property
@@ -118,8 +126,8 @@ class Neighborhood:
         """The axes of a grid of this shape.
 
         Raises:
-            ValueError: if the rank differs, a window does not fit, or an axis has more than 2^28 tokens; has
-                the nearest legal values.
+            ValueError: if the rank differs, a window does not fit, an axis has more than 2^28 tokens, or a
+                periodic one is no multiple of stride * dilation; has the nearest legal values.
         """
         if len(shape) != self.rank:
             raise ValueError(f"shape {tuple(shape)} has {len(shape)} axes, the neighborhood has {self.rank}")
@@ -132,26 +140,32 @@ class Neighborhood:
                     f"{window_rule.LONGEST_AXIS}; cut it into parts, each with the keys that its windows "
                     "reach"
                 )
+            if self.is_periodic[a] and n % (self.stride[a] * d):
+                raise ValueError(_no_circle(a, n, self.stride[a], d))
         return tuple(map(Axis, shape, self.kernel_size, self.stride, self.dilation, self.is_causal))
 
     def bounds(self, shape: Sequence[int]) -> tuple[Table, ...]:
         """Per axis an int32 array [length, 2]: along it, x sees the keys `range(start, stop, dilation)`.
+
+        On a periodic axis these are to be taken modulo the length: they may begin below 0 or end beyond it.
 
         Example:
             >>> jax_na.Neighborhood(3).bounds((5,))[0].tolist()
             [[0, 3], [0, 3], [1, 4], [2, 5], [2, 5]]
         """
 
-        def coordinates(axis: Axis) -> Table:
+        def coordinates(axis: Axis, is_periodic: bool) -> Table:
             d = axis.dilation
             group = np.arange(axis.length, dtype=np.int32) % d
-            start, stop = windows(axis).T
+            start, stop = (periodic.windows(axis) if is_periodic else windows(axis)).T
             return np.stack([start * d + group, (stop - 1) * d + group + 1], axis=1)
 
-        return tuple(map(coordinates, self.axes(shape)))
+        return tuple(map(coordinates, self.axes(shape), self.is_periodic))
 
     def keys_of(self, shape: Sequence[int], region: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
         """Per axis (start, stop) of the keys that the queries of a region see; `region` has those of queries.
+
+        On a periodic axis they are to be taken modulo the length.
 
         Raises:
             ValueError: if the region is empty or reaches beyond the grid.
@@ -175,8 +189,9 @@ class Neighborhood:
         """bool [*shape, *shape]: whether a query (leading axes) sees a key (trailing axes)."""
 
         def visible(bounds: Table, d: int) -> Any:
-            key, (start, stop) = np.arange(len(bounds)), bounds.T[..., None]
-            return (start <= key) & (key < stop) & ((key - start) % d == 0)
+            length, (start, stop) = len(bounds), bounds.T[..., None]
+            distance = (np.arange(length) - start) % length  # on the way around
+            return (distance < stop - start) & (distance % d == 0)
 
         result: Table = np.ones((), bool)
         for a, (bounds, d) in enumerate(zip(self.bounds(shape), self.dilation, strict=True)):
@@ -194,9 +209,39 @@ class Neighborhood:
             zip(self.bounds(shape), self.kernel_size, self.dilation, strict=True)
         ):
             key = bounds[:, :1] + d * np.arange(w, dtype=np.int32)
-            flat = flat * np.int32(shape[a]) + _place(key, a, self.rank)
+            flat = flat * np.int32(shape[a]) + _place(key % np.int32(shape[a]), a, self.rank)
             seen = seen & _place(key < bounds[:, 1:], a, self.rank)
         return np.where(seen, flat, np.int32(-1)).reshape(*shape, self.size)
+
+    def attention_map(self, shape: Sequence[int], query: Sequence[int], weights: Any) -> Table:
+        """The weights of a query's slots where their keys are: float32 [..., *shape], NaN where it sees none.
+
+        Args:
+            shape: of the grid.
+            query: its coordinates.
+            weights: [..., prod(kernel_size)], such as `jax.nn.softmax(neighborhood_qk(...))[query]`, which
+                has leading axes of heads.
+
+        Raises:
+            ValueError: if the window does not fit the grid, the query is not on it, or the number of weights
+                is another one.
+
+        Example:
+            >>> jax_na.Neighborhood(3).attention_map((5,), (4,), [0.2, 0.3, 0.5]).tolist()
+            [nan, nan, 0.20000000298023224, 0.30000001192092896, 0.5]
+        """
+        bounds = self.bounds(shape)
+        require_query(shape, query)
+        weights = np.asarray(weights, np.float32)
+        if weights.ndim < 1 or weights.shape[-1] != self.size:
+            raise ValueError(f"weights have shape {weights.shape}; a window of {self} has {self.size} slots")
+        found = np.full((*weights.shape[:-1], *shape), np.nan, np.float32)
+        lines = zip(query, bounds, self.kernel_size, self.dilation, shape, strict=True)
+        keys, seen = zip(*(_slots(x, b, w, d, n) for x, b, w, d, n in lines), strict=True)
+        slots = np.ix_(*(np.flatnonzero(s) for s in seen))
+        places = np.ix_(*(k[s] for k, s in zip(keys, seen, strict=True)))
+        found[..., *places] = weights.reshape(*weights.shape[:-1], *self.kernel_size)[..., *slots]
+        return found
 
     def flops(
         self,
@@ -228,7 +273,23 @@ class Neighborhood:
         if any(self.is_causal):
             axes = [str(a) for a, causal in enumerate(self.is_causal) if causal]
             parts.append("causal" if all(self.is_causal) else f"causal in axis {', '.join(axes)}")
+        if any(self.is_periodic):
+            axes = [str(a) for a, around in enumerate(self.is_periodic) if around]
+            parts.append("periodic" if all(self.is_periodic) else f"periodic in axis {', '.join(axes)}")
         return ", ".join(parts)
+
+
+def require_query(shape: Sequence[int], query: Sequence[int]) -> None:
+    """Raises ValueError for a query that is not on a grid."""
+    if len(query) != len(shape) or not all(0 <= x < n for x, n in zip(query, shape, strict=True)):
+        last = tuple(n - 1 for n in shape)
+        raise ValueError(f"query {tuple(query)} is not on the grid; the last one is {last}")
+
+
+def _slots(x: int, bounds: Table, kernel_size: int, dilation: int, length: int) -> tuple[Table, Table]:
+    """Of a query's slots along an axis: coordinates of their keys, and whether there is one."""
+    key = bounds[x, 0] + dilation * np.arange(kernel_size)
+    return key % length, key < bounds[x, 1]
 
 
 def by(values: Iterable[int], separator: str = "x") -> str:
@@ -252,4 +313,14 @@ def _too_long(axis: int, length: int, kernel_size: int, dilation: int) -> str:
     return (
         f"kernel_size {kernel_size} * dilation {dilation} = {kernel_size * dilation} exceeds length "
         f"{length} of spatial axis {axis}; {'; '.join(legal) or f'both must be at most {length}'}"
+    )
+
+
+def _no_circle(axis: int, length: int, stride: int, dilation: int) -> str:
+    step = stride * dilation
+    below, above = length // step * step, -(-length // step) * step
+    legal = f"{above}" if below == 0 else f"{below} or {above}"
+    return (
+        f"length {length} of periodic axis {axis} must be a multiple of stride {stride} * dilation "
+        f"{dilation} = {step}; the nearest is {legal}"
     )

@@ -7,10 +7,14 @@ it is (jax_na/kernels/contract.py). What a call does not have is None.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
+
+from jax_na import periodic
 from jax_na.neighborhood import Axis, Neighborhood, Shape
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")  # of the arrays of a call
@@ -31,6 +35,28 @@ class Op:
     def axes(self) -> tuple[Axis, ...]:
         """The axes of the whole grid."""
         return self.neighborhood.axes(self.length)
+
+    @functools.cached_property
+    def margins(self) -> tuple[tuple[int, int], ...]:
+        """Per axis how many keys are continued before the grid and after it: none where it has borders."""
+        each = zip(self.axes, self.neighborhood.is_periodic, strict=True)
+        return tuple(periodic.margins(axis) if is_periodic else (0, 0) for axis, is_periodic in each)
+
+    @functools.cached_property
+    def continued(self) -> Op:
+        """What kernels compute of this call: periodic axes, continued past both ends, have borders there."""
+        n = self.neighborhood
+        if not any(n.is_periodic):
+            return self
+        plain = Neighborhood(n.kernel_size, n.stride, n.dilation, n.is_causal)
+        length = tuple(x + sum(added) for x, added in zip(self.length, self.margins, strict=True))
+        return dataclasses.replace(self, neighborhood=plain, length=length)
+
+    def first_queries(self, offsets: Any) -> Any:
+        """The positions of a region, [rank, 2], in the grid of `continued`."""
+        if self.continued is self:
+            return offsets
+        return offsets + np.array([[before, 0] for before, _ in self.margins], np.int32)
 
     @property
     def rank(self) -> int:

@@ -89,6 +89,18 @@ def test_window_as_text(capsys):
     assert text.splitlines() == [first, "# # # . .", "# # Q . .", "# # # . ."]
 
 
+def test_window_around_a_circle(capsys):
+    text = run(
+        capsys, "window", "3x5", "--kernel-size", "3", "--periodic", "0,1", "--query", "1,0", "--ascii"
+    )
+    assert text.splitlines() == [
+        "kernel 3x3, periodic in axis 1, query 1, 0 Q",
+        "# # . . #",
+        "Q # . . #",
+        "# # . . #",
+    ]
+
+
 def test_window_defaults_to_the_centre(capsys):
     text = run(capsys, "window", "9", "--kernel-size", "3", "--dilation", "2", "--causal", "--ascii")
     assert text.splitlines()[1] == "# . # . Q . o . o"

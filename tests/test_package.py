@@ -40,6 +40,7 @@ NAMES = {
     "neighborhood_attention",
     "neighborhood_av",
     "neighborhood_qk",
+    "plot_attention",
     "plot_window",
     "region_attention",
     "share_tuning",

@@ -87,6 +87,48 @@ def test_picture_on_given_axes():
     matplotlib.pyplot.close(figure)
 
 
+@pytest.mark.parametrize("name", ["all-1d", "mixed-2d", "all-3d"])
+def test_attention_map(name, rng):
+    """Weights lie where the keys of their slots are, for every query of a grid."""
+    case = NAMED[name]
+    neighborhood = Neighborhood(**case.spec)
+    indices = neighborhood.indices(case.grid)
+    for query in itertools.product(*map(range, case.grid)):
+        weights, slots = rng.random((2, neighborhood.size), np.float32), indices[query]
+        expected = np.full((2, np.prod(case.grid)), np.nan, np.float32)
+        expected[:, slots[slots >= 0]] = weights[:, slots >= 0]
+        found = neighborhood.attention_map(case.grid, query, weights)
+        np.testing.assert_array_equal(found.reshape(2, -1), expected)
+
+
+def test_attention_map_around_a_circle():
+    found = Neighborhood(3, is_periodic=True).attention_map((4,), (0,), [1, 2, 3])
+    np.testing.assert_array_equal(found, [2, 3, np.nan, 1])
+
+
+@pytest.mark.parametrize("channels", [(), (1,), (3,)], ids=str)
+def test_attention_over_an_image(channels, rng):
+    """The image in the whole range of grays, the weights over all of it, the query where it is."""
+    weights, image = rng.random(9), 7 * rng.random((12, 10, *channels)) - 3
+    ax = jax_na.plot_attention(Neighborhood((3, 3)), (6, 5), (1, 4), weights, image=image)
+    below, above = ax.get_images()
+    assert (below.get_array().min(), below.get_array().max()) == (0, 1)
+    assert below.get_extent() == above.get_extent() == [-0.5, 9.5, 11.5, -0.5]
+    assert above.get_array().count() == 9
+    assert ax.lines[0].get_xydata().tolist() == [[8.5, 2.5]]
+    matplotlib.pyplot.close(ax.figure)
+    alone = jax_na.plot_attention(Neighborhood((3, 3)), (6, 5), (1, 4), weights)
+    assert len(alone.get_images()) == 1
+    matplotlib.pyplot.close(alone.figure)
+
+
+def test_attention_that_cannot_be_drawn():
+    with pytest.raises(ValueError, match=r"grid of two axes .* got shape \(5,\)"):
+        jax_na.plot_attention(Neighborhood(3), (5,), (2,), np.ones(3))
+    with pytest.raises(ValueError, match=r"weights have shape \(4,\); a window of kernel 3x3 has 9 slots"):
+        jax_na.plot_attention(Neighborhood((3, 3)), (5, 5), (2, 2), np.ones(4))
+
+
 @pytest.mark.parametrize("query", [(5, 0), (0, -1), (0,)], ids=str)
 def test_query_outside_the_grid(query):
     with pytest.raises(ValueError, match="is not on the grid; the last one is \\(4, 5\\)"):

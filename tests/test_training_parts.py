@@ -251,12 +251,13 @@ def test_confusion():
     assert matrix.tolist() == [[1, 1, 0], [0, 1, 0], [1, 0, 0]]
 
 
-def test_attention_map(rng):
-    """Values weighted by the map are what the layer makes of the token."""
+def test_weights_of_a_layer(rng):
+    """Values weighted by them are what the layer makes of the token."""
     bias = {"rel_pos_bias": True, "rpb_init": jax.nn.initializers.normal(1)}
     layer = NeighborhoodAttention(2, 8, (3, 5), dilation=(2, 1), **bias, rngs=nnx.Rngs(0))
     x, position = jnp.asarray(rng.standard_normal((7, 9, 8)), jnp.float32), (5, 2)
-    attention = attention_maps.attention_map(layer, x, position)
+    weights = attention_maps.weights_of(layer, x, position)
+    attention = layer.neighborhood.attention_map((7, 9), position, weights)
     assert np.isnan(attention).sum() == 2 * (7 * 9 - 15)
     np.testing.assert_allclose(np.nansum(attention, (1, 2)), 1, rtol=1e-5)
     mixed = jnp.einsum("hxy,xyhd->hd", np.nan_to_num(attention), layer.value(x))

@@ -10,13 +10,14 @@ from matplotlib.figure import Figure
 
 import jax_na
 from flax_layers.nnx import NeighborhoodAttention
+from jax_na.tools.plot import shown
 
 HEADS = 4  # of a layer that are drawn
 PICTURES = 5
 
 
-def attention_map(layer: NeighborhoodAttention, x: jax.Array, position: tuple[int, int]) -> np.ndarray:
-    """What every head of a layer attends to.
+def weights_of(layer: NeighborhoodAttention, x: jax.Array, position: tuple[int, int]) -> jax.Array:
+    """How much every head of a layer attends to the keys of a window.
 
     Args:
       layer: of two spatial axes.
@@ -24,16 +25,12 @@ def attention_map(layer: NeighborhoodAttention, x: jax.Array, position: tuple[in
       position: of the token that attends.
 
     Returns:
-      `[heads, X, Y]`, with the sum 1 for every head; NaN for tokens that are not seen.
+      `[heads, prod(kernel_size)]`, with the sum 1 for every head.
     """
     rpb = None if layer.rpb is None else layer.rpb[...]
     query, key = layer.query(x), layer.key(x)
     scores = jax_na.neighborhood_qk(query, key, layer.neighborhood, scale=layer.score_scale, rpb=rpb)
-    weights = jax.nn.softmax(scores[position])
-    seen = layer.neighborhood.indices(x.shape[:2])[position]
-    attention = np.full((len(weights), x.shape[0] * x.shape[1]), np.nan, np.float32)
-    attention[:, seen] = weights
-    return attention.reshape(-1, *x.shape[:2])
+    return jax.nn.softmax(scores[position])
 
 
 def last_layers(model: Any, images: np.ndarray) -> list[tuple[NeighborhoodAttention, jax.Array]]:
@@ -96,30 +93,12 @@ def draw(model: Any, images: np.ndarray) -> Figure | None:
     for number, ((layer, inputs), count) in enumerate(zip(layers, heads, strict=True)):
         for row, image, x in zip(axes, images, inputs, strict=True):
             position = contrasted(image, (x.shape[0], x.shape[1]))
-            maps = attention_map(layer, x, position)[:count]
-            for ax, attention in zip(row[column : column + count], maps, strict=True):
-                overlay(ax, image, attention, position)
+            window = (layer.neighborhood, x.shape[:2], position)
+            weights = weights_of(layer, x, position)[:count]
+            for ax, of_head in zip(row[column : column + count], weights, strict=True):
+                jax_na.plot_attention(*window, of_head, image=image, ax=ax)
         axes[0][column].set_title(f"level {number + 1}, {count} heads", loc="left", fontsize=9)
         column += count
     for ax in axes.flat:
         ax.set_axis_off()
     return figure
-
-
-def overlay(ax: Any, image: np.ndarray, attention: np.ndarray, position: tuple[int, int]) -> None:
-    """The attention of a token over an image, and a mark where the token is."""
-    rows, columns = image.shape[:2]
-    extent = (-0.5, columns - 0.5, rows - 0.5, -0.5)
-    ax.imshow(shown(image), cmap="gray", extent=extent)
-    ax.imshow(attention, cmap="magma", alpha=0.7, vmin=0, extent=extent, interpolation="nearest")
-    x, y = (
-        (i + 0.5) * side / n - 0.5
-        for i, side, n in zip(position, (rows, columns), attention.shape, strict=True)
-    )
-    ax.plot(y, x, "o", color="#4fc3f7", markersize=4)
-
-
-def shown(image: np.ndarray) -> np.ndarray:
-    """With the darkest pixel 0 and the lightest 1; [X, Y] if there is one channel."""
-    scaled: np.ndarray = (image - image.min()) / max(float(np.ptp(image)), 1e-6)
-    return scaled[..., 0] if image.shape[-1] == 1 else scaled

@@ -30,6 +30,7 @@ def neighborhood_attention(
     stride: Ints = 1,
     dilation: Ints = 1,
     is_causal: Flags = False,
+    is_periodic: Flags = False,
     scale: float | None = None,
     rpb: Array | None = None,
     additional_keys: Array | None = None,
@@ -54,11 +55,13 @@ def neighborhood_attention(
         value: [batch..., *spatial, kv_heads, value_dim], the same dtype.
         kernel_size: keys per window, one integer or a tuple with one per spatial axis;
             kernel_size * dilation <= length on every axis. The number of spatial axes is the length of
-            whichever of kernel_size, stride, dilation, is_causal is a tuple; one of them must be. A
-            `Neighborhood` instead stands for all four.
+            whichever of kernel_size, stride, dilation, is_causal, is_periodic is a tuple; one of them must
+            be. A `Neighborhood` instead stands for all five.
         stride: this many neighbouring queries share one window; 1 <= stride <= kernel_size.
         dilation: distance between the keys of a window, >= 1.
         is_causal: whether the window ends at the query.
+        is_periodic: whether the axis wraps around, so that windows do instead of sliding inward; its length
+            is a multiple of stride * dilation.
         scale: factor of the products, head_dim ** -0.5 by default; a number known when compiling.
         rpb: relative positional bias [heads, 2 * kernel_size - 1 per axis], indexed by the distance in
             positions (coordinates divided by dilation).
@@ -94,7 +97,7 @@ def neighborhood_attention(
         (1, 56, 56, 4, 32)
     """
     arrays = arguments.arrays({"query": query, "key": key, "value": value})
-    window = Window(kernel_size, stride, dilation, is_causal)
+    window = Window(kernel_size, stride, dilation, is_causal, is_periodic)
     extras = Extras(rpb, additional_keys, additional_values)
     op, inputs = request(arrays, window, Options(scale, implementation, precision), extras)
     results = compose.attention(op, inputs, compose.whole_grid(op.rank))

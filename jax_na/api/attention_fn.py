@@ -31,6 +31,7 @@ def attention_fn(
     stride: Ints = 1,
     dilation: Ints = 1,
     is_causal: Flags = False,
+    is_periodic: Flags = False,
     scale: float | None = None,
     rpb: Array | None = None,
     implementation: str | None = None,
@@ -40,8 +41,8 @@ def attention_fn(
     The layer then takes inputs [batch..., *spatial, features]. Its parameters stay as they are.
 
     Args:
-        kernel_size, stride, dilation, is_causal, scale, rpb, implementation: as in `neighborhood_attention`;
-            one of the first four must be a tuple, or kernel_size a `Neighborhood`.
+        kernel_size, stride, dilation, is_causal, is_periodic, scale, rpb, implementation: as in
+            `neighborhood_attention`; one of the first five must be a tuple, or kernel_size a `Neighborhood`.
 
     Returns:
         A function of query, key and value that takes what Flax's layers pass on besides.
@@ -58,7 +59,7 @@ def attention_fn(
         >>> layer(jnp.ones((2, 28, 28, 32))).shape
         (2, 28, 28, 32)
     """
-    neighborhood = neighborhood_of(Window(kernel_size, stride, dilation, is_causal))
+    neighborhood = neighborhood_of(Window(kernel_size, stride, dilation, is_causal, is_periodic))
     options = {"scale": scale, "rpb": rpb, "implementation": implementation}
     return functools.partial(_attend, neighborhood, options)
 

@@ -84,6 +84,7 @@ def implementations(
     stride: Ints = 1,
     dilation: Ints = 1,
     is_causal: Flags = False,
+    is_periodic: Flags = False,
     value: Any = None,
     rpb: Any = None,
     additional_keys: Any = None,
@@ -95,7 +96,8 @@ def implementations(
     Args:
         query: the query of a problem, [batch..., *spatial, heads, head_dim] (an array or a
             jax.ShapeDtypeStruct, as the other arrays); without it, the answer is about the installation.
-        kernel_size, stride, dilation, is_causal: as in `neighborhood_attention`; checked against `query`.
+        kernel_size, stride, dilation, is_causal, is_periodic: as in `neighborhood_attention`; checked against
+            `query`.
         value: the value of the problem, if its features are not those of the query.
         rpb, additional_keys: whether there are any makes a difference to kernels.
         precision: as in `neighborhood_attention`.
@@ -120,7 +122,7 @@ def implementations(
     name = devices.platform_of(platform)
     if query is None:
         return tuple(_availability(row, name, None) for row in ROWS)
-    window = None if kernel_size is None else Window(kernel_size, stride, dilation, is_causal)
+    window = None if kernel_size is None else Window(kernel_size, stride, dilation, is_causal, is_periodic)
     arrays = {"query": query, "value": query if value is None else value}
     op = _op(window, query, precision)
     problem = contract.problem(op, {**arrays, "rpb": rpb, "token_key": additional_keys})
@@ -139,7 +141,7 @@ def _op(window: Window | None, query: Any, precision: Precision) -> Op:
     if window is not None:
         neighborhood = neighborhood_of(window)
         length = arguments.spatial(neighborhood, query)
-    return Op(neighborhood, length, precision=precisions.resolve(precision))
+    return Op(neighborhood, length, precision=precisions.resolve(precision)).continued
 
 
 def _described(

@@ -22,6 +22,7 @@ def neighborhood_qk(
     stride: Ints = 1,
     dilation: Ints = 1,
     is_causal: Flags = False,
+    is_periodic: Flags = False,
     scale: float | None = 1.0,
     rpb: Array | None = None,
     preferred_element_type: DTypeLike | None = None,
@@ -58,7 +59,7 @@ def neighborhood_qk(
         (1, 20, 20, 4, 32)
     """
     arrays = arguments.arrays({"query": query, "key": key})
-    window = Window(kernel_size, stride, dilation, is_causal)
+    window = Window(kernel_size, stride, dilation, is_causal, is_periodic)
     op, inputs = request(arrays, window, Options(scale, implementation, precision), Extras(rpb))
     dtype = arguments.floating("preferred_element_type", preferred_element_type)
     scores: Array = compose.scores(op, inputs, compose.whole_grid(op.rank))
@@ -73,6 +74,7 @@ def neighborhood_av(
     stride: Ints = 1,
     dilation: Ints = 1,
     is_causal: Flags = False,
+    is_periodic: Flags = False,
     implementation: str | None = None,
     precision: Precision = None,
 ) -> Array:
@@ -94,7 +96,7 @@ def neighborhood_av(
         TypeError, ValueError: as `neighborhood_attention`.
     """
     arrays = arguments.weights_and_value({"weights": weights, "value": value})
-    window = Window(kernel_size, stride, dilation, is_causal)
+    window = Window(kernel_size, stride, dilation, is_causal, is_periodic)
     options = Options(implementation=implementation, precision=precision)
     op, inputs = request(arrays, window, options, grid=_grid_of_weights)
     out: Array = compose.weighted_sum(op, inputs.query, inputs.value, compose.whole_grid(op.rank))

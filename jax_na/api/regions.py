@@ -13,7 +13,7 @@ from jax import Array
 from jax_na.api import arguments
 from jax_na.api.arguments import Positions, Precision
 from jax_na.api.request import Arrays, Extras, Options, request
-from jax_na.api.window import Flags, Ints, Window
+from jax_na.api.window import Flags, Ints, Window, require_borders
 from jax_na.neighborhood import Neighborhood, Shape
 from jax_na.rules import compose
 
@@ -96,6 +96,8 @@ def _grid_of_region(
     length: Ints, query_start: Positions, key_start: Positions, n: Neighborhood, arrays: Arrays
 ) -> Shape:
     """The lengths of the whole grid, of which the arrays hold boxes."""
+    instead = "give the keys around the region, continued past the ends, and the length of all of them"
+    require_borders(n, "region_attention", instead)
     arguments.require_same_keys(n, arrays)
     grid = arguments.grid(n, length, query_start=query_start, key_start=key_start)
     n.axes(grid)

@@ -78,7 +78,7 @@ def request(
     scale = arguments.scale(options.scale, queries.shape[-1])
     op = Op(n, length, scale, options.implementation, precisions.resolve(options.precision))
     limits = {"query": queries, "value": last} if len(arrays) == 3 else {"y": last}
-    require_implementation(options.implementation, contract.problem(op, limits), len(arrays) < 3)
+    require_implementation(options.implementation, contract.problem(op.continued, limits), len(arrays) < 3)
     return Request(op, Inputs(queries, arrays.get("key"), arrays.get("value"), tokens[0], tokens[1], rpb))
 
 

@@ -19,7 +19,7 @@ from jax_na.avals import align
 from jax_na.mesh import halo, roles, shards
 from jax_na.mesh.halo import Names
 from jax_na.neighborhood import Neighborhood, Shape
-from jax_na.op import Inputs, Results
+from jax_na.op import Inputs, Op, Results
 from jax_na.rules import compose, fused
 
 AxisNames = str | Sequence[str | Sequence[str] | None]
@@ -36,6 +36,7 @@ def sharded_neighborhood_attention(
     stride: Ints = 1,
     dilation: Ints = 1,
     is_causal: Flags = False,
+    is_periodic: Flags = False,
     scale: float | None = None,
     rpb: Array | None = None,
     additional_keys: Array | None = None,
@@ -55,7 +56,8 @@ def sharded_neighborhood_attention(
         axis_names: for every spatial axis the name of the mesh axis that it is cut over, a tuple of names
             (the first one outermost), or None where blocks are whole. A name alone is for one spatial axis.
         length: the length of every axis of the whole grid, by default the blocks' lengths together. If it is
-            less, the last blocks end in padding, which is never attended to; there out and lse are 0.
+            less, the last blocks end in padding, which is never attended to; there out and lse are 0. A
+            periodic axis has none.
         rpb, additional_keys, additional_values: those of the heads and batch entries of this device.
         The rest as in `neighborhood_attention`; kernel_size * dilation <= length, windows may be wider than a
         block.
@@ -81,7 +83,7 @@ def sharded_neighborhood_attention(
         (1, 56, 56, 4, 32)
     """
     arrays = arguments.arrays({"query": query, "key": key, "value": value})
-    window = Window(kernel_size, stride, dilation, is_causal)
+    window = Window(kernel_size, stride, dilation, is_causal, is_periodic)
     extras = Extras(rpb, additional_keys, additional_values)
     grid = functools.partial(_grid_of_blocks, axis_names, length)
     op, inputs = request(arrays, window, Options(scale, implementation, precision), extras, grid)
@@ -104,8 +106,8 @@ def _attend(split: shards.Split, inputs: Inputs) -> Results:
     inputs = inputs._replace(query=query, key=key, value=value)
     leaves, tree = jax.tree.flatten(fused.Attention(inputs, compose.whole_grid(split.rank)))
 
-    def function(*operands: Array) -> Sequence[Array]:
-        results: Sequence[Array] = compose.attention(split.op, *jax.tree.unflatten(tree, operands))
+    def function(*operands: Array, op: Op) -> Sequence[Array]:
+        results: Sequence[Array] = compose.attention(op, *jax.tree.unflatten(tree, operands))
         return results
 
     both = (roles.of(jax.tree.unflatten(tree, leaves)), [roles.QUERIES, roles.QUERIES])
@@ -142,7 +144,15 @@ def _grid_of_blocks(axis_names: AxisNames, length: Ints | None, n: Neighborhood,
     cut = _names(axis_names, n.rank)
     sizes = _sizes(cut)
     blocks = [shards.product(sizes, names) for names in cut]
-    return _length(length, arguments.spatial(n, arrays["query"]), blocks)
+    block = arguments.spatial(n, arrays["query"])
+    found = _length(length, block, blocks)
+    for a, (x, b, count) in enumerate(zip(found, block, blocks, strict=True)):
+        if n.is_periodic[a] and x < b * count:
+            raise ValueError(
+                f"length {x} of periodic axis {a} leaves padding in {count} blocks of {b}; legal is "
+                f"{b * count}"
+            )
+    return found
 
 
 def _sizes(cut: Sequence[Names]) -> dict[str, int]:

@@ -20,6 +20,7 @@ class Window(NamedTuple):
     stride: Ints = 1
     dilation: Ints = 1
     is_causal: Flags = False
+    is_periodic: Flags = False
 
 
 def neighborhood_of(window: Window, rank: int | None = None) -> Neighborhood:
@@ -55,6 +56,12 @@ def _require_sequence(window: Window) -> None:
         f"kernel_size {k} does not say how many spatial axes there are; give a tuple, for images ({k}, {k}), "
         "or the function or argument that names the rank: na1d, na2d, na3d, or rank=2 of a layer"
     )
+
+
+def require_borders(n: Neighborhood, function: str, instead: str) -> None:
+    """Raises ValueError for periodic axes, with what works instead."""
+    if any(n.is_periodic):
+        raise ValueError(f"{function} takes no periodic axes, got {n}; {instead}")
 
 
 def require_axes(n: Neighborhood, ndim: int) -> None:

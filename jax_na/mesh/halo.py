@@ -7,7 +7,8 @@ run one program, so sizes are the largest that any of them needs and only positi
     buffer   [left halo | own keys | right halo]         coordinates own - left onwards
     region   `keys` coordinates from key_start[i] on     inside the grid, holds all windows of the shard
 
-A region of a shard at the border begins or ends inside its buffer. The rest of it is never attended to.
+A region of a shard at the border begins or ends inside its buffer. The rest of it is never attended to. The
+shards of a periodic axis are a ring: its keys are continued past both ends, by those of the far shards.
 """
 
 from __future__ import annotations
@@ -51,15 +52,15 @@ class Halo(NamedTuple):
 
 
 @functools.lru_cache(maxsize=1024)
-def halo(axis: Axis, local: int, cut: tuple[tuple[str, int], ...], mesh: Names) -> Halo:
+def halo(axis: Axis, local: int, cut: tuple[tuple[str, int], ...], mesh: Names, before: int = 0) -> Halo:
     """The exchange for an axis cut into shards of `local`; the first axis.length coordinates are real.
 
     `cut` are names and sizes of the mesh axes that it is cut over, the first one outermost; `mesh` are the
-    axes of the mesh in its order.
+    axes of the mesh in its order. The shards begin at coordinate `before` of an axis that is continued.
     """
     names = tuple(name for name, _ in cut)
     ordered, devices = _numbered(cut, mesh)
-    own = np.arange(len(devices)) * local
+    own = before + np.arange(len(devices)) * local
     first = np.minimum(own, axis.length - local)
     bounds = Neighborhood(*axis[1:]).bounds(axis[:1])[0]
     cover = np.array([_hull(bounds[x : x + local]) for x in first])
@@ -95,7 +96,8 @@ def _hops(reach: Table, local: int, direction: int, devices: Sequence[int]) -> t
     for distance in range(1, -(-int(reach.max()) // local) + 1):
         rows = np.clip(reach - (distance - 1) * local, 0, local)
         receivers = np.flatnonzero(rows).tolist()
-        pairs = ((devices[i - direction * distance], devices[i]) for i in receivers)
+        sources = [(i - direction * distance) % len(devices) for i in receivers]
+        pairs = ((devices[source], devices[i]) for source, i in zip(sources, receivers, strict=True))
         hops.append(Hop(int(rows.max()), tuple(pairs)))
     return tuple(hops)
 

@@ -41,7 +41,8 @@ def marker() -> Any:
 def automatic(function: Function, op: Op, roles: Roles, operands: Sequence[Array], params: Any) -> Any:
     """The results of function(*operands, **params), computed on shards where operands are split."""
     shapes = [x.shape for x in operands]
-    whole = jax.make_jaxpr(functools.partial(function, **params))(*operands)
+    alone = functools.partial(on_shards(function, Split(op, len(shapes[0]) - op.rank - 2), roles), **params)
+    whole = jax.make_jaxpr(alone)(*operands)
     results = [x.shape for x in whole.out_avals]
     run = jaxpr_as_fun(whole)
     if whole.consts:
@@ -51,7 +52,7 @@ def automatic(function: Function, op: Op, roles: Roles, operands: Sequence[Array
         if not all(isinstance(x.sharding, NamedSharding) for x in arguments):
             _check_unnamed(op, roles, [arguments, outcome])
             as_given = (tuple(x.sharding for x in side) for side in (outcome, arguments))
-            return mesh, functools.partial(function, **params), *as_given
+            return mesh, alone, *as_given
         chosen = _chosen(op, roles[0], mesh, shapes, [x.sharding for x in arguments])
         local = functools.partial(on_shards(function, chosen, roles, results), **params)
         placed = _shardings(chosen, mesh, roles[0], shapes)
@@ -123,8 +124,8 @@ def _rule(op: Op, roles: Roles, shapes: Sequence[Shape], results: Sequence[Shape
 # Axes that the types of the operands name.
 
 
-def explicit(function: Callable[[Any], Any], op: Op, operands: Any, outcome: Any) -> Any:
-    """function(operands), under a shard_map over the mesh axes that the types of operands name, if any.
+def explicit(function: Callable[[Op, Any], Any], op: Op, operands: Any, outcome: Any) -> Any:
+    """function(op, operands), under a shard_map over the mesh axes that the types of operands name, if any.
 
     `operands` is a record, and `outcome` the type of the record that the function returns: arrays that all
     have the axes of queries.
@@ -133,13 +134,13 @@ def explicit(function: Callable[[Any], Any], op: Op, operands: Any, outcome: Any
     types = [jax.typeof(x) for x in leaves]
     mesh = next((t.sharding.mesh for t in types if AxisType.Explicit in t.sharding.mesh.axis_types), None)
     if mesh is None:
-        return function(operands)
+        return function(op, operands)
     shapes, roles = [t.shape for t in types], roles_of(operands)
     chosen = _chosen(op, roles, mesh, shapes, [t.sharding for t in types])
     placed = _shardings(chosen, mesh, roles, shapes)
 
-    def flat(*shards: Array) -> Sequence[Array]:
-        return jax.tree.leaves(function(jax.tree.unflatten(tree, shards)))
+    def flat(*shards: Array, op: Op) -> Sequence[Array]:
+        return jax.tree.leaves(function(op, jax.tree.unflatten(tree, shards)))
 
     fields = outcome._fields
     rows = shapes[0][:-1]  # features, if any, are whole

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What one device computes of an operation that is split along batch, heads and, exchanging halos, space."""
+"""What one device computes of an operation that is split along batch, heads and, exchanging halos, space.
+
+Also where nothing is split, a periodic axis is continued past both ends here: the call is that of a region.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +11,18 @@ import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import jax
 from jax import Array, lax
 from jax.sharding import PartitionSpec
 
+from jax_na import periodic
 from jax_na.mesh import halo as halos
 from jax_na.mesh.halo import Halo, Names
-from jax_na.mesh.roles import KEYS, OFFSETS, Role, factors
+from jax_na.mesh.roles import OFFSETS, Role, factors
+from jax_na.mesh.roles import of as roles_of
 from jax_na.neighborhood import Shape
 from jax_na.op import Op
 
@@ -38,12 +44,12 @@ def product(sizes: Mapping[str, int], names: Names) -> int:
 
 @dataclass(frozen=True)
 class Split:
-    """One call over a mesh: `axes` are the mesh axes of every factor that is split."""
+    """One call over a mesh: `axes` are the mesh axes of every factor that is split, none by default."""
 
     op: Op
     batch: int
-    sizes: Mapping[str, int]  # of the mesh axes, in their order
-    axes: Mapping[str, Names]
+    sizes: Mapping[str, int] = MappingProxyType({})  # of the mesh axes, in their order
+    axes: Mapping[str, Names] = MappingProxyType({})
     local: Shape = ()  # the grid of a shard, if it is not the even split
 
     @property
@@ -64,39 +70,52 @@ class Split:
     def spec(self, role: Role, shape: Shape) -> PartitionSpec:
         return PartitionSpec(*(names or None for names in self.place(role, shape)))
 
-    def part(self, role: Role, shape: Shape) -> Shape:
-        """The shape of a shard of an array."""
-        places = self.place(role, shape)
-        return tuple(n // self.shards(names) for n, names in zip(shape, places, strict=True))
-
     def spatial(self) -> list[tuple[int, Halo]]:
         """(axis of the grid, exchange) of the spatial axes that are split."""
         found = []
-        for a, axis in enumerate(self.op.axes):
+        for a, axis in enumerate(self.op.continued.axes):
             names = self.axes.get(f"x{a}", ())
-            if (n := self.shards(names)) > 1:
-                local = self.local[a] if self.local else axis.length // n
+            if self.shards(names) > 1:
                 cut = tuple((name, self.sizes[name]) for name in names)
-                found.append((a, halos.halo(axis, local, cut, tuple(self.sizes))))
+                before, _ = self.op.margins[a]
+                found.append((a, halos.halo(axis, self._block(a), cut, tuple(self.sizes), before)))
         return found
 
-    def extend(self, keys: Sequence[Array]) -> list[Array]:
-        """Keys of a shard with their halos, axis by axis: the second takes the corners along."""
-        keys = list(keys)
+    def _block(self, a: int) -> int:
+        """The coordinates of a shard along an axis of the grid."""
+        return self.local[a] if self.local else self.op.length[a] // self.shards(self.axes.get(f"x{a}", ()))
+
+    def _extensions(self) -> list[tuple[int, Callable[[Sequence[Array]], Sequence[Array]]]]:
+        """(axis of the grid, what extends keys along it) of the axes where own keys are not enough."""
+        found: dict[int, Any] = {}
+        for a, margins in enumerate(self.op.margins):
+            if any(margins):
+                found[a] = functools.partial(_continued, self.batch + a, margins)
         for a, halo in self.spatial():
-            keys = halos.extend(halo, keys, self.batch + a)
+            found[a] = functools.partial(halos.extend, halo, dim=self.batch + a)
+        return sorted(found.items())
+
+    def extend(self, keys: Sequence[Array]) -> Sequence[Array]:
+        """Keys of a shard with all that its queries see, axis by axis: the second takes the corners along."""
+        for _, extension in self._extensions():
+            keys = extension(keys)
         return keys
 
-    def send_home(self, extended: Sequence[Array], shapes: Sequence[Shape]) -> list[Array]:
-        """The transpose of `extend`; `shapes` are those of the shards."""
+    def send_home(self, extended: Sequence[Array]) -> Sequence[Array]:
+        """The transpose of `extend`."""
         if not extended:
-            return []
-        shards = [jax.ShapeDtypeStruct(s, x.dtype) for s, x in zip(shapes, extended, strict=True)]
-        (sums,) = jax.linear_transpose(self.extend, shards)(list(extended))
-        return list(sums)
+            return extended
+        for a, extension in reversed(self._extensions()):
+            dim, block = self.batch + a, self._block(a)
+            before = [
+                jax.ShapeDtypeStruct((*x.shape[:dim], block, *x.shape[dim + 1 :]), x.dtype) for x in extended
+            ]
+            (extended,) = jax.linear_transpose(extension, before)(list(extended))
+        return extended
 
     def regions(self, offsets: Array) -> Array:
         """The offsets of this device's region."""
+        offsets = self.op.first_queries(offsets)
         for a, halo in self.spatial():
             offsets = offsets.at[a].set(halos.starts(halo))
         return offsets
@@ -104,6 +123,8 @@ class Split:
     def key_grid(self, keys: Shape) -> Shape:
         """Local [*spatial, kv heads] of the extended keys, from that of all keys."""
         grid = list(keys)
+        for a, margins in enumerate(self.op.margins):
+            grid[a] += sum(margins)
         for a, halo in self.spatial():
             grid[a] = halo.keys
         if keys[-1] > 1:
@@ -172,16 +193,34 @@ def _warn(message: str) -> None:
     warnings.warn(f"neighborhood attention gathers {message}", UserWarning, stacklevel=2)
 
 
-def on_shards(function: Function, split: Split, roles: Roles, shapes: Sequence[Shape]) -> Function:
+def _continued(dim: int, margins: tuple[int, int], keys: Sequence[Array]) -> list[Array]:
+    return [periodic.continued(x, dim, *margins) for x in keys]
+
+
+def undivided(function: Callable[[Op, Any], Any], op: Op, operands: Any) -> Any:
+    """function(op, operands), of records, for a function that knows no periodic axes."""
+    if op.continued is op:
+        return function(op, operands)
+    leaves, tree = jax.tree.flatten(operands)
+    split = Split(op, leaves[0].ndim - op.rank - 2)
+    extended = _with_halos(split, roles_of(operands), leaves)
+    results = function(op.continued, jax.tree.unflatten(tree, extended))
+    found = _at_home(split, roles_of(results), jax.tree.leaves(results))
+    return jax.tree.unflatten(jax.tree.structure(results), found)
+
+
+def on_shards(function: Function, split: Split, roles: Roles, shapes: Sequence[Shape] = ()) -> Function:
     """`function` as every device runs it on its shards; `shapes` are those of the whole results.
 
-    Results that lack an axis which is split are sums over it.
+    It has a parameter `op`, and gets one without periodic axes. Results that lack an axis which is split are
+    sums over it.
     """
     inputs, outputs = roles
 
     def run(*shards: Array, **params: Any) -> tuple[Array, ...]:
+        params["op"] = split.op.continued
         if "keys" in params:  # the grid of a result that no operand shows
-            params = params | {"keys": split.key_grid(params["keys"])}
+            params["keys"] = split.key_grid(params["keys"])
         results = function(*_with_halos(split, inputs, shards), **params)
         return tuple(_without_halos(split, outputs, results, shapes))
 
@@ -201,13 +240,19 @@ def _without_halos(
     split: Split, roles: Sequence[Role], results: Sequence[Array], shapes: Sequence[Shape]
 ) -> list[Array]:
     """The results of a shard, of those of its region; sums over the devices where a split axis is missing."""
-    found = list(results)
-    extended = [i for i, role in enumerate(roles) if "keys" in role]
-    home = split.send_home([found[i] for i in extended], [split.part(KEYS, shapes[i]) for i in extended])
-    for i, x in zip(extended, home, strict=True):
-        found[i] = x
-    used = {name for names in split.axes.values() for name in names}
+    found = _at_home(split, roles, results)
+    if not (used := {name for names in split.axes.values() for name in names}):
+        return found
     for i, (role, shape) in enumerate(zip(roles, shapes, strict=True)):
         summed = tuple(sorted(used.difference(*split.place(role, shape))))
         found[i] = lax.psum(found[i], summed) if summed else found[i]
+    return found
+
+
+def _at_home(split: Split, roles: Sequence[Role], results: Sequence[Array]) -> list[Array]:
+    """The results of a region, with what belongs to keys of other places added there."""
+    found = list(results)
+    extended = [i for i, role in enumerate(roles) if "keys" in role]
+    for i, x in zip(extended, split.send_home([found[i] for i in extended]), strict=True):
+        found[i] = x
     return found

@@ -31,7 +31,7 @@ def attention(op: Op, inputs: Inputs, offsets: Array) -> Results:
     if inputs.rpb is not None:
         inputs = inputs._replace(rpb=inputs.rpb.astype(accumulator(inputs.query.dtype)))
 
-    def local(operands: fused.Attention) -> Results:
+    def local(op: Op, operands: fused.Attention) -> Results:
         return _attention(op, *operands)
 
     results: Results = partition.explicit(local, op, fused.Attention(inputs, offsets), Results)
@@ -57,7 +57,7 @@ def _composed(op: Op, inputs: Inputs, offsets: Array) -> Results:
 def scores(op: Op, inputs: Inputs, offsets: Array) -> Array:
     """scale * <q, k> + rpb [*batch, *queries, heads, prod(kernel_size)]; -inf in slots without a key."""
 
-    def local(operands: fused.Attention) -> Weights:
+    def local(op: Op, operands: fused.Attention) -> Weights:
         return Weights(_scores(op, *operands)[..., : op.neighborhood.size])
 
     found: Array = partition.explicit(local, op, fused.Attention(inputs, offsets), Weights).weights
@@ -66,14 +66,14 @@ def scores(op: Op, inputs: Inputs, offsets: Array) -> Array:
 
 def _scores(op: Op, inputs: Inputs, offsets: Array) -> Array:
     products = trilinear.qk(op, inputs.query, inputs.key, offsets)
-    return slots.scores(op, products, inputs.rpb, offsets)
+    return slots.scores(op.continued, products, inputs.rpb, op.first_queries(offsets))
 
 
 @functools.partial(jax.jit, static_argnums=0, inline=True)
 def weighted_sum(op: Op, weights: Array, value: Array, offsets: Array) -> Array:
     """sum_j weights[q, j] value[key(q, j)] for weights [..., prod(kernel_size)]."""
 
-    def local(operands: AvOperands) -> AtQueries:
+    def local(op: Op, operands: AvOperands) -> AtQueries:
         weights, value, offsets = operands
         rows = slots.pad(op, weights.astype(accumulator(value.dtype)))
         return AtQueries(trilinear.av(op, rows, value, offsets))

@@ -27,6 +27,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from jax_na.avals import like
 from jax_na.kernels.table import ATTENTION, choose
+from jax_na.mesh.shards import undivided
 from jax_na.op import Inputs, Op, Results
 from jax_na.rules import fused_calls, stored, tokens
 from jax_na.rules.primitive import Primitive, all_zero, instantiate
@@ -176,17 +177,27 @@ def _backward_transpose(ct: Inputs, operands: Backward, *, op: Op) -> Backward:
     return operands._replace(cotangents=tangent_p(Tangent(inputs, results, ct, offsets), op=op))
 
 
+def _tangent_map(op: Op, operands: Tangent) -> Results:
+    return _tangent(op, operands.inputs, operands.along, operands.offsets)
+
+
+def _backward_map(op: Op, operands: Backward) -> Inputs:
+    results = _forward(op, operands.inputs, operands.offsets)
+    return _backward(op, operands._replace(results=results))
+
+
 def _tangent_jvp(primals: Tangent, tangents: Tangent, *, op: Op) -> Any:
     def by_inputs(inputs: Inputs) -> Results:
-        return _tangent(op, inputs, primals.along, primals.offsets)
+        results: Results = undivided(_tangent_map, op, primals._replace(inputs=inputs))
+        return results
 
     return _linear_jvp(tangent_p, "along", by_inputs, primals, tangents, op)
 
 
 def _backward_jvp(primals: Backward, tangents: Backward, *, op: Op) -> Any:
     def by_inputs(inputs: Inputs) -> Inputs:
-        results = _forward(op, inputs, primals.offsets)
-        return _backward(op, primals._replace(inputs=inputs, results=results))
+        gradients: Inputs = undivided(_backward_map, op, primals._replace(inputs=inputs))
+        return gradients
 
     return _linear_jvp(backward_p, "cotangents", by_inputs, primals, tangents, op)
 

@@ -138,7 +138,8 @@ def _problem(options: argparse.Namespace) -> Problem:
 
 def _neighborhood(options: argparse.Namespace) -> Neighborhood:
     rank = len(options.shape)
-    values = (options.kernel_size, options.stride, options.dilation, tuple(map(bool, options.is_causal)))
+    flags = (tuple(map(bool, given)) for given in (options.is_causal, options.is_periodic))
+    values = (options.kernel_size, options.stride, options.dilation, *flags)
     return Neighborhood(*(v * rank if len(v) == 1 else v for v in values))
 
 
@@ -216,15 +217,16 @@ def _add_window(command: argparse.ArgumentParser, grid_only: bool) -> None:
     for name, default in defaults.items():
         about = f"one value or one per axis, default {default[0]}"
         command.add_argument(name, type=_sizes, default=default if grid_only else None, help=about)
-    command.add_argument(
-        "--causal",
-        dest="is_causal",
-        type=_sizes,
-        nargs="?",
-        const=(1,),
-        default=(0,) if grid_only else None,
-        help="all axes, or 1 and 0 per axis, like 1,0,0",
-    )
+    for name in ("causal", "periodic") if grid_only else ("causal",):
+        command.add_argument(
+            f"--{name}",
+            dest=f"is_{name}",
+            type=_sizes,
+            nargs="?",
+            const=(1,),
+            default=(0,) if grid_only else None,
+            help="all axes, or 1 and 0 per axis, like 1,0,0",
+        )
 
 
 def _add_problem(command: argparse.ArgumentParser) -> None:

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures of a window: which keys one query sees, drawn with matplotlib or as text."""
+"""Pictures of a window: which keys one query sees and attends to, drawn with matplotlib or as text."""
 
 from __future__ import annotations
 
 import functools
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jax_na.neighborhood import Axis, Neighborhood, by
+from jax_na.neighborhood import Axis, Neighborhood, by, require_query
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,10 +30,7 @@ def window_cells(neighborhood: Neighborhood, shape: Sequence[int], query: Sequen
         ValueError: if the window does not fit the grid or the query is not on it.
     """
     bounds = neighborhood.bounds(shape)
-    if len(query) != len(shape) or not all(0 <= x < n for x, n in zip(query, shape, strict=True)):
-        raise ValueError(
-            f"query {tuple(query)} is not on the grid; the last one is {tuple(n - 1 for n in shape)}"
-        )
+    require_query(shape, query)
     axes = zip(query, bounds, neighborhood.axes(shape), strict=True)
     lines = zip(*(_on_axis(*axis) for axis in axes), strict=True)
     group, seen, sharer = (functools.reduce(np.logical_and.outer, parts) for parts in lines)
@@ -50,7 +47,7 @@ def _on_axis(x: int, bounds: np.ndarray, axis: Axis) -> tuple[np.ndarray, np.nda
     """Of every cell of an axis: in the group of x, seen by x, sharing its window."""
     cell, (start, stop) = np.arange(axis.length), bounds[x]
     group = cell % axis.dilation == x % axis.dilation
-    seen = group & (start <= cell) & (cell < stop)
+    seen = group & ((cell - start) % axis.length < stop - start)  # on the way around, if the axis is periodic
     sharer = seen & (bounds == bounds[x]).all(1) & ((cell == x) | (axis.stride > 1))
     return group, seen, sharer
 
@@ -108,6 +105,62 @@ def plot_window(
             ax.text(corner[1] - 0.5, corner[0] - 0.6, f"{i}", va="bottom", fontsize=8, color="#56606e")
     _decorate(ax, neighborhood, shape, query, np.unique(cells))
     return ax
+
+
+def plot_attention(
+    neighborhood: Neighborhood,
+    shape: Sequence[int],
+    query: Sequence[int],
+    weights: Any,
+    *,
+    image: Any = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draws how much one query attends to each of its keys, over an image.
+
+    Args:
+        neighborhood: the window's parameters.
+        shape: size of the grid, two axes.
+        query: coordinates of the query.
+        weights: [prod(kernel_size)], those of its slots in one head.
+        image: [rows, columns] or [rows, columns, channels of 1, 3 or 4] in any range, over which the grid
+            lies; its size need not be that of the grid. None for the weights alone.
+        ax: matplotlib axes to draw on; new ones if None.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ImportError: without matplotlib.
+        ValueError: for a grid that has not two axes, and as `Neighborhood.attention_map`.
+
+    Example:
+        >>> q, k = jax.random.normal(jax.random.key(0), (2, 14, 14, 4, 32))
+        >>> weights = jax.nn.softmax(jax_na.neighborhood_qk(q, k, (7, 7), scale=None))
+        >>> query, head = (5, 9), 2
+        >>> ax = jax_na.plot_attention(jax_na.Neighborhood((7, 7)), (14, 14), query, weights[query][head])
+    """
+    if len(shape) != 2:
+        raise ValueError(f"a grid of two axes can be drawn over an image, got shape {tuple(shape)}")
+    attention = neighborhood.attention_map(shape, query, weights)
+    ax = _new_axes((1, *shape), 1) if ax is None else ax
+    rows, columns = shape if image is None else np.shape(image)[:2]
+    extent = (-0.5, columns - 0.5, rows - 0.5, -0.5)
+    if image is not None:
+        ax.imshow(shown(np.asarray(image)), cmap="gray", extent=extent)
+    opacity = 1.0 if image is None else 0.7
+    ax.imshow(attention, cmap="magma", alpha=opacity, vmin=0, extent=extent, interpolation="nearest")
+    row, column = ((x + 0.5) * n / m - 0.5 for x, n, m in zip(query, (rows, columns), shape, strict=True))
+    ax.plot(column, row, "o", color="#4fc3f7", markersize=4)
+    ax.set_axis_off()
+    return ax
+
+
+def shown(image: np.ndarray) -> np.ndarray:
+    """With the darkest value 0 and the lightest 1; [rows, columns] if there is one channel."""
+    image = image.astype(np.float64)
+    scaled: np.ndarray = (image - image.min()) / max(float(np.ptp(image)), 1e-6)
+    return scaled[..., 0] if image.ndim == 3 and image.shape[-1] == 1 else scaled
 
 
 def _new_axes(shape: tuple[int, ...], columns: int) -> Axes:
