@@ -20,6 +20,7 @@ from method import CPU, GPU, Array, Case, Method, Prepared, Yardstick, first_of,
 import jax_na
 from jax_na.tools import peers, profiler
 from jax_na.tools.clock import Clock, QueueClock
+from jax_na.tools.peers import Peer
 from jax_na.tools.problems import BOTH, OVERHEAD, Problem
 from jax_na.tools.profiler import Attend
 
@@ -124,25 +125,21 @@ def _stored_weights(case: Case) -> str | None:
 # Peers
 
 
-def _dense(case: Case) -> Prepared:
-    return Attention(case, peers.all_tokens(case.problem, "xla"), [peers.mask(case.problem)])
+# Names that results have, and where they are measured.
+PEERS = {"jax.nn": ("jax-dense", (CPU, GPU)), "cudnn, all tokens": ("cudnn-all", (GPU,))}
 
 
-def _dense_obstacle(case: Case) -> str | None:
-    return first_of(no_bias(case), too_large(case, "its scores of all pairs", case.problem.pairs))
+def _peer(peer: Peer) -> Method:
+    name, platforms = PEERS[peer.name]
 
+    def obstacle(case: Case) -> str | None:
+        return peer.obstacle(case.problem, jax.default_backend())
 
-def _cudnn(case: Case) -> Prepared:
-    return Attention(case, peers.all_tokens(case.problem, "cudnn"), is_exact=False)
+    def prepared(case: Case) -> Prepared:
+        attend, constants = peer.attention(case.problem)
+        return Attention(case, attend, constants, peer.is_exact)
 
-
-def _cudnn_obstacle(case: Case) -> str | None:
-    half = case.problem.dtype != "float32" and case.problem.head_dim <= 128
-    return first_of(
-        None if jax.default_backend() == "gpu" else "cuDNN needs a GPU",
-        None if half else "cuDNN takes 2-byte types and up to 128 features per head",
-        no_bias(case),
-    )
+    return Method(name, peer.about, obstacle, prepared, platforms)
 
 
 # Yardsticks
@@ -178,8 +175,7 @@ METHODS = (
         functools.partial(blocked.prepared, Attention),
         (CPU,),
     ),
-    Method("jax-dense", "pure JAX: jax.nn.dot_product_attention with a mask", _dense_obstacle, _dense),
-    Method("cudnn-all", "cuDNN through jax.nn, every token sees all", _cudnn_obstacle, _cudnn, (GPU,)),
+    *map(_peer, peers.PEERS),
     Method("identity", "a jitted identity: what a call costs", _identity_obstacle, _identity, (CPU,)),
     Method("sgemm", f"{SGEMM_SIZE}^3 float32 matrix product", lambda case: None, _sgemm, (CPU,)),
 )
