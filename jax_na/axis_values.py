@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Arguments with one value for all axes, or one per axis."""
+"""Arguments with one value for all axes, or one per axis, and whether they fit a grid."""
 
 from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
+
+from jax_na.window_rule import LONGEST_AXIS
 
 T = TypeVar("T", int, bool)
 MAX_RANK = 3
@@ -77,3 +79,43 @@ def flag(name: str, value: object) -> bool:
     if not (is_array or isinstance(value, (bool, np.bool_))):
         raise TypeError(f"{name} must be True or False (or a tuple of them), got {value!r}")
     return bool(value)
+
+
+def require_room(axis: int, length: int, kernel_size: int, dilation: int) -> None:
+    """Raises ValueError, with legal values, for an axis that is too short for a window, or too long."""
+    if length > LONGEST_AXIS:
+        raise ValueError(
+            f"length {length} of spatial axis {axis} is too large, the largest legal one is {LONGEST_AXIS}; "
+            "cut it into parts, each with the keys that its windows reach"
+        )
+    if kernel_size * dilation <= length:
+        return
+    legal = []
+    if length >= dilation:
+        legal.append(f"the largest legal kernel_size with dilation {dilation} is {length // dilation}")
+    if length >= kernel_size:
+        legal.append(f"the largest legal dilation with kernel_size {kernel_size} is {length // kernel_size}")
+    raise ValueError(
+        f"kernel_size {kernel_size} * dilation {dilation} = {kernel_size * dilation} exceeds length "
+        f"{length} of spatial axis {axis}; {'; '.join(legal) or f'both must be at most {length}'}"
+    )
+
+
+def require_circle(axis: int, length: int, stride: int, dilation: int) -> None:
+    """Raises ValueError, with the nearest legal lengths, for an axis that cannot be periodic."""
+    step = stride * dilation
+    if length % step == 0:
+        return
+    below, above = length // step * step, -(-length // step) * step
+    legal = f"{above}" if below == 0 else f"{below} or {above}"
+    raise ValueError(
+        f"length {length} of periodic axis {axis} must be a multiple of stride {stride} * dilation "
+        f"{dilation} = {step}; the nearest is {legal}"
+    )
+
+
+def require_query(shape: Sequence[int], query: Sequence[int]) -> None:
+    """Raises ValueError for a query that is not on a grid."""
+    if len(query) != len(shape) or not all(0 <= x < n for x, n in zip(query, shape, strict=True)):
+        last = tuple(n - 1 for n in shape)
+        raise ValueError(f"query {tuple(query)} is not on the grid; the last one is {last}")

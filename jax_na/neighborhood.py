@@ -16,7 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jax_na import periodic, window_rule
-from jax_na.axis_values import flag, given_rank, per_axis, positive
+from jax_na.axis_values import (
+    flag,
+    given_rank,
+    per_axis,
+    positive,
+    require_circle,
+    require_query,
+    require_room,
+)
 
 Table = NDArray[Any]
 Shape = tuple[int, ...]
@@ -132,16 +140,9 @@ class Neighborhood:
         if len(shape) != self.rank:
             raise ValueError(f"shape {tuple(shape)} has {len(shape)} axes, the neighborhood has {self.rank}")
         for a, (n, w, d) in enumerate(zip(shape, self.kernel_size, self.dilation, strict=True)):
-            if w * d > n:
-                raise ValueError(_too_long(a, n, w, d))
-            if n > window_rule.LONGEST_AXIS:
-                raise ValueError(
-                    f"length {n} of spatial axis {a} is too large, the largest legal one is "
-                    f"{window_rule.LONGEST_AXIS}; cut it into parts, each with the keys that its windows "
-                    "reach"
-                )
-            if self.is_periodic[a] and n % (self.stride[a] * d):
-                raise ValueError(_no_circle(a, n, self.stride[a], d))
+            require_room(a, n, w, d)
+            if self.is_periodic[a]:
+                require_circle(a, n, self.stride[a], d)
         return tuple(map(Axis, shape, self.kernel_size, self.stride, self.dilation, self.is_causal))
 
     def bounds(self, shape: Sequence[int]) -> tuple[Table, ...]:
@@ -279,13 +280,6 @@ class Neighborhood:
         return ", ".join(parts)
 
 
-def require_query(shape: Sequence[int], query: Sequence[int]) -> None:
-    """Raises ValueError for a query that is not on a grid."""
-    if len(query) != len(shape) or not all(0 <= x < n for x, n in zip(query, shape, strict=True)):
-        last = tuple(n - 1 for n in shape)
-        raise ValueError(f"query {tuple(query)} is not on the grid; the last one is {last}")
-
-
 def _slots(x: int, bounds: Table, kernel_size: int, dilation: int, length: int) -> tuple[Table, Table]:
     """Of a query's slots along an axis: coordinates of their keys, and whether there is one."""
     key = bounds[x, 0] + dilation * np.arange(kernel_size)
@@ -302,25 +296,3 @@ def _place(line: Table, axis: int, rank: int) -> Table:
     shape = [1] * (2 * rank)
     shape[axis], shape[rank + axis] = line.shape
     return line.reshape(shape)
-
-
-def _too_long(axis: int, length: int, kernel_size: int, dilation: int) -> str:
-    legal = []
-    if length >= dilation:
-        legal.append(f"the largest legal kernel_size with dilation {dilation} is {length // dilation}")
-    if length >= kernel_size:
-        legal.append(f"the largest legal dilation with kernel_size {kernel_size} is {length // kernel_size}")
-    return (
-        f"kernel_size {kernel_size} * dilation {dilation} = {kernel_size * dilation} exceeds length "
-        f"{length} of spatial axis {axis}; {'; '.join(legal) or f'both must be at most {length}'}"
-    )
-
-
-def _no_circle(axis: int, length: int, stride: int, dilation: int) -> str:
-    step = stride * dilation
-    below, above = length // step * step, -(-length // step) * step
-    legal = f"{above}" if below == 0 else f"{below} or {above}"
-    return (
-        f"length {length} of periodic axis {axis} must be a multiple of stride {stride} * dilation "
-        f"{dilation} = {step}; the nearest is {legal}"
-    )

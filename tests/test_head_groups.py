@@ -166,7 +166,7 @@ ERRORS = {
     ),
     "full with a stride": (
         {"num_heads": 2, "kernel_size": "full", "rank": 2, "stride": 2},
-        "with kernel_size 'full' all positions see all; stride 2, dilation 1 and is_causal False must ",
+        "with kernel_size 'full' all positions see all; stride 2, dilation 1, is_causal False and is_",
     ),
 }
 

@@ -250,6 +250,30 @@ def test_sharded_second_order(implementation, rng):
 
 
 @needs_eight
+@pytest.mark.parametrize("spec", [("x", None, None), ("x", None, "y")], ids=str)
+def test_second_order_in_shard_map(spec, rng):
+    """The derivative of a gradient; the periodic axis is whole in a block, or cut."""
+    n = WINDOWS["one axis"]
+    mesh, placed = on_mesh(rng, n, spec, AxisType.Auto)
+
+    def block(*arrays):
+        attend = jax_na.sharded_neighborhood_attention
+        return attend(*arrays, n, axis_names=spec[1:])
+
+    blocks = jax.shard_map(block, mesh=mesh, in_specs=(jax.P(*spec),) * 3, out_specs=jax.P(*spec))
+
+    def second(attend):
+        gradient = jax.grad(lambda *x: jnp.sum(jnp.sin(attend(*x))), argnums=(0, 1, 2))
+        return jax.jit(lambda *arrays: jax.jvp(gradient, arrays, arrays)[1])
+
+    def whole(*arrays):
+        return jax_na.neighborhood_attention(*arrays, n)
+
+    arrays = placed[:3]
+    assert_alike(second(blocks)(*arrays), second(whole)(*map(np.asarray, arrays)), 1e-4)
+
+
+@needs_eight
 @pytest.mark.parametrize("spec", SPECS, ids=str)
 @pytest.mark.parametrize("name", WINDOWS)
 def test_sharded_function(name, spec, rng):

@@ -19,6 +19,7 @@ from jax import Array, lax
 from jax.sharding import PartitionSpec
 
 from jax_na import periodic
+from jax_na.avals import like
 from jax_na.mesh import halo as halos
 from jax_na.mesh.halo import Halo, Names
 from jax_na.mesh.roles import OFFSETS, Role, factors
@@ -107,9 +108,7 @@ class Split:
             return extended
         for a, extension in reversed(self._extensions()):
             dim, block = self.batch + a, self._block(a)
-            before = [
-                jax.ShapeDtypeStruct((*x.shape[:dim], block, *x.shape[dim + 1 :]), x.dtype) for x in extended
-            ]
+            before = [like(jax.typeof(x), (*x.shape[:dim], block, *x.shape[dim + 1 :])) for x in extended]
             (extended,) = jax.linear_transpose(extension, before)(list(extended))
         return extended
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jax_na.neighborhood import Axis, Neighborhood, by, require_query
+from jax_na.axis_values import require_query
+from jax_na.neighborhood import Axis, Neighborhood, by
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
