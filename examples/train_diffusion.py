@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Trains a small HDiT to draw digits: a diffusion model of which a level has neighborhood attention.
 
-    python examples/train_diffusion.py                             # 5000 digits of MNIST, some minutes
+    python examples/train_diffusion.py                             # 5000 digits of MNIST, half an hour
     python examples/train_diffusion.py --classifier runs/digits    # and which samples are recognised
 
 Learns from the digits that a package carries. Samples of every class are drawn while it trains, always from
@@ -28,11 +28,11 @@ JUDGED = 20  # samples of every class that the classifier sees
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=DESCRIPTION)
     add = parser.add_argument
-    add("--steps", type=int, default=1000, help="(default: %(default)s)")
+    add("--steps", type=int, default=3000, help="(default: %(default)s)")
     add("--batch-size", type=int, default=64, help="(default: %(default)s)")
-    add("--guidance", type=float, default=1.5, help="of samples; 1 for none (default: %(default)s)")
+    add("--guidance", type=float, default=3.0, help="of samples; 1 for none (default: %(default)s)")
     add("--sampling-steps", type=int, default=20, help="(default: %(default)s)")
-    add("--picture-steps", type=int, default=200, metavar="N", help="samples every N steps")
+    add("--picture-steps", type=int, default=250, metavar="N", help="samples every N steps")
     add("--checkpoint-steps", type=int, default=100, metavar="N", help="(default: %(default)s)")
     add("--classifier", type=pathlib.Path, metavar="DIR", help="a run on digits, which judges the samples")
     add("--output", type=pathlib.Path, default=pathlib.Path("runs/digits-diffusion"), metavar="DIR")

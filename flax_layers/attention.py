@@ -33,7 +33,7 @@ class NeighborhoodAttention(nn.Module):
     whichever of `kernel_size`, `stride`, `dilation`, `is_causal`, `is_periodic` is a tuple.
     Axes shorter than `kernel_size * dilation` are padded with zeros at the end, before the projections, and
     cropped after, as in the published NAT and DiNAT layers: there, padded positions take part as keys.
-    Periodic axes are not padded, they must be long enough.
+    Periodic axes are not padded: their lengths must be legal for all windows.
 
     Parameters have the names and shapes of `flax.linen.MultiHeadDotProductAttention`, so checkpoints swap:
     `query`, `key`, `value` with `kernel [features, heads, head_dim]` and `bias [heads, head_dim]`, `out` with

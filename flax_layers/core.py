@@ -79,6 +79,7 @@ def attend(
 ) -> jax.Array:
     """Pads the inputs to the largest window, projects them, attends, and takes the padding off again.
 
+    Periodic axes are not padded.
     inputs [batch..., *spatial, features] each; returns [batch..., *spatial, heads, head_dim]. `project` makes
     query, key and value of them; `biases` are those of the groups; `options` go to
     `jax_na.neighborhood_attention`.

@@ -101,13 +101,13 @@ def require_room(axis: int, length: int, kernel_size: int, dilation: int) -> Non
     )
 
 
-def require_circle(axis: int, length: int, stride: int, dilation: int) -> None:
+def require_circle(axis: int, length: int, kernel_size: int, stride: int, dilation: int) -> None:
     """Raises ValueError, with the nearest legal lengths, for an axis that cannot be periodic."""
     step = stride * dilation
     if length % step == 0:
         return
     below, above = length // step * step, -(-length // step) * step
-    legal = f"{above}" if below == 0 else f"{below} or {above}"
+    legal = f"{above}" if below < kernel_size * dilation else f"{below} or {above}"
     raise ValueError(
         f"length {length} of periodic axis {axis} must be a multiple of stride {stride} * dilation "
         f"{dilation} = {step}; the nearest is {legal}"

@@ -142,7 +142,7 @@ class Neighborhood:
         for a, (n, w, d) in enumerate(zip(shape, self.kernel_size, self.dilation, strict=True)):
             require_room(a, n, w, d)
             if self.is_periodic[a]:
-                require_circle(a, n, self.stride[a], d)
+                require_circle(a, n, w, self.stride[a], d)
         return tuple(map(Axis, shape, self.kernel_size, self.stride, self.dilation, self.is_causal))
 
     def bounds(self, shape: Sequence[int]) -> tuple[Table, ...]:
@@ -166,7 +166,7 @@ class Neighborhood:
     def keys_of(self, shape: Sequence[int], region: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
         """Per axis (start, stop) of the keys that the queries of a region see; `region` has those of queries.
 
-        On a periodic axis they are to be taken modulo the length.
+        On a periodic axis they are to be taken modulo the length, and may be more than once around.
 
         Raises:
             ValueError: if the region is empty or reaches beyond the grid.

@@ -33,7 +33,7 @@ class Op:
 
     @functools.cached_property
     def axes(self) -> tuple[Axis, ...]:
-        """The axes of the whole grid."""
+        """The axes of the whole grid. Their windows are those of `continued` where one is periodic."""
         return self.neighborhood.axes(self.length)
 
     @functools.cached_property

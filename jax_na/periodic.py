@@ -24,10 +24,9 @@ def windows(axis: Any) -> Any:
 
 def margins(axis: Any) -> tuple[int, int]:
     """How many keys are continued before the first one and after the last one."""
-    half = axis.kernel_size // 2
-    before = -(-half // axis.stride) * axis.stride
-    last_leader = axis.stride // 2 - axis.stride  # from the end of a group, which holds whole tiles
-    after = max(last_leader - half + axis.kernel_size, 0)
+    reach = axis.kernel_size // 2 - axis.stride // 2  # of the first window, before the first query
+    before = -(-reach // axis.stride) * axis.stride
+    after = axis.kernel_size - axis.stride - reach  # of the last one; groups hold whole tiles
     return before * axis.dilation, after * axis.dilation
 
 

@@ -33,6 +33,7 @@ class Case:
     additional: int = 0
     scale: float | None = None
     half: bool = False  # also run in bfloat16 and float16
+    is_periodic: PerAxis = False
 
     def __str__(self) -> str:
         return self.name
@@ -43,9 +44,9 @@ class Case:
 
     @property
     def axes(self) -> tuple[oracle.Axis, ...]:
-        names = ("kernel_size", "stride", "dilation", "is_causal")
+        names = ("kernel_size", "stride", "dilation", "is_causal", "is_periodic")
         rows = zip(self.grid, *map(self.per_axis, names), strict=True)
-        return tuple(oracle.Axis(*row) for row in rows)
+        return tuple(oracle.Axis(*row, is_periodic=is_periodic) for *row, is_periodic in rows)
 
     @property
     def geometry(self) -> oracle.Geometry:
@@ -54,7 +55,10 @@ class Case:
     @property
     def spec(self) -> dict[str, Any]:
         """The arguments of a Neighborhood."""
-        return {name: self.per_axis(name) for name in ("kernel_size", "stride", "dilation", "is_causal")}
+        names = ["kernel_size", "stride", "dilation", "is_causal"]
+        if any(self.per_axis("is_periodic")):
+            names.append("is_periodic")
+        return {name: self.per_axis(name) for name in names}
 
     @property
     def features(self) -> set[str]:

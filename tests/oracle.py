@@ -30,6 +30,7 @@ class Axis:
     num_queries: int | None = None
     key_start: int = 0
     num_keys: int | None = None
+    is_periodic: bool = False
 
     @property
     def queries(self) -> range:
@@ -46,8 +47,11 @@ class Axis:
         return 1 <= self.stride <= self.kernel_size and self.kernel_size * self.dilation <= self.length
 
 
-def slots(axis: Axis, x: int) -> list[int | None]:
-    """Coordinates of the keys that query `x` sees, slot by slot; None for a causal slot past the query."""
+def window(axis: Axis, x: int) -> tuple[list[int], int, range]:
+    """The coordinates of the group of a query, its position there, and the positions of its window.
+
+    On a periodic axis these go on past the ends of the group.
+    """
     group = list(range(x % axis.dilation, axis.length, axis.dilation))
     i = group.index(x)
     first = i - i % axis.stride
@@ -55,12 +59,17 @@ def slots(axis: Axis, x: int) -> list[int | None]:
     wanted = axis.stride - 1 if axis.is_causal else axis.stride // 2
     leader = block[min(wanted, len(block) - 1)]
     start = leader - axis.kernel_size + 1 if axis.is_causal else leader - axis.kernel_size // 2
-    while start < 0:
+    while start < 0 and not axis.is_periodic:
         start += 1
-    while start + axis.kernel_size > len(group):
+    while start + axis.kernel_size > len(group) and not axis.is_periodic:
         start -= 1
-    window = range(start, start + axis.kernel_size)
-    return [None if axis.is_causal and j > i else group[j] for j in window]
+    return group, i, range(start, start + axis.kernel_size)
+
+
+def slots(axis: Axis, x: int) -> list[int | None]:
+    """Coordinates of the keys that query `x` sees, slot by slot; None for a causal slot past the query."""
+    group, i, positions = window(axis, x)
+    return [None if axis.is_causal and j > i else group[j % len(group)] for j in positions]
 
 
 @functools.lru_cache(maxsize=4096)
@@ -83,8 +92,9 @@ def axis_mask(axis: Axis) -> Array:
 
 def axis_displacement(axis: Axis) -> Array:
     """[queries, keys]: entry of the relative positional bias of a pair (meaningful where it is visible)."""
-    position = lambda coordinates: np.array(coordinates) // axis.dilation  # noqa: E731
-    return position(axis.keys)[None, :] - position(axis.queries)[:, None] + axis.kernel_size - 1
+    windows = [window(axis, x) for x in axis.queries]
+    first = np.array([positions[0] - i for _, i, positions in windows])  # slot 0, seen from the query
+    return axis_slots(axis) + first[:, None] + axis.kernel_size - 1
 
 
 def _combine(tables: list[Array], sizes: list[int]) -> Array:

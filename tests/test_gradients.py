@@ -19,8 +19,21 @@ TOLERANCE = 1e-4  # of derivatives of order two and three in float32
 ONE = Case("1d", (8,), 3, stride=2, dilation=2, is_causal=True, heads=2, kv_heads=1, head_dim=3, rpb=True)
 TWO = Case("2d", (4, 5), (3, 2), dilation=(1, 2), head_dim=2, value_dim=3)
 TOKENS = Case("tokens", (4,), 2, additional=2, head_dim=3)
+RING = Case(
+    "ring",
+    (8,),
+    3,
+    stride=2,
+    dilation=2,
+    is_periodic=True,
+    heads=2,
+    kv_heads=1,
+    head_dim=3,
+    rpb=True,
+    additional=1,
+)
 TINY = Case("tiny", (4,), 3, heads=1, head_dim=2, rpb=True)
-every_case = pytest.mark.parametrize("case", [ONE, TWO, TOKENS], ids=str)
+every_case = pytest.mark.parametrize("case", [ONE, TWO, TOKENS, RING], ids=str)
 FUSED_AND_GEMM = helpers.available("fused", "gemm")
 HESSIANS = [
     *(("rpb", name) for name in FUSED_AND_GEMM),
@@ -30,6 +43,7 @@ SECOND_ORDER = [
     *((ONE, name) for name in helpers.IMPLEMENTATIONS),
     *((TWO, name) for name in FUSED_AND_GEMM),
     *((TOKENS, name) for name in helpers.available("naive")),
+    *((RING, name) for name in (*helpers.available("gemm"), "xla")),
 ]
 
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Axes that wrap around, against the rule written out: gathered keys, in float64."""
+"""Axes that wrap around, against attention by definition."""
 
-import itertools
-import math
+import dataclasses
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -13,145 +13,82 @@ from jax.sharding import AxisType
 import jax_na
 from jax_na import Neighborhood
 
-from . import helpers
+from . import helpers, oracle
+from .cases import Case
 
-# length, window: [kernel_size, stride, dilation, is_causal, is_periodic]
-CASES = {
-    "1d": ((12,), ((5,), 1, 1, False, True)),
-    "whole circle": ((9,), ((9,), 1, 1, False, True)),
-    "even window": ((10,), ((4,), 1, 1, False, True)),
-    "dilated": ((12,), ((3,), 1, 4, False, True)),
-    "strided": ((24,), ((7,), 3, 2, False, True)),
-    "strided, even": ((16,), ((4,), 4, 1, False, True)),
-    "longitude": ((7, 12), ((5, 5), 1, (1, 2), False, (False, True))),
-    "torus": ((8, 9), ((3, 5), (2, 1), 1, False, True)),
-    "causal beside": ((7, 8), ((3, 3), 1, 1, (True, False), (False, True))),
-    "3d": ((4, 5, 6), ((3, 3, 3), 1, 1, False, (False, True, True))),
-}
 pytestmark = pytest.mark.usefixtures("quick_compile")
 HEADS, KV_HEADS, DIM = 4, 2, 8
-
-
-def line(axis, length, n):
-    """Keys and whether they exist, [length, w], indices into a bias, of an axis: the rule, word by word."""
-    w, s, d = n.kernel_size[axis], n.stride[axis], n.dilation[axis]
-    keys, seen, bias = (np.zeros((length, w), int) for _ in range(3))
-    for x in range(length):
-        group, i = x % d, x // d
-        size = -(-(length - group) // d)
-        if n.is_periodic[axis]:
-            start = i // s * s + s // 2 - w // 2
-            stop = start + w
-        else:
-            lead = min(i // s * s + s // 2, size - 1) if not n.is_causal[axis] else i
-            start = max(i - w + 1, 0) if n.is_causal[axis] else min(max(lead - w // 2, 0), size - w)
-            stop = i + 1 if n.is_causal[axis] else start + w
-        for j in range(w):
-            position = start + j
-            keys[x, j] = position % size * d + group
-            seen[x, j] = position < stop
-            bias[x, j] = min(max(position - i + w - 1, 0), 2 * w - 2)
-    return keys, seen, bias
-
-
-def slots(grid, n):
-    """[queries, slots] each: flat keys, whether they exist, and flat indices into a bias."""
-    lines = [line(a, length, n) for a, length in enumerate(grid)]
-    queries, windows = (
-        [*itertools.product(*map(range, grid))],
-        [*itertools.product(*map(range, n.kernel_size))],
-    )
-    found = np.zeros((3, len(queries), len(windows)), int)
-    sizes = [2 * w - 1 for w in n.kernel_size]
-    for q, query in enumerate(queries):
-        for j, slot in enumerate(windows):
-            parts = [
-                [t[x, i] for t, x, i in zip(kind, query, slot, strict=True)]
-                for kind in zip(*lines, strict=True)
-            ]
-            keys, seen, bias = parts
-            found[:, q, j] = np.ravel_multi_index(keys, grid), all(seen), np.ravel_multi_index(bias, sizes)
-    return found
-
-
-def expected(query, key, value, rpb, found):
-    """(out, lse), of [tokens, heads, features]."""
-    keys, seen, bias = found
-    key, value = (jnp.repeat(x, HEADS // KV_HEADS, 1)[keys] for x in (key, value))
-    scores = DIM**-0.5 * jnp.einsum("qhd,qjhd->qhj", query, key)
-    scores += rpb.reshape(HEADS, -1)[:, bias].transpose(1, 0, 2)
-    scores = jnp.where(seen[:, None].astype(bool), scores, -jnp.inf)
-    lse = jax.nn.logsumexp(scores, -1)
-    return jnp.einsum("qhj,qjhd->qhd", jnp.exp(scores - lse[..., None]), value), lse
-
-
-def inputs(rng, grid, n):
-    shapes = [(*grid, HEADS, DIM), (*grid, KV_HEADS, DIM), (*grid, KV_HEADS, DIM)]
-    shapes.append((HEADS, *(2 * w - 1 for w in n.kernel_size)))
-    return [rng.standard_normal(shape).astype(np.float32) for shape in shapes]
+EVERY = {"is_periodic": True, "heads": HEADS, "kv_heads": KV_HEADS}
+CASES = (
+    Case("plain", (12,), 5, rpb=True, half=True, **EVERY),
+    Case("whole circle", (9,), 9, rpb=True, **EVERY),
+    Case("one block", (6,), 6, stride=6, rpb=True, additional=2, **EVERY),
+    Case("blocks", (12,), 4, stride=4, rpb=True, **EVERY),
+    Case("even window", (10,), 4, value_dim=3, batch=(2, 3), **EVERY),
+    Case("dilated", (12,), 3, dilation=4, additional=3, **EVERY),
+    Case("strided", (24,), 7, stride=3, dilation=2, rpb=True, half=True, **EVERY),
+    Case("strided, even", (16,), 8, stride=4, head_dim=5, **EVERY),
+    Case("longitude", (7, 12), 5, dilation=(1, 2), rpb=True, **EVERY | {"is_periodic": (False, True)}),
+    Case("torus", (8, 9), (3, 5), stride=(2, 1), rpb=True, additional=1, **EVERY),
+    Case("one head", (8, 9), (8, 2), is_periodic=True, heads=3, kv_heads=1),
+    Case("causal beside", (7, 8), 3, is_causal=(True, False), **EVERY | {"is_periodic": (False, True)}),
+    Case("3d", (4, 5, 6), 3, rpb=True, **EVERY | {"is_periodic": (False, True, True)}),
+)
+NAMED = {case.name: case for case in CASES}
+HALF = [(case, dtype) for case in CASES if case.half for dtype in ("bfloat16", "float16")]
 
 
 @pytest.mark.parametrize("implementation", helpers.IMPLEMENTATIONS)
-@pytest.mark.parametrize("name", CASES)
-def test_results_and_gradients(name, implementation, rng, x64):
-    grid, window = CASES[name]
-    n = Neighborhood(*window)
-    arrays = inputs(rng, grid, n)
-    tokens = math.prod(grid)
-    cotangents = rng.standard_normal((*grid, HEADS, DIM)), rng.standard_normal((*grid, HEADS))
-
-    def attend(query, key, value, rpb):
-        return jax_na.neighborhood_attention(
-            query, key, value, n, rpb=rpb, return_lse=True, implementation=implementation
-        )
-
-    found = slots(grid, n)
-    flat = [x.reshape(tokens, *x.shape[len(grid) :]).astype(float) for x in arrays[:3]]
-
-    @jax.jit
-    def oracle(arrays, cotangents):
-        results, pull = jax.vjp(lambda *x: expected(*x, found), *arrays)
-        return results, pull(cotangents)
-
-    right, gradients = oracle(
-        (*flat, arrays[3].astype(float)), tuple(x.reshape(tokens, *x.shape[len(grid) :]) for x in cotangents)
-    )
-
-    @jax.jit
-    def both(arrays, cotangents):
-        results, pull = jax.vjp(attend, *arrays)
-        return results, pull(cotangents)
-
-    results, own = both(arrays, tuple(np.float32(x) for x in cotangents))
-    for x, y in zip((*results, *own), (*right, *gradients), strict=True):
-        assert helpers.relative_error(np.asarray(x).reshape(y.shape), y) < 2e-5
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_results_and_gradients(case, implementation, rng):
+    inputs, cotangents = case.inputs(rng), case.cotangents(rng)
+    found = helpers.evaluate(helpers.attend(case, implementation), inputs, cotangents)
+    helpers.assert_correct(case, found, inputs, cotangents)
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_what_a_neighborhood_tells(name):
-    """Indices, masks and bounds are those of the rule."""
-    grid, window = CASES[name]
-    n = Neighborhood(*window)
-    keys, seen, _ = slots(grid, n)
-    indices = n.indices(grid).reshape(keys.shape)
-    np.testing.assert_array_equal(indices, np.where(seen, keys, -1))
-    mask = np.zeros((len(keys), len(keys)), bool)
-    for query, (row, exists) in enumerate(zip(keys, seen, strict=True)):
-        mask[query, row[exists.astype(bool)]] = True
-    np.testing.assert_array_equal(n.mask(grid).reshape(mask.shape), mask)
-    assert n.flops(grid, 1, 1, 0) == 2 * mask.sum()
-    for a, bounds in enumerate(n.bounds(grid)):
-        line_keys, line_seen, _ = line(a, grid[a], n)
+@pytest.mark.some(2)
+@pytest.mark.parametrize("implementation", helpers.IMPLEMENTATIONS)
+@pytest.mark.parametrize(("case", "dtype"), HALF, ids=str)
+def test_half_precision(case, dtype, implementation, rng):
+    dtype = jnp.dtype(dtype)
+    inputs, cotangents = case.inputs(rng, dtype), case.cotangents(rng, dtype)
+    if case.rpb:
+        inputs["rpb"] = inputs["rpb"].astype(np.float32)
+    found = helpers.evaluate(helpers.attend(case, implementation), inputs, cotangents)
+    helpers.assert_correct(case, found, inputs, cotangents)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_what_a_neighborhood_tells(case):
+    """Indices, masks, bounds and keys are those of the rule."""
+    n, mask = Neighborhood(**case.spec), case.geometry.mask
+    slots = case.geometry.to_slots(np.broadcast_to(np.arange(mask.shape[1]), mask.shape), -1)
+    np.testing.assert_array_equal(n.indices(case.grid).reshape(slots.shape), slots)
+    np.testing.assert_array_equal(n.mask(case.grid).reshape(mask.shape), mask)
+    assert n.flops(case.grid, 1, 1, 0) == 2 * mask.sum()
+    for axis, bounds, d in zip(case.axes, n.bounds(case.grid), n.dilation, strict=True):
         for x, (start, stop) in enumerate(bounds):
-            own = np.arange(start, stop, n.dilation[a]) % grid[a]
-            assert own.tolist() == line_keys[x][line_seen[x].astype(bool)].tolist()
+            seen = [key for key in oracle.slots(axis, x) if key is not None]
+            assert (np.arange(start, stop, d) % axis.length).tolist() == seen
+    region = [(length // 2, length // 2 + 1) for length in case.grid]
+    keys = n.keys_of(case.grid, region)
+    query = tuple(start for start, _ in region)
+    seen = [b[x] for b, x in zip(n.bounds(case.grid), query, strict=True)]
+    assert keys == tuple(map(tuple, seen))
+
+
+def test_what_runs():
+    """Rows of implementations are about the call that kernels get: all take it, and None takes one."""
+    rows = jax_na.implementations(X, (3,), is_periodic=True)
+    assert {row.name for row in rows if row.available} == set(helpers.IMPLEMENTATIONS)
+    assert sum(row.taken for row in rows) == 1
 
 
 def test_halves(rng):
     """Scores and weighted sums give what attention gives."""
-    grid, window = CASES["torus"]
-    n = Neighborhood(*window)
-    query, key, value, rpb = inputs(rng, grid, n)
+    case = dataclasses.replace(NAMED["torus"], additional=0)
+    n = Neighborhood(**case.spec)
+    query, key, value, rpb = case.inputs(rng).values()
     scores = jax_na.neighborhood_qk(query, key, n, scale=None, rpb=rpb)
     out = jax_na.neighborhood_av(jax.nn.softmax(scores), value, n)
     whole = jax_na.neighborhood_attention(query, key, value, n, rpb=rpb)
@@ -170,28 +107,52 @@ def test_turning(rng):
     np.testing.assert_allclose(turned, np.roll(attend(query, key, value), 6, 1), rtol=1e-5, atol=1e-6)
 
 
-def test_tokens_and_second_order(rng):
-    """Additional tokens are seen besides; second derivatives are those of "xla"."""
-    query, key, value = (rng.standard_normal((10, 2, 8), np.float32) for _ in range(3))
-    tokens = rng.standard_normal((2, 3, 2, 8), np.float32)
+def test_vmap_of_a_gradient(rng):
+    """Mapped over a new axis: the same as a batch."""
+    case = NAMED["strided"]
+    inputs, cotangents = case.inputs(rng), case.cotangents(rng)
+    batch = {name: np.stack([x, 2 * x]) for name, x in inputs.items() if name != "rpb"}
+    attend = helpers.attend(case, None)
 
-    def loss(query, implementation):
-        options = {"additional_keys": tokens[0], "additional_values": tokens[1], "is_periodic": True}
-        return jnp.sum(jnp.sin(jax_na.na1d(query, key, value, 5, implementation=implementation, **options)))
+    def gradients(arrays):
+        _, pull = jax.vjp(lambda arrays: attend(**arrays, rpb=inputs["rpb"]), arrays)
+        return pull(cotangents)[0]
 
-    def second(implementation):
-        return jax.jit(jax.grad(lambda x: jnp.sum(jax.grad(loss)(x, implementation) ** 2)))(query)
+    mapped = jax.jit(jax.vmap(gradients))(batch)
+    for i in range(2):
+        assert_alike([x[i] for x in jax.tree.leaves(mapped)], gradients({n: x[i] for n, x in batch.items()}))
 
-    assert helpers.relative_error(second(None), second("xla")) < 1e-4
+
+def test_export(rng):
+    """A program for any batch size, with its gradient."""
+    n = Neighborhood((5,), dilation=2, is_periodic=True)
+
+    def gradient(q, k, v):
+        return jax.grad(lambda *x: jnp.sum(jnp.sin(jax_na.neighborhood_attention(*x, n))), (0, 1, 2))(q, k, v)
+
+    (batch,) = jax.export.symbolic_shape("b")
+    types = [jax.ShapeDtypeStruct((batch, 12, 2, 8), np.float32)] * 3
+    checks = jax_na.export_safety_checks()
+    exported = jax.export.export(jax.jit(gradient), disabled_checks=checks)(*types)
+    arrays = rng.standard_normal((3, 4, 12, 2, 8), np.float32)
+    assert_alike(exported.call(*arrays), gradient(*arrays))
 
 
 WINDOWS = {
     "one axis": Neighborhood((5, 5), is_periodic=(False, True)),
     "torus": Neighborhood((5, 4), dilation=(1, 2), is_periodic=True),
     "wide": Neighborhood((15, 23), is_periodic=True),
+    "causal": Neighborhood((5, 5), is_causal=(True, False), is_periodic=(False, True)),
+    "cut strides": Neighborhood((8, 7), stride=(8, 6), is_periodic=True),
     "strided": Neighborhood((6, 9), stride=(4, 3), is_periodic=True),
 }
-SPECS = [("x", None, None), (None, "x", None), (None, "x", "y"), (None, None, ("y", "x"))]
+SPECS = [
+    ("x", None, None),
+    (None, "x", None),
+    (None, "x", "y"),
+    (None, None, ("y", "x")),
+    (None, None, "x", "y"),
+]
 needs_eight = pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
 
 
@@ -205,13 +166,13 @@ def loss_of(n, implementation=None):
 
 
 def on_mesh(rng, n, spec, kind):
-    """A mesh, and arrays of a problem that lie on it, all but a bias cut by this spec."""
+    """A mesh, and arrays of a problem that lie on it, cut by this spec; a bias has its heads alone."""
     mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(kind,) * 2)
     shapes = [(4, 16, 24, HEADS, 8), *[(4, 16, 24, KV_HEADS, 8)] * 2]
     arrays = [rng.standard_normal(shape, np.float32) for shape in shapes]
     rpb = rng.standard_normal((HEADS, *(2 * w - 1 for w in n.kernel_size)), np.float32)
     placed = [jax.device_put(x, jax.NamedSharding(mesh, jax.P(*spec))) for x in arrays]
-    return mesh, [*placed, jax.device_put(rpb, jax.NamedSharding(mesh, jax.P()))]
+    return mesh, [*placed, jax.device_put(rpb, jax.NamedSharding(mesh, jax.P(*spec[3:])))]
 
 
 def assert_alike(found, expected, tolerance=2e-5):
@@ -258,7 +219,7 @@ def test_second_order_in_shard_map(spec, rng):
 
     def block(*arrays):
         attend = jax_na.sharded_neighborhood_attention
-        return attend(*arrays, n, axis_names=spec[1:])
+        return attend(*arrays, n, axis_names=spec[1:3])
 
     blocks = jax.shard_map(block, mesh=mesh, in_specs=(jax.P(*spec),) * 3, out_specs=jax.P(*spec))
 
@@ -283,7 +244,7 @@ def test_sharded_function(name, spec, rng):
 
     def block(*arrays):
         attend = jax_na.sharded_neighborhood_attention
-        return attend(*arrays, n, axis_names=spec[1:])
+        return attend(*arrays, n, axis_names=spec[1:3])
 
     blocks = jax.shard_map(block, mesh=mesh, in_specs=(jax.P(*spec),) * 3, out_specs=jax.P(*spec))
 
@@ -324,7 +285,8 @@ def test_layers(rng):
     variables = linen.init(jax.random.key(0), x)
     turned = linen.apply(variables, np.roll(x, 3, 2))
     np.testing.assert_allclose(turned, np.roll(linen.apply(variables, x), 3, 2), rtol=1e-4, atol=1e-5)
-    layer(x[:, :2])  # the other axis is padded
+    padded = layer(x[:, :2])  # along the other axis
+    np.testing.assert_allclose(layer(np.roll(x[:, :2], 3, 2)), np.roll(padded, 3, 2), rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match=r"kernel_size 3 .* exceeds length 2 of spatial axis 1"):
         layer(x[:, :, :2])
 
@@ -344,7 +306,7 @@ ERRORS = {
         lambda: jax_na.region_attention(
             X, X, X, Neighborhood(3, is_periodic=True), length=12, query_start=0, key_start=0
         ),
-        r"region_attention takes no periodic axes, got kernel 3, periodic; give the keys around",
+        r"region_attention takes no periodic axes, got kernel 3, periodic; give keys continued",
     ),
     "no flag": (lambda: Neighborhood(3, is_periodic=1), "is_periodic must be True or False"),
 }

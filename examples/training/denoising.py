@@ -44,10 +44,10 @@ class Recipe:
       no_class: the share of the images whose class is not told.
     """
 
-    steps: int = 1000
+    steps: int = 3000
     batch_size: int = 64
-    learning_rate: float = 1e-3
-    warmup_steps: int = 20
+    learning_rate: float = 3e-3
+    warmup_steps: int = 100
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 1e-4
     clip_norm: float = 1.0
@@ -133,7 +133,7 @@ class Trainer:
         return State(state.step + 1, parameters, average, optimizer, state.constants), loss
 
     def draw(
-        self, state: State, classes: np.ndarray, seed: int = 0, *, steps: int = 20, guidance: float = 1.5
+        self, state: State, classes: np.ndarray, seed: int = 0, *, steps: int = 20, guidance: float = 3.0
     ) -> np.ndarray:
         """Images of classes, in 0 .. 1; the noise they begin with follows from the seed alone."""
         images = self._draw(

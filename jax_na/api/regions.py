@@ -57,8 +57,8 @@ def region_attention(
         As `neighborhood_attention`, for the queries of the region.
 
     Raises:
-        TypeError, ValueError: as `neighborhood_attention`; also if a region is not inside the grid, or if the
-            keys do not hold all windows of the queries.
+        TypeError, ValueError: as `neighborhood_attention`; also if a region is not inside the grid, if the
+            keys do not hold all windows of the queries, or if an axis is periodic.
 
     Positions that are traced cannot be checked beforehand. If they are wrong, CPU kernels raise
     jax.errors.JaxRuntimeError when they run; with CUDA kernels and "xla" nan comes out for the queries that
@@ -96,7 +96,10 @@ def _grid_of_region(
     length: Ints, query_start: Positions, key_start: Positions, n: Neighborhood, arrays: Arrays
 ) -> Shape:
     """The lengths of the whole grid, of which the arrays hold boxes."""
-    instead = "give the keys around the region, continued past the ends, and the length of all of them"
+    instead = (
+        "give keys continued past both ends, in front by a multiple of stride * dilation, the length of all "
+        "of them, and positions among them"
+    )
     require_borders(n, "region_attention", instead)
     arguments.require_same_keys(n, arrays)
     grid = arguments.grid(n, length, query_start=query_start, key_start=key_start)

@@ -53,10 +53,11 @@ class Halo(NamedTuple):
 
 @functools.lru_cache(maxsize=1024)
 def halo(axis: Axis, local: int, cut: tuple[tuple[str, int], ...], mesh: Names, before: int = 0) -> Halo:
-    """The exchange for an axis cut into shards of `local`; the first axis.length coordinates are real.
+    """The exchange for an axis cut into shards of `local`; coordinates beyond axis.length are padding.
 
     `cut` are names and sizes of the mesh axes that it is cut over, the first one outermost; `mesh` are the
-    axes of the mesh in its order. The shards begin at coordinate `before` of an axis that is continued.
+    axes of the mesh in its order. Of an axis that is continued past both ends, the shards begin at coordinate
+    `before`, and there is no padding.
     """
     names = tuple(name for name, _ in cut)
     ordered, devices = _numbered(cut, mesh)

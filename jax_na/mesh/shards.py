@@ -10,8 +10,7 @@ import functools
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from types import MappingProxyType
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -49,8 +48,8 @@ class Split:
 
     op: Op
     batch: int
-    sizes: Mapping[str, int] = MappingProxyType({})  # of the mesh axes, in their order
-    axes: Mapping[str, Names] = MappingProxyType({})
+    sizes: Mapping[str, int] = field(default_factory=dict)  # of the mesh axes, in their order
+    axes: Mapping[str, Names] = field(default_factory=dict)
     local: Shape = ()  # the grid of a shard, if it is not the even split
 
     @property

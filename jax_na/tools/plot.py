@@ -133,7 +133,8 @@ def plot_attention(
 
     Raises:
         ImportError: without matplotlib.
-        ValueError: for a grid that has not two axes, and as `Neighborhood.attention_map`.
+        ValueError: for a grid that has not two axes, for weights of several heads, and as
+            `Neighborhood.attention_map`.
 
     Example:
         >>> q, k = jax.random.normal(jax.random.key(0), (2, 14, 14, 4, 32))
@@ -143,6 +144,8 @@ def plot_attention(
     """
     if len(shape) != 2:
         raise ValueError(f"a grid of two axes can be drawn over an image, got shape {tuple(shape)}")
+    if np.ndim(weights) != 1:
+        raise ValueError(f"weights of one head have one axis, got shape {np.shape(weights)}")
     attention = neighborhood.attention_map(shape, query, weights)
     ax = _new_axes((1, *shape), 1) if ax is None else ax
     rows, columns = shape if image is None else np.shape(image)[:2]
