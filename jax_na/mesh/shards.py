@@ -85,30 +85,26 @@ class Split:
         """The coordinates of a shard along an axis of the grid."""
         return self.local[a] if self.local else self.op.length[a] // self.shards(self.axes.get(f"x{a}", ()))
 
-    def _extensions(self) -> list[tuple[int, Callable[[Sequence[Array]], Sequence[Array]]]]:
-        """(axis of the grid, what extends keys along it) of the axes where own keys are not enough."""
-        found: dict[int, Any] = {}
-        for a, margins in enumerate(self.op.margins):
-            if any(margins):
-                found[a] = functools.partial(_continued, self.batch + a, margins)
-        for a, halo in self.spatial():
-            found[a] = functools.partial(halos.extend, halo, dim=self.batch + a)
-        return sorted(found.items())
-
     def extend(self, keys: Sequence[Array]) -> Sequence[Array]:
         """Keys of a shard with all that its queries see, axis by axis: the second takes the corners along."""
-        for _, extension in self._extensions():
-            keys = extension(keys)
+        exchanges = dict(self.spatial())
+        for a, margins in enumerate(self.op.margins):
+            dim = self.batch + a
+            if a in exchanges:
+                keys = halos.extend(exchanges[a], keys, dim)
+            else:
+                keys = [periodic.continued(x, dim, *margins) for x in keys]
         return keys
 
     def send_home(self, extended: Sequence[Array]) -> Sequence[Array]:
         """The transpose of `extend`."""
-        if not extended:
-            return extended
-        for a, extension in reversed(self._extensions()):
-            dim, block = self.batch + a, self._block(a)
-            before = [like(jax.typeof(x), (*x.shape[:dim], block, *x.shape[dim + 1 :])) for x in extended]
-            (extended,) = jax.linear_transpose(extension, before)(list(extended))
+        exchanges = dict(self.spatial())
+        for a, margins in reversed([*enumerate(self.op.margins)]):
+            dim = self.batch + a
+            if a in exchanges:
+                extended = _sent_home(exchanges[a], extended, dim, self._block(a))
+            else:
+                extended = [periodic.folded(x, dim, *margins) for x in extended]
         return extended
 
     def regions(self, offsets: Array) -> Array:
@@ -191,8 +187,14 @@ def _warn(message: str) -> None:
     warnings.warn(f"neighborhood attention gathers {message}", UserWarning, stacklevel=2)
 
 
-def _continued(dim: int, margins: tuple[int, int], keys: Sequence[Array]) -> list[Array]:
-    return [periodic.continued(x, dim, *margins) for x in keys]
+def _sent_home(halo: Halo, extended: Sequence[Array], dim: int, block: int) -> Sequence[Array]:
+    """The transpose of an exchange; `block` coordinates are those of a shard."""
+    if not extended:
+        return extended
+    shards = [like(jax.typeof(x), (*x.shape[:dim], block, *x.shape[dim + 1 :])) for x in extended]
+    (sums,) = jax.linear_transpose(functools.partial(halos.extend, halo, dim=dim), shards)(list(extended))
+    found: Sequence[Array] = sums
+    return found
 
 
 def undivided(function: Callable[[Op, Any], Any], op: Op, operands: Any) -> Any:
