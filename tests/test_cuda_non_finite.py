@@ -15,7 +15,7 @@ from .cuda_kernels import NAN, Kernel, any_seed
 from .cuda_problems import Problem, dtype_of, region
 from .cuda_unfused import Unfused, gemm_kernels
 from .seen import PLANTED, Seen, assert_same, plant
-from .test_cuda_kernels import MODES, ROWS, tolerance
+from .test_cuda_kernels import MODES, REGION_MODES, ROWS, tolerance
 from .test_regions import CUTS, regions
 
 CASES = (
@@ -96,7 +96,7 @@ def test_what_is_not_seen_does_not_count(case, mode, names, rng):
 
 
 @pytest.mark.some(1)
-@pytest.mark.parametrize("mode", MODES_HERE, ids="-".join)
+@pytest.mark.parametrize("mode", REGION_MODES, ids="-".join)
 @pytest.mark.parametrize("name", CUTS)
 def test_regions(name, mode, rng):
     for queries, keys in regions(NAMED[name], CUTS[name]):
