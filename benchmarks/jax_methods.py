@@ -126,11 +126,11 @@ def _stored_weights(case: Case) -> str | None:
 
 
 # Names that results have, and where they are measured.
-PEERS = {"jax.nn": ("jax-dense", (CPU, GPU)), "cudnn, all tokens": ("cudnn-all", (GPU,))}
+MEASURED = {"jax.nn": ("jax-dense", (CPU, GPU)), "cudnn, all tokens": ("cudnn-all", (GPU,))}
 
 
 def _peer(peer: Peer) -> Method:
-    name, platforms = PEERS[peer.name]
+    name, platforms = MEASURED[peer.name]
 
     def obstacle(case: Case) -> str | None:
         return peer.obstacle(case.problem, jax.default_backend())

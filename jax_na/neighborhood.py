@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from jax_na import periodic, window_rule
+from jax_na import window_rule
 from jax_na.axis_values import (
     flag,
     given_rank,
@@ -158,7 +158,7 @@ class Neighborhood:
         def coordinates(axis: Axis, is_periodic: bool) -> Table:
             d = axis.dilation
             group = np.arange(axis.length, dtype=np.int32) % d
-            start, stop = (periodic.windows(axis) if is_periodic else windows(axis)).T
+            start, stop = (window_rule.periodic_windows(*axis[:-1]) if is_periodic else windows(axis)).T
             return np.stack([start * d + group, (stop - 1) * d + group + 1], axis=1)
 
         return tuple(map(coordinates, self.axes(shape), self.is_periodic))

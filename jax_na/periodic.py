@@ -13,16 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-
-def windows(axis: Any) -> Any:
-    """int32 [length, 2]: start and stop of every coordinate's window, in positions of its group, going on."""
-    position = np.arange(axis.length, dtype=np.int32) // np.int32(axis.dilation)
-    lead = position // axis.stride * axis.stride + axis.stride // 2
-    start = lead - axis.kernel_size // 2
-    return np.stack([start, start + axis.kernel_size], axis=1).astype(np.int32)
+from jax_na.neighborhood import Axis
 
 
-def margins(axis: Any) -> tuple[int, int]:
+def margins(axis: Axis) -> tuple[int, int]:
     """How many keys are continued before the first one and after the last one."""
     reach = axis.kernel_size // 2 - axis.stride // 2  # of the first window, before the first query
     before = -(-reach // axis.stride) * axis.stride

@@ -31,6 +31,13 @@ def windows(length: int, kernel_size: int, stride: int, dilation: int, is_causal
     return table
 
 
+def periodic_windows(length: int, kernel_size: int, stride: int, dilation: int) -> NDArray[Any]:
+    """The same for an axis that wraps around: nothing is shifted, positions go on past both ends."""
+    position = np.arange(length, dtype=np.int32) // np.int32(dilation)
+    start = position // stride * stride + stride // 2 - kernel_size // 2
+    return np.stack([start, start + kernel_size], axis=1).astype(np.int32)
+
+
 def _windows_of(
     coordinate: NDArray[Any], length: int, kernel_size: int, stride: int, dilation: int, is_causal: bool
 ) -> NDArray[Any]:

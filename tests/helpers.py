@@ -117,6 +117,12 @@ def assert_same(found: Inputs, expected: Inputs, tolerance: float) -> None:
         assert relative_error(x[finite], reference[finite]) <= tolerance, name
 
 
+def assert_alike(found: Any, expected: Any, tolerance: float = 2e-5) -> None:
+    """Every array of two trees agrees."""
+    for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert relative_error(x, y) < tolerance
+
+
 def assert_right(case: Case, found: tuple[Any, dict[str, Any]], inputs: Inputs, cotangents: Any) -> None:
     """As `assert_correct`, for results that are not all finite."""
     results, gradients = expected(case, inputs, cotangents)

@@ -13,7 +13,7 @@ from jax import Array
 from jax_na.api import arguments
 from jax_na.api.arguments import Positions, Precision
 from jax_na.api.request import Arrays, Extras, Options, request
-from jax_na.api.window import Flags, Ints, Window, require_borders
+from jax_na.api.window import Flags, Ints, Window
 from jax_na.neighborhood import Neighborhood, Shape
 from jax_na.rules import compose
 
@@ -96,11 +96,11 @@ def _grid_of_region(
     length: Ints, query_start: Positions, key_start: Positions, n: Neighborhood, arrays: Arrays
 ) -> Shape:
     """The lengths of the whole grid, of which the arrays hold boxes."""
-    instead = (
-        "give keys continued past both ends, in front by a multiple of stride * dilation, the length of all "
-        "of them, and positions among them"
-    )
-    require_borders(n, "region_attention", instead)
+    if any(n.is_periodic):
+        raise ValueError(
+            f"region_attention takes no periodic axes, got {n}; give keys continued past both ends, in front "
+            "by a multiple of stride * dilation, the length of all of them, and positions among them"
+        )
     arguments.require_same_keys(n, arrays)
     grid = arguments.grid(n, length, query_start=query_start, key_start=key_start)
     n.axes(grid)

@@ -58,12 +58,6 @@ def _require_sequence(window: Window) -> None:
     )
 
 
-def require_borders(n: Neighborhood, function: str, instead: str) -> None:
-    """Raises ValueError for periodic axes, with what works instead."""
-    if any(n.is_periodic):
-        raise ValueError(f"{function} takes no periodic axes, got {n}; {instead}")
-
-
 def require_axes(n: Neighborhood, ndim: int) -> None:
     """A query with `ndim` axes has all axes of the neighborhood."""
     if ndim < n.rank + 2:
