@@ -126,7 +126,6 @@ def test_attention(case, mode, rows, rng):
     assert_attention(Problem.of(case), mode, rows, rng)
 
 
-# Not TF32: regions hold queries of one key, where dP - delta is 0 and the error of rounded values is not.
 REGION_MODES = (("bfloat16", "default"), ("float32", "exact"))
 
 

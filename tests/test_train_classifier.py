@@ -186,11 +186,11 @@ def test_digits_held_out():
 
 @pytest.mark.some(0)  # minutes
 def test_digits_accuracy(tmp_path):
-    """The example with a fifth of its epochs, which has 94.8 % of 500 digits that it was not trained on.
+    """The example with a third of its epochs, which has 96.2 % of 500 digits that it was not trained on.
 
     All epochs take minutes more. Some of the 500 depend on roundings, which differ from machine to machine.
     """
     pytest.importorskip("mlxtend")
-    done = execute(os.environ, "--output", tmp_path, "--set", "epochs=6")
+    done = execute(os.environ, "--output", tmp_path, "--set", "epochs=10")
     assert done.returncode == 0, done.stderr
-    assert history_of(tmp_path)[-1]["held_out_accuracy"] >= 0.93
+    assert history_of(tmp_path)[-1]["held_out_accuracy"] >= 0.95
