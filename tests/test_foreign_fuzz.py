@@ -84,6 +84,12 @@ def one(rng: Rng, values: Any) -> Any:
     return list(values)[rng.integers(len(values))]
 
 
+def converted(number: int, dtype: np.dtype[Any]) -> np.generic:
+    """The number in a type that may be too narrow for it: it wraps around, or is infinite."""
+    with np.errstate(over="ignore"):
+        return np.int64(number).astype(dtype)
+
+
 def some_shape(rng: Rng) -> tuple[int, ...]:
     """Of any rank up to nine. XLA writes out arrays without elements: their other extents are small."""
     shape = [int(one(rng, EXTENTS)) for _ in range(rng.integers(10))]
@@ -170,7 +176,7 @@ def move_offsets(call: Call, rng: Rng) -> None:
     if "offsets" in call.operands:
         moved = call.operands["offsets"].copy()
         if moved.size:
-            moved.flat[rng.integers(moved.size)] = np.int64(one(rng, NUMBERS)).astype(moved.dtype)
+            moved.flat[rng.integers(moved.size)] = converted(one(rng, NUMBERS), moved.dtype)
         call.operands["offsets"] = moved
 
 
@@ -199,7 +205,7 @@ def change_number(call: Call, rng: Rng) -> None:
     name = one(rng, [n for n in call.attributes if n != "kernels"])
     values = np.array(call.attributes[name])
     if values.size:
-        values.flat[rng.integers(values.size)] = np.int64(one(rng, NUMBERS)).astype(values.dtype)
+        values.flat[rng.integers(values.size)] = converted(one(rng, NUMBERS), values.dtype)
     call.attributes[name] = values if values.ndim else values[()]
 
 
