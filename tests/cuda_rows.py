@@ -24,6 +24,7 @@ SOURCES = (
     "tests/cuda_rows.cc",
     "cuda/host/variants.cc",
     "cuda/sm90/variant.cc",
+    "cuda/halo/variants.cc",
     "cuda/fused/variants.cc",
     "cuda/gemm/variants.cc",
     "cuda/naive/variants.cc",

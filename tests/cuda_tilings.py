@@ -34,8 +34,9 @@ class Tiling(NamedTuple):
     staged_slots: int
 
     def choice(self, name: str) -> str:
-        """The kernel with these tiles, as the attribute has it."""
-        return choice(name, self.query, self.key)
+        """The kernel with these tiles, as the attribute has it; the halo kernels have one."""
+        tiles = (self.query,) if name.startswith("halo") else (self.query, self.key)
+        return choice(name, *tiles)
 
 
 def choice(name: str, *tiles: Tile) -> str:

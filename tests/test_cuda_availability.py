@@ -126,20 +126,24 @@ def test_why_a_kernel_is_not_taken(gpu):
     odd = jax.ShapeDtypeStruct((1, 32, 32, 4, 20), jnp.float16)
     table = np.zeros((4, 13, 13), np.float32)
     beside = forward_kernels(half, additional_keys=tokens)
-    assert forward_kernels(half) == {"sm90": None, "portable": None}
+    assert forward_kernels(half) == dict.fromkeys(("sm90", "halo", "halo_sm90", "portable"))
+    biased = forward_kernels(half, rpb=table)
+    reason = "it takes no relative positional bias (rpb)"
+    assert biased == {"sm90": reason, "halo": None, "halo_sm90": None, "portable": None}
     why = {
-        "it takes no relative positional bias (rpb)": forward_kernels(half, rpb=table),
         "it takes no additional tokens (token_key, token_value)": beside,
         "it takes a multiple of 8 features per head, not 20": forward_kernels(odd),
     }
     for reason, found in why.items():
-        assert found == {"sm90": reason, "portable": None}
+        assert found == {"sm90": reason, "halo": reason, "halo_sm90": reason, "portable": None}
     single = forward_kernels(jax.ShapeDtypeStruct(half.shape, np.float32))
-    assert single["sm90"].startswith("it takes ")
-    assert single["sm90"].endswith(", not float32")
+    for name in ("sm90", "halo", "halo_sm90"):
+        assert single[name].startswith("it takes ")
+        assert single[name].endswith(", not float32")
 
 
 def test_kernels_for_another_gpu(gpu):
     gpu("8.0")
     half = jax.ShapeDtypeStruct((1, 32, 32, 4, 64), jnp.bfloat16)
-    assert forward_kernels(half) == {"sm90": "it takes a GPU of compute capability 9.0", "portable": None}
+    reason = "it takes a GPU of compute capability 9.0"
+    assert forward_kernels(half) == {"sm90": reason, "halo": None, "halo_sm90": reason, "portable": None}

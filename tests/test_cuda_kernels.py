@@ -198,8 +198,8 @@ ILLEGAL = {  # kernels -> what is said
     "portable:8x8,64": "where it should have",
     "portable:0,64": "each from 1 to 1024",
     "portable": "where it should have",
-    "rows:4": 'no kernel of the pass forward in "rows:4"; there are sm90, portable',
-    "": "there are sm90, portable",
+    "rows:4": 'no kernel of the pass forward in "rows:4"; there are sm90, halo, halo_sm90, portable',
+    "": "there are sm90, halo, halo_sm90, portable",
     "portable:64,64;portable:64,64": "must have 1 parts",
     "sm90:3,4|portable:3,64": 'powers of two.*; "portable:3,64": it takes',
 }

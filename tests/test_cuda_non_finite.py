@@ -6,12 +6,14 @@ NaN and infinities are planted at tokens that some queries of a tile see and oth
 counts what is seen alone.
 """
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from . import cuda_kernels, cuda_tilings
 from .cases import NAMED, Case
-from .cuda_kernels import NAN, Kernel, any_seed
+from .cuda_kernels import NAN, Kernel, Pass, any_seed
 from .cuda_problems import Problem, dtype_of, region
 from .cuda_unfused import Unfused, gemm_kernels
 from .seen import PLANTED, Seen, assert_same, plant
@@ -204,6 +206,51 @@ def test_hopper_large_scores(size, rng):
     inputs = equal_scores(problem, "bfloat16", size, rng)
     kernels = (cuda_tilings.hopper_kernels(problem, "bfloat16", rng), None)
     assert_rows(problem, ("bfloat16", "default"), inputs, {}, kernels, rng)
+
+
+HALO = (
+    Case("halo-1d", (150,), 21, dilation=2, head_dim=32, heads=2, kv_heads=1, rpb=True),
+    Case("halo-2d", (13, 17), (5, 6), is_causal=(True, False), head_dim=64, value_dim=128),
+    Case("halo-parts", (14, 18), (11, 9), head_dim=32, heads=3, rpb=True),
+)
+
+
+@pytest.mark.some(2)
+@pytest.mark.parametrize("names", [("value",), ("query", "key", "value")])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("case", HALO, ids=str)
+def test_halo(case, dtype, names, rng):
+    problem = Problem.of(case)
+    inputs, _ = planted_in(problem, (dtype, "default"), names, rng)
+    assert_rows(problem, (dtype, "default"), inputs, {}, (halo(problem, dtype, rng), None), rng)
+
+
+@pytest.mark.some(1)
+@pytest.mark.parametrize("case", [case for case in HALO if case.rpb], ids=str)
+def test_halo_queries_without_keys(case, rng):
+    problem = Problem.of(case)
+    inputs = problem.inputs(rng, "bfloat16")
+    inputs["rpb"][:, problem.axes[0].kernel_size - 1 :] = -np.inf
+    assert np.isneginf(Seen(problem, inputs).lse).any()
+    kernels = (halo(problem, "bfloat16", rng), None)
+    assert_rows(problem, ("bfloat16", "default"), inputs, {}, kernels, rng)
+
+
+@pytest.mark.some(1)
+@pytest.mark.parametrize("size", SIZES[1::2])
+@pytest.mark.parametrize("window", [60, 150])
+def test_halo_large_scores(window, size, rng):
+    """Of a whole box and of several parts."""
+    problem = Problem.of(dataclasses.replace(LONG, kernel_size=window))
+    inputs = equal_scores(problem, "bfloat16", size, rng)
+    kernels = (halo(problem, "bfloat16", rng), None)
+    assert_rows(problem, ("bfloat16", "default"), inputs, {}, kernels, rng)
+
+
+def halo(problem, dtype, rng):
+    """The halo kernel with random tiles."""
+    legal = cuda_tilings.tilings(Kernel.FORWARD, Pass.FORWARD, problem, (dtype, "default"), "halo")
+    return legal[rng.integers(len(legal))].choice("halo")
 
 
 NAIVE = (Kernel.NAIVE_QK, Kernel.NAIVE_AV, Kernel.NAIVE_INVERSE)

@@ -100,6 +100,10 @@ def test_boxes_hold_all_pairs(op, target):
     """Boxes times their size is never less than the pairs of queries and keys."""
     pairs = math.prod(int(np.diff(windows(axis)).sum()) for axis in op.axes)
     for row, tiling in kernels_of(target, op):
+        if row.name in cost_cuda.HALO:
+            count = cost_cuda.count_boxes(op.axes, tuple(tiling.query), (1,) * op.rank, 16, False)
+            assert count.tiles * tiling.rows * tiling.columns >= pairs
+            continue
         keys_stay = row.pass_name in cost_cuda.KEYS_STAY
         sides = (tiling.key, tiling.query) if keys_stay else (tiling.query, tiling.key)
         assert tuple(map(math.prod, sides)) == (tiling.rows, tiling.columns)
@@ -173,8 +177,8 @@ def test_naive_kernels_have_no_tile():
 
 
 def test_small_windows_take_small_tiles_and_large_ones_large():
-    """The two families are there for this."""
-    sizes = []
+    """The families are there for this."""
+    found = []
     for kernel_size, grid in (
         ((3, 3), (56, 56)),
         ((5, 5), (56, 56)),
@@ -185,19 +189,21 @@ def test_small_windows_take_small_tiles_and_large_ones_large():
         (tiling,) = [
             t for _, t in kernels_of(FORWARD, Op(Neighborhood(kernel_size), grid)) if t.choice == last
         ]
-        sizes.append(tiling.rows)
-    assert sizes == [16, 16, 128, 128]
+        found.append((last.partition(":")[0], tiling.rows))
+    assert found == [("halo", 64), ("halo", 64), ("portable", 128), ("portable", 128)]
 
 
 @pytest.mark.parametrize(
-    ("kernel_size", "grid", "is_used"),
-    [((7, 7), (56, 56), False), ((3, 5, 5), (16, 64, 64), False), ((2048,), (32768,), True),
-     ((80, 80), (256, 256), True), ((18, 24, 24), (30, 48, 80), True)],
+    ("kernel_size", "grid", "features", "expected"),
+    [((7, 7), (56, 56), 64, ["halo"]), ((7, 7), (56, 56), 128, ["halo_sm90", "portable"]),
+     ((3, 5, 5), (16, 64, 64), 64, ["halo_sm90", "portable"]),
+     ((2048,), (32768,), 128, ["sm90", "portable"]), ((80, 80), (256, 256), 128, ["sm90", "portable"]),
+     ((18, 24, 24), (30, 48, 80), 128, ["sm90", "portable"])],
 )  # fmt: skip
-def test_the_hopper_kernel_is_named_where_it_is_the_cheaper_one(kernel_size, grid, is_used):
-    large = problem(Op(Neighborhood(kernel_size), grid), 128)
+def test_kernels_for_hopper_are_named_where_they_are_cheaper(kernel_size, grid, features, expected):
+    large = problem(Op(Neighborhood(kernel_size), grid), features)
     names = [choice.partition(":")[0] for choice in plan.cheapest(CUDA, FORWARD, large).split("|")]
-    assert names == (["sm90", "portable"] if is_used else ["portable"])
+    assert names == expected
 
 
 def test_the_hopper_kernel_may_not_take_the_problem():
@@ -219,7 +225,7 @@ def test_no_kernel_takes_the_problem():
 
 
 @pytest.mark.parametrize("is_hopper", [False, True])
-def test_both_forward_kernels_are_tried_where_both_run(is_hopper, monkeypatch):
+def test_all_forward_kernels_are_tried_where_they_run(is_hopper, monkeypatch):
     """Elsewhere tiles of the other one would change nothing."""
     device = types.SimpleNamespace(device_kind="a GPU", compute_capability="9.0" if is_hopper else "8.0")
     monkeypatch.setattr(devices, "cuda_devices", lambda: (device,))
@@ -227,13 +233,14 @@ def test_both_forward_kernels_are_tried_where_both_run(is_hopper, monkeypatch):
         found = [kernels.split("|") for kernels in plan.candidates(CUDA, FORWARD, problem(op))]
         tilings = {
             name: {t.choice for row, t in kernels_of(FORWARD, op) if row.name == name}
-            for name in ("sm90", "portable")
+            for name in ("sm90", "halo", "halo_sm90", "portable")
         }
+        everywhere = tilings["halo"] | tilings["portable"]
         best = plan.cheapest(CUDA, FORWARD, problem(op)).split("|")
         assert found[0] == best
-        assert {kernels[-1] for kernels in found} == tilings["portable"]
+        assert {kernels[-1] for kernels in found} == everywhere
         if is_hopper:
-            assert {kernels[0] for kernels in found} == tilings["portable"] | tilings["sm90"]
+            assert {kernels[0] for kernels in found} == everywhere | tilings["halo_sm90"] | tilings["sm90"]
             assert found[0][0].partition(":")[0] != found[1][0].partition(":")[0]
         else:
             assert all(kernels[:-1] == best[:-1] for kernels in found)

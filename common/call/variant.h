@@ -29,7 +29,7 @@ struct Tiling {
   Tiles tiles;
   int rows;          // tokens that stay in a block
   int warp_rows;     // how many of them a warp has; on CPUs all
-  int columns;       // tokens streamed per step
+  int columns;       // tokens streamed per step, or all that a warp of a halo kernel scores
   int features;      // that a row in fast memory has room for
   int staged_slots;  // slots of a row of weights kept in fast memory; 0 for kernels that keep none
 };

@@ -42,21 +42,27 @@ struct Block {
   bool complete;  // all windows of its queries lie inside the keys present
 };
 
-// Offsets come from device memory and cannot be checked before the launch: illegal ones count as 0 and `legal` is
-// false.
+// What is present along an axis. Offsets come from device memory and cannot be checked before the launch: illegal ones
+// count as 0 and `legal` is false.
+template <Side kSide>
+__device__ __forceinline__ Span read_span(const Geometry& geometry, int axis, bool& legal) {
+  const Problem& problem = geometry.problem;
+  const int given = axis - kAxes + problem.rank;  // leading axes of length one have no offsets
+  const int count = kSide == Side::kQueries ? problem.nq[axis] : problem.nk[axis];
+  const int first = given < 0 ? 0 : geometry.offsets[2 * given + (kSide == Side::kQueries ? 0 : 1)];
+  if (first >= 0 && first <= problem.axis[axis].length - count) return {first, count};
+  legal = false;
+  return {0, count};
+}
+
 template <Side kSide>
 __device__ __forceinline__ Grid read_grid(const Geometry& geometry, bool& legal) {
-  const Problem& problem = geometry.problem;
   Grid grid;
 #pragma unroll
   for (int axis = 0; axis < kAxes; ++axis) {
-    const int given = axis - kAxes + problem.rank;  // leading axes of length one have no offsets
-    grid.count[axis] = kSide == Side::kQueries ? problem.nq[axis] : problem.nk[axis];
-    grid.first[axis] = given < 0 ? 0 : geometry.offsets[2 * given + (kSide == Side::kQueries ? 0 : 1)];
-    if (grid.first[axis] < 0 || grid.first[axis] > problem.axis[axis].length - grid.count[axis]) {
-      grid.first[axis] = 0;
-      legal = false;
-    }
+    const Span span = read_span<kSide>(geometry, axis, legal);
+    grid.first[axis] = span.first;
+    grid.count[axis] = span.count;
   }
   return grid;
 }

@@ -14,21 +14,27 @@
 
 namespace jax_na::cuda {
 
-// Stores two neighbouring features of a row of `features` values.
+// Stores two neighbouring values where both are in one word.
 template <class Element>
-__device__ __forceinline__ void store_pair(Element* row, int feature, int features, float first, float second) {
+__device__ __forceinline__ void store_aligned_pair(Element* to, float first, float second) {
   Element pair[2];
   narrow(pair[0], first);
   narrow(pair[1], second);
-  if (features % 2 == 0 && feature < features) {  // then the pair is aligned
-    using Word = typename WordOf<2 * sizeof(Element)>::type;
-    Word word;
-    memcpy(&word, pair, sizeof word);
-    *reinterpret_cast<Word*>(row + feature) = word;
+  using Word = typename WordOf<2 * sizeof(Element)>::type;
+  Word word;
+  memcpy(&word, pair, sizeof word);
+  *reinterpret_cast<Word*>(to) = word;
+}
+
+// Stores two neighbouring features of a row of `features` values.
+template <class Element>
+__device__ __forceinline__ void store_pair(Element* row, int feature, int features, float first, float second) {
+  if (features % 2 == 0 && feature < features) {
+    store_aligned_pair(row + feature, first, second);
     return;
   }
-  if (feature < features) row[feature] = pair[0];
-  if (feature + 1 < features) row[feature + 1] = pair[1];
+  if (feature < features) narrow(row[feature], first);
+  if (feature + 1 < features) narrow(row[feature + 1], second);
 }
 
 // Calls body(number, index of the row in [batch, tokens, heads]) for this thread's rows that exist.

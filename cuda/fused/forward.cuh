@@ -12,6 +12,7 @@
 #include "cuda/block/block.cuh"
 #include "cuda/block/fragment.cuh"
 #include "cuda/block/shape.cuh"
+#include "cuda/block/softmax.cuh"
 #include "cuda/block/store.cuh"
 #include "cuda/block/tokens.cuh"
 #include "cuda/block/warp.cuh"
@@ -22,49 +23,6 @@
 #include "cuda/ptx/sm80.cuh"
 
 namespace jax_na::cuda {
-
-// Running maximum, in the units of the exponents, and sum of a thread's rows.
-//
-// Weights are relative to the maximum as it is when rounded, and so is everything that follows: of scores so large that
-// rounding counts, weights and sum have the same error, which the division takes out.
-template <int kRows>
-struct OnlineSoftmax {
-  float top[kRows], sum[kRows];
-
-  __device__ __forceinline__ void start() {
-    for_each_own<kRows>([&](Own row) {
-      top[row] = -INFINITY;
-      sum[row] = 0;
-    });
-  }
-
-  // scores -> weights relative to the new maximum; sums and `out` follow it. `factor` > 0.
-  template <class Scores, class Out>
-  __device__ __forceinline__ void update(Scores& scores, Out& out, float factor) {
-    for_each_own<kRows>([&](Own row) {
-      float highest = -INFINITY;
-      for_each_pair(scores, row,
-                    [&](float first, float second, Own) { highest = fmaxf(highest, fmaxf(first, second)); });
-      highest = fmaxf(top[row], row_max(highest) * factor);
-      const float base = highest == -INFINITY ? 0 : highest;  // nothing seen yet: all weights are 0
-      const float correction = exp2_approx(top[row] - base);
-      float added = 0;
-      for_each_pair(scores, row, [&](float& first, float& second, Own) {
-        first = exp2_approx(first * factor - base);
-        added += first;
-        second = exp2_approx(second * factor - base);
-        added += second;
-      });
-      top[row] = highest;
-      sum[row] = sum[row] * correction + added;
-      if (warp_all(correction == 1)) return;  // after the first boxes the maximum hardly changes
-      for_each_pair(out, row, [&](float& first, float& second, Own) {
-        first *= correction;
-        second *= correction;
-      });
-    });
-  }
-};
 
 // Shared memory: the block's queries, buffers of keys and of values, windows.
 template <class Shape>

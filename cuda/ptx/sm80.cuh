@@ -161,6 +161,12 @@ __device__ __forceinline__ uint32_t renewed(uint32_t value) {
   return value;
 }
 
+template <class Value>
+__device__ __forceinline__ const Value* renewed(const Value* pointer) {
+  asm volatile("" : "+l"(pointer));
+  return pointer;
+}
+
 // A load through the read-only cache, for what no thread of the grid writes.
 __device__ __forceinline__ float read_only(const float* pointer) { return __ldg(pointer); }
 

@@ -42,7 +42,7 @@ __device__ __forceinline__ void mask_scores(const Warp<Shape>& warp, const Owned
   });
 }
 
-// Running maximum and sum of the thread's two rows, as OnlineSoftmax of fused/forward.cuh has them. Maximum and sum of
+// Running maximum and sum of the thread's two rows, as OnlineSoftmax of block/softmax.cuh has them. Maximum and sum of
 // a box are made in two chains each, of the even and of the odd columns: one chain alone would wait for its own
 // results.
 struct RunningSoftmax {

@@ -3,7 +3,8 @@
 
 A block has a tile of rows that stay (queries; for the gradient of key and value, keys), and walks over boxes
 of columns that cover all that its rows see; the first box starts at the first column seen. The GEMM kernels
-keep rows of weights in shared memory besides. Windows are separable, so all counts below are products over
+keep rows of weights in shared memory besides. The halo kernels copy what a tile sees once, and a warp
+computes its scores with a box of its own. Windows are separable, so all counts below are products over
 the axes of exact counts along one axis.
 """
 
@@ -37,7 +38,13 @@ COSTS = {
     # itself, so nothing hides how a tile begins and ends. On an H200 the faster kernel has the lower cost for
     # the problems above.
     "sm90": Costs(product=0.5, softmax=24, mask=16, copy_rows=0, start=3),
+    # From the instructions of a tile: the products are a tenth of them. Measured on an H200 for windows from
+    # 7x7 to 17x17 and 5x7x7, of which the last is where "portable" becomes as fast.
+    "halo": Costs(product=0.3, softmax=77, mask=0, copy_rows=19, start=0.25),
+    "halo_sm90": Costs(product=0.3, softmax=77, mask=0, copy_rows=19, start=0.25),
 }
+HALO = ("halo", "halo_sm90")
+ROOMY, ROOM = 60 << 10, 160 << 10  # bytes of a halo: beyond the first, fewer blocks hide each other's copies
 STAGE = 64  # a weight of a score to or from shared memory; this and the next are not measured
 CROWDED = 24 << 10  # staged weights of a block: as many take the room that other blocks would need
 
@@ -82,19 +89,24 @@ def cost(pass_name: str, name: str, problem: Problem, tiling: Any) -> float:
     features = max(32, 1 << (max(problem.head_dim, problem.value_dim) - 1).bit_length())
     if tiling.staged_slots:
         return gemm_cost(tiling, count, features, keys_stay)
+    if name in HALO:
+        return halo_cost(tiling, count, features, COSTS[name])
     return fused_cost(tiling, count, features, COSTS[name])
 
 
 def work(pass_name: str, name: str, problem: Problem, tiling: Any) -> Work:
     """What one pass does with a tiling of a kernel that has tiles."""
     count = _count(problem, tiling, pass_name in KEYS_STAY)
+    if name in HALO:
+        return Work(count.tiles, count.tiles * tiling.rows * tiling.columns, count.boxes, None)
     pairs = count.boxes * tiling.rows * tiling.columns
     masks = count.boxes * (tiling.rows // tiling.warp_rows)  # of single warps
     return Work(count.tiles, pairs, count.boxes * tiling.columns, count.unmasked / masks)
 
 
 def _count(problem: Problem, tiling: Any, keys_stay: bool) -> Count:
-    query, key = tuple(tiling.query), tuple(tiling.key)
+    query = tuple(tiling.query)
+    key = tuple(tiling.key) or (1,) * len(query)  # of a halo kernel: single columns are counted
     rows, columns = (key, query) if keys_stay else (query, key)
     return count_boxes(problem.axes, rows, columns, tiling.warp_rows, keys_stay)
 
@@ -107,6 +119,15 @@ def fused_cost(tiling: Tiling, count: Count, features: int, costs: Costs) -> flo
     mask = masked * tiling.warp_rows * tiling.columns * costs.mask
     copies = count.boxes * tiling.columns * costs.copy_rows * features
     return (count.boxes + costs.start * count.tiles) * box * score + mask + copies
+
+
+def halo_cost(tiling: Tiling, count: Count, features: int, costs: Costs) -> float:
+    """What a halo kernel costs: all its warps score so many columns; boxes are single columns of the halo."""
+    score = costs.product * features + costs.softmax
+    scores = (1 + costs.start) * count.tiles * tiling.rows * tiling.columns * score
+    halo = count.boxes / count.tiles * 2 * max(128, 2 * features)
+    crowded = 1 + max(0.0, halo - ROOMY) / ROOM
+    return (scores + count.boxes * costs.copy_rows * features) * crowded
 
 
 def gemm_cost(tiling: Tiling, count: Count, features: int, keys_stay: bool) -> float:

@@ -91,6 +91,10 @@ __forceinline__ uint32_t to_tf32(float value) { return simt::to_tf32(value); }
 __forceinline__ float exp2_approx(float value) { return simt::exp2_approx(value); }
 
 __forceinline__ uint32_t renewed(uint32_t value) { return value; }
+template <class Value>
+__forceinline__ const Value* renewed(const Value* pointer) {
+  return pointer;
+}
 __forceinline__ float read_only(const float* pointer) { return *pointer; }
 
 }  // namespace jax_na::cuda

@@ -18,6 +18,10 @@ const char* run_backward_key(const BackwardArgs&, Stream) {
   return "this arithmetic is not built";
 }
 template <class Math>
+const char* run_halo_forward(const ForwardArgs&, Stream) {
+  return "this arithmetic is not built";
+}
+template <class Math>
 const char* run_gemm(Pass, const UnfusedArgs&, Stream) {
   return "this arithmetic is not built";
 }
@@ -25,6 +29,7 @@ const char* run_gemm(Pass, const UnfusedArgs&, Stream) {
 template const char* run_forward<JAX_NA_MATH>(const ForwardArgs&, Stream);
 template const char* run_backward_query<JAX_NA_MATH>(const BackwardArgs&, Stream);
 template const char* run_backward_key<JAX_NA_MATH>(const BackwardArgs&, Stream);
+template const char* run_halo_forward<JAX_NA_MATH>(const ForwardArgs&, Stream);
 template const char* run_gemm<JAX_NA_MATH>(Pass, const UnfusedArgs&, Stream);
 
 }  // namespace jax_na::cuda

@@ -72,6 +72,7 @@ MATHS = {  # source in cuda/ -> what it is compiled for, as in cuda/CMakeLists.t
     "fused/backward_query.cu": ARITHMETICS,
     "fused/backward_key.cu": ARITHMETICS,
     "gemm/gemm.cu": ARITHMETICS,
+    "halo/forward.cu": ("F16", "BF16"),
     "naive/naive.cu": ("float", "double", "Half", "BFloat16"),
     "sm90/forward.cu": ("F16Type", "BF16Type"),
     "sm90/device.cu": ("Any",),

@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The halo kernels, forward, against the oracle, on the host executor (on the GPU with
+JAX_NA_KERNELS=device), and the rule that says which calls they take."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from . import cuda_kernels, cuda_tilings, helpers, oracle
+from .cases import NAMED, Case
+from .cuda_kernels import NO_NAN, Kernel, Pass, any_seed
+from .cuda_problems import UNMERGED, Problem, any_problem, lost_queries, outside, region
+from .test_cuda_kernels import HALVES, LARGER, TOLERANCE, repeated
+from .test_regions import CUTS, OUTSIDE, regions
+
+pytestmark = pytest.mark.some(4)
+NAMES = ("halo", "halo_sm90")
+
+CASES = (
+    Case("one-window", (7, 7), (7, 7), head_dim=32, heads=3, rpb=True),
+    Case("nat", (15, 17), (7, 7), head_dim=32, heads=3, batch=(2,), rpb=True),
+    Case("nat-64", (9, 21), (7, 7), head_dim=64, heads=2),
+    Case("three-by-three", (19, 10), (3, 3), head_dim=32, heads=4, kv_heads=2, rpb=True),
+    Case("even", (12, 21), (6, 4), head_dim=40, value_dim=64, rpb=True, batch=(2,)),
+    Case("parts", (22, 19), (13, 11), head_dim=64, rpb=True),
+    Case("parts-32", (18, 19), (9, 13), head_dim=24, heads=3, kv_heads=1),
+    Case("parts-128", (17, 9), (11, 9), head_dim=104, value_dim=128, rpb=True),
+    Case("whole-128", (10, 11), (5, 3), head_dim=128, heads=2, kv_heads=1, rpb=True),
+    Case("sequence", (300,), 7, head_dim=64, heads=2),
+    Case("sequence-causal", (150,), 60, head_dim=32, is_causal=True, heads=2, rpb=True),
+    Case("sequence-128", (130,), 21, head_dim=128, is_causal=True),
+    Case("sequence-dilated", (203,), 9, dilation=5, stride=4, head_dim=40, heads=3, batch=(2,)),
+    Case("video", (6, 9, 10), (3, 5, 5), head_dim=64, heads=2, kv_heads=1, rpb=True),
+    Case("video-causal", (5, 8, 9), (3, 3, 4), is_causal=(True, False, False), head_dim=32, rpb=True),
+    Case("video-dilated", (7, 13, 11), (3, 5, 4), dilation=(2, 1, 2), stride=(1, 2, 1), head_dim=48, heads=2),
+    Case("all", (19, 23), (6, 5), stride=(3, 2), dilation=(2, 3), is_causal=(False, True), head_dim=16,
+         heads=2, kv_heads=1, rpb=True),
+    Case("scale-negative", (9, 8), (3, 4), scale=-0.4, head_dim=32, rpb=True),
+    Case("scale-0", (40,), 12, scale=0.0, head_dim=32),
+)  # fmt: skip
+
+
+def has_place(name):
+    """Whether the kernel runs here: on a GPU, those for 9.0 want one."""
+    return name == "halo" or not cuda_kernels.ON_DEVICE or cuda_kernels.build.architecture() == "90a"
+
+
+every_kernel = pytest.mark.parametrize("name", [name for name in NAMES if has_place(name)])
+every_type = pytest.mark.parametrize("dtype", HALVES)
+
+
+def legal(problem, dtype, name):
+    """The tiles with which a kernel takes a problem."""
+    return cuda_tilings.tilings(Kernel.FORWARD, Pass.FORWARD, problem, (dtype, "default"), name)
+
+
+def obstacle(problem, dtype, name):
+    return cuda_tilings.obstacle(Kernel.FORWARD, Pass.FORWARD, problem, (dtype, "default"), name)
+
+
+def run(problem, dtype, name, inputs, rng, **how):
+    """With random tiles."""
+    tilings = legal(problem, dtype, name)
+    kernels = tilings[rng.integers(len(tilings))].choice(name)
+    return cuda_kernels.forward(problem, dtype, inputs, kernels=kernels, seed=any_seed(rng), **how)
+
+
+def assert_attention(problem, dtype, name, rng):
+    problem = repeated(problem)
+    if obstacle(problem, dtype, name) or not legal(problem, dtype, name):
+        pytest.skip("the kernel does not take it")
+    inputs = problem.inputs(rng, dtype)
+    found = run(problem, dtype, name, inputs, rng)
+    attention = oracle.Attention(problem.geometry, inputs, problem.scale)
+    out, lse, _ = TOLERANCE[dtype, "default"]
+    helpers.assert_close({"out": found["out"]}, {"out": attention.out}, out)
+    helpers.assert_close({"lse": found["lse"]}, {"lse": attention.lse}, lse)
+
+
+@every_type
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_attention(case, dtype, rng):
+    """These are small enough for every tile."""
+    assert_attention(Problem.of(case), dtype, "halo_sm90" if has_place("halo_sm90") else "halo", rng)
+
+
+@every_kernel
+@pytest.mark.parametrize("case", [case for case in (*UNMERGED, *LARGER) if not case.additional], ids=str)
+def test_cases_of_all_kernels(case, name, rng):
+    assert_attention(Problem.of(case), "bfloat16", name, rng)
+
+
+@pytest.mark.parametrize("name", CUTS)
+def test_regions(name, rng):
+    case = dataclasses.replace(NAMED[name], head_dim=16, value_dim=24)
+    for queries, keys in regions(case, CUTS[name]):
+        assert_attention(Problem.of(case, region(case, queries, keys)), "bfloat16", "halo", rng)
+
+
+@pytest.mark.parametrize("reason", OUTSIDE)
+def test_windows_outside_the_keys_are_nan(reason, rng):
+    """Nothing is read out of bounds, and queries whose window is not there have no number for a result."""
+    problem = outside(OUTSIDE[reason])
+    inputs = problem.inputs(rng, "bfloat16")
+    found = run(problem, "bfloat16", "halo", inputs, rng, poison=NO_NAN)
+    for x in found.values():
+        assert np.isnan(x[:, lost_queries(problem)].astype(np.float32)).all()
+
+
+@pytest.mark.some(2)
+@pytest.mark.parametrize("number", range(60))
+def test_random_problems(number, rng):
+    problem = any_problem(rng)
+    while problem.additional or problem.head_dim % 8 or problem.value_dim % 8:
+        problem = any_problem(rng)
+    print(problem)
+    assert_attention(problem, HALVES[number % 2], NAMES[number // 2 % 2], rng)
+
+
+@every_type
+def test_deterministic(dtype, rng):
+    """The order in which warps run leaves no trace: the same bits."""
+    problem = Problem.of(CASES[1])
+    inputs, choice = problem.inputs(rng, dtype), legal(problem, dtype, "halo")[1].choice("halo")
+    first, second = (
+        cuda_kernels.forward(problem, dtype, inputs, kernels=choice, seed=any_seed(rng)) for _ in range(2)
+    )
+    helpers.assert_identical(first, second)
+
+
+PLAIN = Problem((oracle.Axis(40, 7),), head_dim=64, value_dim=64)
+REFUSED = {
+    "head_dim": (dataclasses.replace(PLAIN, head_dim=20), "a multiple of 8 features per head, not 20"),
+    "value_dim": (dataclasses.replace(PLAIN, value_dim=12), "a multiple of 8 features per head, not 12"),
+    "wide": (dataclasses.replace(PLAIN, value_dim=136), "up to 128 features per head, not 136"),
+    "tokens": (dataclasses.replace(PLAIN, additional=3), "no additional tokens"),
+}
+
+
+@pytest.mark.parametrize("reason", REFUSED)
+def test_what_they_do_not_take(reason, rng):
+    problem, text = REFUSED[reason]
+    for name in NAMES:
+        assert obstacle(problem, "float16", name).startswith(f"it takes {text}")
+    assert obstacle(PLAIN, "float32", "halo") == "it takes bfloat16, float16, not float32"
+    with pytest.raises(AssertionError, match=f"refused: no kernel can run .* it takes {text}"):
+        cuda_kernels.forward(problem, "bfloat16", problem.inputs(rng, "bfloat16"), kernels="halo:64")
+
+
+LONG = dataclasses.replace(PLAIN, axes=(oracle.Axis(2000, 1000),))
+LARGE = Problem((oracle.Axis(64, 33), oracle.Axis(64, 33)), head_dim=64, value_dim=64)
+ILLEGAL = {
+    "halo:32": (PLAIN, "a tile of 64 queries with powers of two as extents, not 1x1x32"),
+    "halo:3": (PLAIN, "a tile of 64 queries with powers of two as extents, not 1x1x3"),
+    "halo:64,16": (PLAIN, "a name and 1 extents of a tile"),
+    "halo:8x8": (LARGE, "it takes 99 KB of shared memory for a block, too few for the 1600 keys and values"),
+    "halo_sm90:8x8": (LARGE, "it takes 227 KB of shared memory for a block, too few"),
+    "halo:64": (LONG, "up to 1024 keys along an axis, not 1063"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kernels", ILLEGAL)
+def test_illegal_tiles_are_refused(kernels, rng):
+    problem, text = ILLEGAL[kernels]
+    with pytest.raises(AssertionError, match=f"refused: (.|\n)*{text}"):
+        cuda_kernels.forward(problem, "bfloat16", problem.inputs(rng, "bfloat16"), kernels=kernels)
+
+
+def test_more_room_takes_more(rng):
+    """What fits into the room of every GPU fits into that of compute capability 9.0."""
+    problem = Problem((oracle.Axis(64, 13), oracle.Axis(64, 13)), head_dim=64, value_dim=64)
+    every, hopper = (legal(problem, "bfloat16", name) for name in NAMES)
+    assert set(every) < set(hopper)
