@@ -36,6 +36,11 @@ LARGER = (  # than a tile, or with sizes that matter to these kernels
     Case("tokens-boxes", (37,), 9, additional=70, head_dim=24, is_causal=True, dilation=2),
     Case("tokens-1", (5, 6, 4), (3, 2, 3), additional=1, heads=2, scale=-0.3, batch=(2,)),
     Case("dilated-groups", (41,), 4, dilation=7, heads=3, kv_heads=3, batch=(2,)),
+    Case("rpb-many-tiles", (21, 19), (5, 3), batch=(3,), head_dim=48, heads=2, kv_heads=1, rpb=True),
+    Case("rpb-large-table", (20, 19), (18, 17), is_causal=(True, False), rpb=True),  # not in shared memory
+    Case("rpb-96", (9, 15), (5, 7), dilation=(1, 2), stride=(2, 1), head_dim=96, rpb=True),
+    Case("rpb-256", (3, 5, 6), (3, 2, 4), head_dim=256, heads=2, kv_heads=1, rpb=True),
+    Case("rpb-256-tokens", (40,), 9, head_dim=250, additional=3, is_causal=True, rpb=True),
 )
 NAMED_HERE = NAMED | {case.name: case for case in LARGER}
 HALVES = ("bfloat16", "float16")
@@ -95,7 +100,7 @@ def assert_backward(problem, mode, rows, inputs, attention, rng):
         mode[0],
         inputs,
         given,
-        parts=int(rng.integers(1, 6)),
+        parts=int(rng.integers(4, 14)),
         kernels=cuda_tilings.backward_kernels(problem, mode, rows, rng),
         precision=mode[1],
         seed=any_seed(rng),
@@ -158,6 +163,44 @@ def test_windows_outside_the_keys_are_nan(reason, rows, rng):
     lost = lost_queries(problem)
     for x in (found["out"], found["lse"], gradients["query"]):
         assert np.isnan(x[:, lost].astype(np.float32)).all()
+
+
+@pytest.mark.parametrize("parts", [4, 7, 50])
+@pytest.mark.parametrize("rows", ROWS[:2])
+@pytest.mark.parametrize("name", ["rpb-many-tiles", "all-1d"])
+def test_any_number_of_partial_sums(name, rows, parts, rng):
+    """Of the gradient of the bias: many tiles for each, or none for some; all are written."""
+    problem, mode = Problem.of(NAMED_HERE[name]), ("bfloat16", "default")
+    inputs = problem.inputs(rng, mode[0])
+    attention = oracle.Attention(problem.geometry, inputs, problem.scale)
+    given, cotangents = saved(problem, mode, attention, rng)
+    kernels = cuda_tilings.backward_kernels(problem, mode, rows, rng)
+    found = cuda_kernels.backward(
+        problem, mode[0], inputs, given, parts=parts, kernels=kernels, seed=any_seed(rng)
+    )
+    expected = attention.gradients(*cotangents)
+    helpers.assert_close(found, {n: expected[n] for n in found}, tolerance(problem, mode)[2])
+
+
+def test_fewer_partial_sums_than_warps_are_refused(rng):
+    problem, mode = Problem.of(NAMED["stride-even"]), ("bfloat16", "default")
+    inputs = problem.inputs(rng, mode[0])
+    given, _ = saved(problem, mode, oracle.Attention(problem.geometry, inputs, problem.scale), rng)
+    with pytest.raises(AssertionError, match="drpb must have 4 parts or more"):
+        cuda_kernels.backward(
+            problem, mode[0], inputs, given, parts=3, kernels="portable:64,64;portable:64,64"
+        )
+
+
+def test_tiles_with_too_many_distances_are_refused(rng):
+    """With a bias, the kernel of the queries has room for so many; without one it takes these tiles."""
+    case = dataclasses.replace(NAMED["all-2d"], head_dim=64)
+    for rpb in (True, False):
+        problem = Problem.of(dataclasses.replace(case, rpb=rpb))
+        legal = cuda_tilings.tilings(
+            cuda_kernels.Kernel.BACKWARD, cuda_kernels.Pass.BACKWARD_QUERY, problem, ("bfloat16", "default")
+        )
+        assert (((1, 64), (64, 1)) in [(t.query, t.key) for t in legal]) != rpb
 
 
 @pytest.mark.parametrize("mode", MODES, ids="-".join)

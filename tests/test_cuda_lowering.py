@@ -12,7 +12,7 @@ from jax import export
 
 import jax_na
 from jax_na.kernels import contract, devices, plan, register, tuning
-from jax_na.kernels.platforms import CUDA
+from jax_na.kernels.platforms import CPU, CUDA, PLATFORMS
 from jax_na.op import Op
 
 from . import helpers
@@ -37,7 +37,7 @@ def test_fused(dtype, rng):
     assert (first.name, backward.name) == ("na_fused_forward", "na_fused_backward")
     lse = "1x9x8x4xf32"
     assert backward.operands == [query, key, key, "2x2xi32", lse, lse, query, f"{DIMS['bias']}xf32"]
-    assert backward.results == [query, key, key, f"64x{DIMS['bias']}xf32"]
+    assert backward.results == [query, key, key, f"8x{DIMS['bias']}xf32"]
 
 
 def planned(target, inputs):
@@ -66,11 +66,29 @@ def test_attributes(rng):
 
 
 def test_parts_of_a_large_bias(rng):
-    """As many partial sums as keep them small."""
+    """No more partial sums than the warps of a block need, where they are large."""
     case = Case("large", (130,), 129, heads=8192, head_dim=1, rpb=True)
     shapes = {name: jax.ShapeDtypeStruct(shape, np.float32) for name, shape in case.shapes().items()}
     *_, backward = calls(lowered(gradient(case, "fused"), shapes))
-    assert backward.results[-1] == f"{2**22 // (8192 * 257)}x8192x257xf32"
+    assert backward.results[-1] == "4x8192x257xf32"
+
+
+@pytest.mark.parametrize(
+    ("table", "queries", "parts"),
+    [
+        ((4, 13, 13), 128 * 56 * 56, 1024),  # 4096 warps
+        ((4, 13, 13), 0, 1024),  # a batch that is not known
+        ((4, 13, 13), 14 * 14, 16),  # 4 tiles of 64 queries, of 4 warps each
+        ((4, 13, 13), 1, 4),
+        ((3, 13, 13), 128 * 56 * 56, 1364),
+        ((16, 63, 63), 128 * 56 * 56, 64),  # 16 MiB
+        ((8192, 13, 13), 128 * 56 * 56, 4),
+    ],
+)
+def test_parts_of_a_bias(table, queries, parts):
+    """As many as keep a GPU busy, have something to do and are not too large; on CPUs always as many."""
+    assert PLATFORMS[CUDA].bias_parts(table, queries) == parts
+    assert PLATFORMS[CPU].bias_parts(table, queries) == 16
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])

@@ -56,7 +56,7 @@ def test_chunks_of_value_features(implementation, dtype, short):
                 assert call.results == [at_queries, lse]
             else:
                 assert call.operands[4:7] == [lse, lse, at_queries]
-                assert call.results == [query, key, value, f"64x{rpb}"]
+                assert call.results == [query, key, value, f"8x{rpb}"]
 
 
 def test_chunks_of_additional_tokens():

@@ -66,7 +66,7 @@ struct BackwardArgs {
   void* dquery;            // [batch, queries, heads, head_dim]
   void* dkey;              // [batch, keys, kv_heads, head_dim]; on CPUs float32
   void* dvalue;            // [batch, keys, kv_heads, value_dim]; on CPUs float32
-  float* drpb;             // [drpb_parts, heads, bias_entries] or null; the caller adds the parts
+  float* drpb;             // [drpb_parts, heads, bias_entries] or null; the caller adds the parts, 4 or more on CUDA
   int drpb_parts;
 };
 

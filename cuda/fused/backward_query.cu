@@ -2,20 +2,27 @@
 // The launcher of the gradients of query and bias. CMake compiles this source once for each arithmetic, JAX_NA_MATH.
 #include "cuda/fused/backward_launch.cuh"
 #include "cuda/fused/backward_query.cuh"
+#include "cuda/fused/backward_query_bias.cuh"
 
 namespace jax_na::cuda {
 
-template <class S>
-const char* launch_bias(const BackwardArgs& a, BackwardParams params, Stream stream) {
-  constexpr int kColumns = bias_streamed_tokens(S::kRowBytes, S::kRows);
-  using Bias = KernelShape<typename S::Math, S::kFeatures, S::kWarps, S::kRowTiles, kColumns, 1>;
-  static_assert(DrpbShared<Bias>::kBytes <= kSharedLimit);
-  int columns[kAxes] = {a.tiles.key[0], a.tiles.key[1], a.tiles.key[2]};
-  for (int axis = 0; tokens_of(columns) > kColumns; axis = (axis + 1) % kAxes)
-    if (columns[axis] > 1) columns[axis] /= 2;
-  params.geometry = make_geometry<Side::kQueries>(a.problem, a.tiles.query, columns, a.offsets, a.rpb);
-  return launch(fused_backward_drpb_kernel<Bias>, int64_t{a.drpb_parts} * a.problem.heads, Bias::kThreads,
-                DrpbShared<Bias>::kBytes, stream, params);
+template <class S, bool kHasTokens>
+const char* launch_with_bias(const BackwardArgs& a, BackwardParams params, Stream stream) {
+  using Shape = KernelShape<typename S::Math, S::kFeatures, S::kWarps, S::kRowTiles, S::kColumns,
+                            bias_stages(S::kRowBytes, S::kRows)>;
+  using Shared = BiasShared<Shape>;
+  params.strip = make_strip(params.geometry.tiling);
+  params.entries_of_strip = entry_of_row(params.geometry, kStripRows);
+  const int number = distances(params.strip), table_bytes = 4 * bias_entries(a.problem);
+  if (number > Shared::kMostDistances) return kNoKernel;
+  if (a.drpb_parts < Shape::kWarps) return "drpb must have 4 parts or more, one for each warp of a block";
+  params.drpb_blocks = a.drpb_parts / Shape::kWarps;
+  int bytes = Shared::tables(number);
+  params.tables_in_shared =
+      !Shared::kBorrows && table_bytes <= kMostTableBytes && bytes + Shape::kWarps * table_bytes <= kSharedLimit;
+  if (params.tables_in_shared) bytes += Shape::kWarps * table_bytes;
+  return launch(fused_backward_query_bias_kernel<Shape, kHasTokens>, int64_t{params.drpb_blocks} * a.problem.heads,
+                Shape::kThreads, bytes, stream, params);
 }
 
 template <class S, bool kHasTokens>
@@ -24,9 +31,9 @@ const char* launch_backward_query(const BackwardArgs& a, BackwardParams params, 
   const Problem& p = a.problem;
   if (tokens_of(a.tiles.key) != S::kColumns) return kNoKernel;
   params.geometry = make_geometry<Side::kQueries>(p, a.tiles.query, a.tiles.key, a.offsets, a.rpb);
-  const char* error = launch(fused_backward_query_kernel<S, kHasTokens>, p.batch * p.heads * params.geometry.tiles,
-                             S::kThreads, BackwardQueryShared<S>::kBytes, stream, params);
-  return error == nullptr && a.drpb != nullptr ? launch_bias<S>(a, params, stream) : error;
+  if (a.drpb != nullptr) return launch_with_bias<S, kHasTokens>(a, params, stream);
+  return launch(fused_backward_query_kernel<S, kHasTokens>, p.batch * p.heads * params.geometry.tiles, S::kThreads,
+                BackwardQueryShared<S>::kBytes, stream, params);
 }
 
 template <class Math>

@@ -60,9 +60,16 @@ constexpr int key_parts(int row_bytes) { return row_bytes > 256 ? row_bytes / 25
 constexpr int kHopperRows = 128;
 constexpr int hopper_columns(int features) { return features <= 128 ? 128 : 64; }
 
-// The kernel of the bias' gradient keeps a tile of dS in shared memory as well.
-constexpr int bias_streamed_tokens(int row_bytes, int rows) {
-  return rows == 64 && row_bytes == 512 ? 16 : streamed_tokens(Pass::kBackwardQuery, row_bytes, rows);
+// With a bias, the kernel of the queries keeps dS by distance in shared memory (geometry/strip.cuh): so many distances
+// at most. More have tiles alone that are long where the other side's are short.
+constexpr int most_distances(int row_bytes, int rows) { return rows == 64 && row_bytes == 512 ? 128 : 256; }
+
+// There two buffers and so many distances do not fit.
+constexpr int bias_stages(int row_bytes, int rows) {
+  return rows == 64 && row_bytes == 256 ? 1 : stages(Pass::kBackwardQuery, row_bytes, rows);
 }
+
+// Largest table of a warp in shared memory: as large ones would take the room that other blocks need.
+constexpr int kMostTableBytes = 4 << 10;
 
 }  // namespace jax_na::cuda

@@ -4,6 +4,7 @@
 
 #include "cuda/block/block.cuh"
 #include "cuda/block/tokens.cuh"
+#include "cuda/geometry/strip.cuh"
 
 namespace jax_na::cuda {
 
@@ -28,9 +29,13 @@ struct BackwardParams {
   AdditionalTokens tokens;
   const float *lse, *delta;      // [batch, queries, heads]; delta = sum(dO O) - dLSE
   void *dquery, *dkey, *dvalue;  // as query, key and value
-  float* drpb;                   // [drpb_parts, heads, entries]
-  int drpb_parts;
   float scale;
+  // Of the kernel with a bias: a part for each warp, and a few of none.
+  float* drpb;                  // [drpb_parts, heads, entries]
+  int drpb_parts, drpb_blocks;  // blocks of one head
+  Strip strip;
+  int entries_of_strip;   // of the bias table, from a warp's first strip to its second
+  bool tables_in_shared;  // what the warps add to until they store it
 };
 
 }  // namespace jax_na::cuda

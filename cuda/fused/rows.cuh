@@ -90,34 +90,42 @@ __device__ __noinline__ void find_query_gradient(const BackwardParams& params, c
                      static_cast<Element*>(params.dquery));
 }
 
-// The tiles of queries whose dS a block of the bias' kernel adds up, in its own table.
+// The tiles of queries of one head, of all batches.
+__device__ __forceinline__ uint32_t bias_tiles(const BackwardParams& params) {
+  return params.geometry.tiles * static_cast<uint32_t>(params.geometry.problem.batch);
+}
+
+// Which of them a block of the kernel with a bias computes: from `part` on, every drpb_blocks-th.
 struct BiasPart {
-  int part, head;
-  uint32_t tiles;  // of all batches
-  float* table;    // [entries]
+  uint32_t part;
+  int head;
 
-  // blockIdx.x counts parts fastest, then heads.
-  __device__ __forceinline__ explicit BiasPart(const BackwardParams& params)
-      : part(static_cast<int>(blockIdx.x) % params.drpb_parts),
-        head(static_cast<int>(blockIdx.x) / params.drpb_parts),
-        tiles(params.geometry.tiles * static_cast<uint32_t>(params.geometry.problem.batch)),
-        table(params.drpb + (int64_t{part} * params.query.heads + head) * bias_entries(params.geometry.problem)) {}
+  // `block` counts parts fastest, then heads.
+  __device__ __forceinline__ BiasPart(const BackwardParams& params, uint32_t block)
+      : part(block % params.drpb_blocks), head(static_cast<int>(block / params.drpb_blocks)) {}
 
-  // Index of the block that `tile` would be in a kernel of queries.
+  // Index of the block that `tile` would be in a kernel without a bias.
   __device__ __forceinline__ uint32_t index(const BackwardParams& params, uint32_t tile) const {
     const uint32_t each = params.geometry.tiles;
     return (tile / each * params.query.heads + head) * each + tile % each;
   }
+
+  // The part of drpb of a warp, of `warps` in a block.
+  __device__ __forceinline__ float* slot(const BackwardParams& params, int warps, int warp) const {
+    const int64_t number = int64_t{part} * warps + warp;
+    return params.drpb + (number * params.query.heads + head) * bias_entries(params.geometry.problem);
+  }
 };
 
-// Adds the dS of the queries whose LSE is not exact, in the 16 rows of every tile from `first_row` on.
+// Adds the dS of the queries whose LSE is not exact to a warp's table, in its 16 rows, from `first_row` on, of every
+// tile.
 template <class Element>
-__device__ __noinline__ void add_inexact_rows(const BackwardParams& params, char* room, int first_row) {
+__device__ __noinline__ void add_inexact_rows(const BackwardParams& params, char* room, int first_row, float* table) {
   const Geometry& geometry = params.geometry;
-  const BiasPart mine(params);
+  const BiasPart mine(params, blockIdx.x);
   const int heads = params.query.heads;
 #pragma unroll 1
-  for (uint32_t tile = mine.part; tile < mine.tiles; tile += params.drpb_parts) {
+  for (uint32_t tile = mine.part; tile < bias_tiles(params); tile += params.drpb_blocks) {
     Block block;
     if (!find_block<Side::kQueries>(geometry, mine.index(params, tile), heads, block) || !block.complete) continue;
 #pragma unroll 1
@@ -125,7 +133,7 @@ __device__ __noinline__ void add_inexact_rows(const BackwardParams& params, char
       const int64_t row = row_index(geometry, block, heads, first_row + i);
       if (row < 0 || has_exact_lse(params.lse[row])) continue;
       const AttentionOperands<Element> operands = gradient_operands_of<Element>(params, placed(geometry, room));
-      bias_gradient_row(WarpTeam<Element>{}, operands, row, mine.table);
+      bias_gradient_row(WarpTeam<Element>{}, operands, row, table);
     }
   }
 }

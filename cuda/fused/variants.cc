@@ -3,6 +3,7 @@
 #include "cuda/host/variants.h"
 
 #include "cuda/fused/config.h"
+#include "cuda/geometry/strip.cuh"
 
 namespace jax_na::cuda {
 
@@ -16,9 +17,13 @@ const char* run_backward_key(const BackwardArgs&, Stream);
 
 namespace {
 
+int row_bytes_of(const Query& query) {
+  return feature_bucket(query.problem.head_dim, query.problem.value_dim) * kDTypeBytes[static_cast<int>(query.dtype)];
+}
+
 KernelSizes shapes_of(Pass pass, const Query& query) {
   const int element_bytes = kDTypeBytes[static_cast<int>(query.dtype)];
-  const int row_bytes = feature_bucket(query.problem.head_dim, query.problem.value_dim) * element_bytes;
+  const int row_bytes = row_bytes_of(query);
   const bool has_tokens = has(query.operands, Operand::kTokenKey);
   KernelSizes shapes{};
   for (int rows = kSmallRows; row_bytes > 0 && rows <= kLargeRows; rows *= 2)
@@ -32,12 +37,26 @@ void obstacle(const Query& query, Text& text) {
   if (is_empty(text)) grid_obstacle(query.problem, text);
 }
 
+// More distances than the kernel of the queries has room for, with a bias.
+template <Pass pass>
+void distances_obstacle(const Query& query, const Tiles& tiles, Text& text) {
+  if (pass != Pass::kBackwardQuery || !has(query.operands, Operand::kRpb)) return;
+  const int most = most_distances(row_bytes_of(query), volume(tiles.query));
+  const int number = distances(make_strip(make_tiling<Side::kQueries>(query.problem, tiles.query, tiles.key)));
+  if (number > most)
+    say(text,
+        "it takes, with a bias, tiles with up to %d distances between %d neighbouring queries and the keys, not %d; "
+        "tiles that are longer along the same axes have fewer",
+        most, kStripRows, number);
+}
+
 template <Pass pass>
 void tile_obstacle(const Query& query, const Tiles& tiles, Text& text) {
   shapes_obstacle(shapes_of(pass, query), pass, tiles, text);
+  if (is_empty(text)) distances_obstacle<pass>(query, tiles, text);
   if (!is_empty(text)) return;
   const Problem& p = query.problem;
-  const int row_bytes = feature_bucket(p.head_dim, p.value_dim) * kDTypeBytes[static_cast<int>(query.dtype)];
+  const int row_bytes = row_bytes_of(query);
   const int parts = keys_stay(pass) ? key_parts(row_bytes) : 1, heads = keys_stay(pass) ? p.kv_heads : p.heads;
   blocks_obstacle(product({p.batch, heads, row_tiles(p, pass, tiles), parts}), text);
 }
@@ -46,6 +65,9 @@ template <Pass pass>
 void tilings(const Query& query, const TilingVisitor& visitor) {
   const int features = feature_bucket(query.problem.head_dim, query.problem.value_dim);
   for_each_pair(shapes_of(pass, query), pass, query.problem.rank, [&](const Tiles& tiles, const KernelSize& shape) {
+    Text text{};
+    distances_obstacle<pass>(query, tiles, text);
+    if (!is_empty(text)) return;
     visitor.visit(visitor.context, {tiles, shape.rows, shape.warp_rows, shape.columns, features, 0});
   });
 }

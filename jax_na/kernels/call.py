@@ -44,7 +44,7 @@ def call(
     problem = contract.problem(op, given)
     kernels = plan.plan(platform, target, op, problem)
     plan.require_room(platform, target, problem, kernels)
-    types = _types(platform, target, given, results)
+    types = _types(platform, target, problem, given, results)
     if "scratch" in types:
         size = plan.scratch_bytes(platform, target, problem, kernels, _work(op, given))
         types["scratch"] = jax.ShapeDtypeStruct((size,), jnp.uint8)
@@ -64,14 +64,18 @@ def _attributes(op: Op, is_exact: bool, operands: int, kernels: str) -> dict[str
     return {**geometry, **numbers, "kernels": kernels}
 
 
-def _types(platform: str, target: str, given: Mapping[str, Array], results: Types) -> dict[str, Any]:
+def _types(
+    platform: str, target: str, problem: contract.Problem, given: Mapping[str, Array], results: Types
+) -> dict[str, Any]:
     """The types of all results of the call, in order; that of scratch is not known yet."""
     dtype = contract.dtype_of(given)
     found: dict[str, Any] = {}
     for name in contract.results(platform, target, given):
         shape = results[name][0] if name in results else ()
         if name == "drpb":
-            shape = (PLATFORMS[platform].bias_parts(math.prod(shape)), *shape)
+            sizes = problem.sizes or contract.Sizes()
+            queries = sizes.batch * math.prod(sizes.queries)
+            shape = (PLATFORMS[platform].bias_parts(shape, queries), *shape)
         found[name] = jax.ShapeDtypeStruct(shape, contract.element(platform, target, name, dtype))
     return found
 
