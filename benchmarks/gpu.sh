@@ -111,7 +111,7 @@ phase_conformance() {
 kernel_tests() {
   cd "$root"
   JAX_NA_KERNELS=device JAX_PLATFORMS=cpu "$@" -q -p no:cacheprovider -p no:benchmark \
-    tests/test_cuda_kernels.py tests/test_cuda_hopper.py tests/test_cuda_gemm.py tests/test_cuda_naive.py
+    tests/test_cuda_kernels.py tests/test_cuda_halo.py tests/test_cuda_hopper.py tests/test_cuda_gemm.py tests/test_cuda_naive.py
 }
 
 # -P: the installed package is tested, not the source tree.
@@ -142,7 +142,8 @@ phase_sanitize() {
 
 # A few small problems that together reach every kernel.
 sanitized() {
-  echo "test_attention and (all-2d or boxes-3d or head-dim-12 or grouped-heads or head-dim-256 or stages or batch-3d or dilated-3d)" \
+  echo "test_attention and (all-2d or boxes-3d or head-dim-12 or grouped-heads or head-dim-256 or stages or batch-3d or dilated-3d" \
+    "or nat or parts or whole-128 or sequence-128 or video or rpb-many-tiles or rpb-large-table)" \
     "or test_gemm and (all-2d or wide-1d or wide-2d-causal or grouped-heads or head-dim-130)" \
     "or test_regions and mixed-2d or test_naive and all-3d and not float64 or test_windows_outside and overflow"
 }

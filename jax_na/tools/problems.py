@@ -18,8 +18,10 @@ PASSES = {FORWARD: 1.0, BACKWARD: 2.5, BOTH: 3.5}  # useful FLOPs, in forward pa
 ITEMSIZE = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 
 # CORE: ten problems that span the ranks and windows. MODELS: layers of published models, or like theirs.
-# LARGE: cases of published GPU benchmarks; GPU: more that fill one. Hours on a CPU: only when asked for.
-CORE, MODELS, LARGE, GPU, OVERHEAD = "core", "models", "large", "gpu", "overhead"
+# LARGE: cases of published GPU benchmarks; GPU: more that fill one; SMALL: small windows that do, of models
+# in training and of video decoders. Hours on a CPU: only when asked for.
+CORE, MODELS, LARGE, GPU, SMALL, OVERHEAD = "core", "models", "large", "gpu", "small", "overhead"
+ASKED_FOR = (LARGE, GPU, SMALL)
 
 
 @dataclass(frozen=True)
@@ -200,11 +202,42 @@ def _gpu() -> Iterator[Problem]:
     yield problem("3d-16x64x64-w3x5x5", "video decoder", (2, 16, 64, 64), (8, 64), (3, 5, 5))
 
 
+def _small() -> Iterator[Problem]:
+    stages = {"nat-s1": (56, 4), "nat-s2": (28, 8), "nat-s3": (14, 16), "nat-s4": (7, 32)}
+    for name, (side, heads) in stages.items():
+        if name != "nat-s1":  # in GPU
+            yield problem(f"{name}-{side}-b128", "NAT, 128 images", (128, side, side), (heads, 32), 7)
+        biased = f"{name}-{side}-b128-rpb"
+        yield problem(biased, "the same with its bias", (128, side, side), (heads, 32), 7, rpb=True)
+    dilated: dict[str, Any] = {"dilation": 8, "rpb": True}
+    yield problem(
+        "dinat-s1-56-b128-rpb", "DiNAT stage 1, with its bias", (128, 56, 56), (4, 32), 7, **dilated
+    )
+    yield problem("2d-64-w13-b16-rpb", "13 x 13 window, biased", (16, 64, 64), (16, 64), 13, rpb=True)
+    video = (2, 16, 64, 64)
+    yield problem("3d-16x64x64-w3x5x5-rpb", "video, biased", video, (8, 64), (3, 5, 5), rpb=True)
+    yield problem("hdit-s1-64-b32", "HDiT 256 px, level 1", (32, 64, 64), (2, 64), 7, scale=1.0)
+    yield problem(
+        "stylenat-256-b8", "StyleNAT 256 px, half of the heads", (8, 256, 256), (2, 16), 7, rpb=True
+    )
+    yield problem("stylenat-256-b8-d32", "the other half", (8, 256, 256), (2, 16), 7, dilation=32, rpb=True)
+    decoder: dict[str, Any] = {"kernel_size": (3, 7, 7), "scale": 1.0}
+    yield problem("ltx-s1", "LTX-2.5 decoder, stage 1", (1, 18, 32, 48), (32, 64), **decoder)
+    yield problem("ltx-s2", "stage 2", (1, 18, 64, 96), (16, 64), **decoder)
+    decoder["kernel_size"] = (3, 5, 5)
+    yield problem("ltx-s3", "stage 3", (1, 35, 64, 96), (8, 64), **decoder)
+    yield problem("ltx-s4", "stage 4", (1, 69, 128, 192), (8, 64), **decoder)
+    decoder["kernel_size"] = (11, 11, 11)
+    yield problem("ltx-s5", "stage 5, one of its tiles", (1, 80, 192, 192), (4, 64), **decoder)
+    window, step = (18, 24, 24), (6, 8, 8)
+    yield problem("sta-30x48x80", "Sliding Tile Attention", (1, 30, 48, 80), (24, 128), window, stride=step)
+
+
 def _overhead() -> Iterator[Problem]:
     yield problem("tiny-16-w3", "for the overhead of a call", (1, 16), (1, 8), 3)
 
 
-GROUPS = {CORE: _core, MODELS: _models, LARGE: _large, GPU: _gpu, OVERHEAD: _overhead}
+GROUPS = {CORE: _core, MODELS: _models, LARGE: _large, GPU: _gpu, SMALL: _small, OVERHEAD: _overhead}
 PROBLEMS = tuple(replace(p, group=group) for group, members in GROUPS.items() for p in members())
 BY_NAME = {p.name: p for p in PROBLEMS}
 
@@ -226,9 +259,9 @@ def select(patterns: str) -> tuple[Problem, ...]:
 
 def _matches(candidate: Problem, pattern: str) -> bool:
     if pattern == "all":
-        return candidate.group not in (LARGE, GPU)
+        return candidate.group not in ASKED_FOR
     if pattern in GROUPS:
         return candidate.group == pattern
     if "*" in pattern or "?" in pattern:
-        return candidate.group not in (LARGE, GPU) and fnmatch.fnmatch(candidate.name, pattern)
+        return candidate.group not in ASKED_FOR and fnmatch.fnmatch(candidate.name, pattern)
     return candidate.name == pattern
