@@ -3,8 +3,8 @@
 
 A block has a tile of rows that stay (queries; for the gradient of key and value, keys), and walks over boxes
 of columns that cover all that its rows see; the first box starts at the first column seen. The GEMM kernels
-keep rows of weights in shared memory besides. The halo kernels copy what a tile sees once, and a warp
-computes its scores with a box of its own. Windows are separable, so all counts below are products over
+keep rows of weights in shared memory besides. The halo kernels copy all that a tile may see at once, and a
+warp computes its scores with a box of its own. Windows are separable, so all counts below are products over
 the axes of exact counts along one axis.
 """
 
@@ -44,7 +44,7 @@ COSTS = {
     "halo_sm90": Costs(product=0.3, softmax=77, mask=0, copy_rows=19, start=0.25),
 }
 HALO = ("halo", "halo_sm90")
-ROOMY, ROOM = 60 << 10, 160 << 10  # bytes of a halo: beyond the first, fewer blocks hide each other's copies
+ROOMY, ROOM = 60 << 10, 250 << 10  # bytes of halos: beyond the first, fewer blocks hide each other's copies
 STAGE = 64  # a weight of a score to or from shared memory; this and the next are not measured
 CROWDED = 24 << 10  # staged weights of a block: as many take the room that other blocks would need
 
@@ -90,7 +90,7 @@ def cost(pass_name: str, name: str, problem: Problem, tiling: Any) -> float:
     if tiling.staged_slots:
         return gemm_cost(tiling, count, features, keys_stay)
     if name in HALO:
-        return halo_cost(tiling, count, features, COSTS[name])
+        return halo_cost(tiling, count.tiles, _halo(problem, tiling), features, COSTS[name])
     return fused_cost(tiling, count, features, COSTS[name])
 
 
@@ -98,7 +98,8 @@ def work(pass_name: str, name: str, problem: Problem, tiling: Any) -> Work:
     """What one pass does with a tiling of a kernel that has tiles."""
     count = _count(problem, tiling, pass_name in KEYS_STAY)
     if name in HALO:
-        return Work(count.tiles, count.tiles * tiling.rows * tiling.columns, count.boxes, None)
+        copied = count.tiles * _halo(problem, tiling)
+        return Work(count.tiles, count.tiles * tiling.rows * tiling.columns, copied, None)
     pairs = count.boxes * tiling.rows * tiling.columns
     masks = count.boxes * (tiling.rows // tiling.warp_rows)  # of single warps
     return Work(count.tiles, pairs, count.boxes * tiling.columns, count.unmasked / masks)
@@ -106,7 +107,7 @@ def work(pass_name: str, name: str, problem: Problem, tiling: Any) -> Work:
 
 def _count(problem: Problem, tiling: Any, keys_stay: bool) -> Count:
     query = tuple(tiling.query)
-    key = tuple(tiling.key) or (1,) * len(query)  # of a halo kernel: single columns are counted
+    key = tuple(tiling.key) or query  # halo kernels have no boxes: their tiles alone are counted
     rows, columns = (key, query) if keys_stay else (query, key)
     return count_boxes(problem.axes, rows, columns, tiling.warp_rows, keys_stay)
 
@@ -121,13 +122,21 @@ def fused_cost(tiling: Tiling, count: Count, features: int, costs: Costs) -> flo
     return (count.boxes + costs.start * count.tiles) * box * score + mask + copies
 
 
-def halo_cost(tiling: Tiling, count: Count, features: int, costs: Costs) -> float:
-    """What a halo kernel costs: all its warps score so many columns; boxes are single columns of the halo."""
+def halo_cost(tiling: Tiling, tiles: int, halo: int, features: int, costs: Costs) -> float:
+    """What a halo kernel costs, whose tiles copy so many keys and whose warps all score `columns` of them."""
     score = costs.product * features + costs.softmax
-    scores = (1 + costs.start) * count.tiles * tiling.rows * tiling.columns * score
-    halo = count.boxes / count.tiles * 2 * max(128, 2 * features)
-    crowded = 1 + max(0.0, halo - ROOMY) / ROOM
-    return (scores + count.boxes * costs.copy_rows * features) * crowded
+    scores = (1 + costs.start) * tiling.rows * tiling.columns * score
+    copies = halo * costs.copy_rows * features
+    crowded = 1 + max(0, 2 * halo * max(128, 2 * features) - ROOMY) / ROOM
+    return tiles * (scores + copies) * crowded
+
+
+def _halo(problem: Problem, tiling: Any) -> int:
+    """Keys that a tile of queries may see: as many as a halo kernel copies for every tile."""
+    return math.prod(
+        min(-(-axis.length // axis.dilation), axis.kernel_size + extent - 1 + axis.stride - 1)
+        for axis, extent in zip(problem.axes, tiling.query, strict=True)
+    )
 
 
 def gemm_cost(tiling: Tiling, count: Count, features: int, keys_stay: bool) -> float:
