@@ -203,6 +203,11 @@ def _gpu() -> Iterator[Problem]:
 
 
 def _small() -> Iterator[Problem]:
+    yield from _small_images()
+    yield from _small_videos()
+
+
+def _small_images() -> Iterator[Problem]:
     stages = {"nat-s1": (56, 4), "nat-s2": (28, 8), "nat-s3": (14, 16), "nat-s4": (7, 32)}
     for name, (side, heads) in stages.items():
         if name != "nat-s1":  # in GPU
@@ -214,13 +219,16 @@ def _small() -> Iterator[Problem]:
         "dinat-s1-56-b128-rpb", "DiNAT stage 1, with its bias", (128, 56, 56), (4, 32), 7, **dilated
     )
     yield problem("2d-64-w13-b16-rpb", "13 x 13 window, biased", (16, 64, 64), (16, 64), 13, rpb=True)
-    video = (2, 16, 64, 64)
-    yield problem("3d-16x64x64-w3x5x5-rpb", "video, biased", video, (8, 64), (3, 5, 5), rpb=True)
     yield problem("hdit-s1-64-b32", "HDiT 256 px, level 1", (32, 64, 64), (2, 64), 7, scale=1.0)
     yield problem(
         "stylenat-256-b8", "StyleNAT 256 px, half of the heads", (8, 256, 256), (2, 16), 7, rpb=True
     )
     yield problem("stylenat-256-b8-d32", "the other half", (8, 256, 256), (2, 16), 7, dilation=32, rpb=True)
+
+
+def _small_videos() -> Iterator[Problem]:
+    video = (2, 16, 64, 64)
+    yield problem("3d-16x64x64-w3x5x5-rpb", "video, biased", video, (8, 64), (3, 5, 5), rpb=True)
     decoder: dict[str, Any] = {"kernel_size": (3, 7, 7), "scale": 1.0}
     yield problem("ltx-s1", "LTX-2.5 decoder, stage 1", (1, 18, 32, 48), (32, 64), **decoder)
     yield problem("ltx-s2", "stage 2", (1, 18, 64, 96), (16, 64), **decoder)
