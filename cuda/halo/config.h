@@ -42,6 +42,12 @@ constexpr int halo_columns(int box_keys, int features) {
   return has_long_parts(features) && in_long_parts <= in_parts ? kLongPartKeys : kPartKeys;
 }
 
+// Blocks that a multiprocessor shall have registers for. Where a box is not whole, halos leave no room for more anyway.
+constexpr int halo_blocks(int features, int columns) {
+  if (features == 32) return is_whole_box(columns) ? 4 : columns == kPartKeys ? 3 : 2;
+  return features == 64 && is_whole_box(columns) ? 3 : 2;
+}
+
 // One axis of a halo, and what stands before it in tables that have one axis after the other.
 struct HaloAxis {
   int warp_tile;                 // queries of a warp

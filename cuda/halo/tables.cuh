@@ -29,7 +29,7 @@ struct HaloShape {
   static constexpr int kChunks = kRowBytes / 16;      // of 16 bytes in a row
   static constexpr int kTokens = kThreads / kChunks;  // that the block copies side by side
   // Blocks that a multiprocessor shall have registers for: several hide each other's copies.
-  static constexpr int kMinBlocks = kFeatures == 128 ? 2 : (kFeatures == 64 ? 3 : 4) - (kIsWhole ? 0 : 1);
+  static constexpr int kMinBlocks = halo_blocks(kFeatures, kColumns);
   using Scores = Fragment<1, kColumnTiles>;
 };
 
