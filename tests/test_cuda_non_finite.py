@@ -217,12 +217,12 @@ HALO = (
 
 @pytest.mark.some(2)
 @pytest.mark.parametrize("names", [("value",), ("query", "key", "value")])
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("mode", [("bfloat16", "default"), ("float16", "default")], ids="-".join)
 @pytest.mark.parametrize("case", HALO, ids=str)
-def test_halo(case, dtype, names, rng):
+def test_halo(case, mode, names, rng):
     problem = Problem.of(case)
-    inputs, _ = planted_in(problem, (dtype, "default"), names, rng)
-    assert_rows(problem, (dtype, "default"), inputs, {}, (halo(problem, dtype, rng), None), rng)
+    inputs, _ = planted_in(problem, mode, names, rng)
+    assert_rows(problem, mode, inputs, {}, (halo(problem, mode[0], rng), None), rng)
 
 
 @pytest.mark.some(1)
