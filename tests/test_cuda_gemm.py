@@ -12,7 +12,7 @@ from .cases import NAMED, Case
 from .cuda_kernels import NAN, NO_NAN, Kernel, Pass, any_seed
 from .cuda_problems import UNMERGED, Problem, any_problem, dtype_of, lost_queries, outside, region
 from .cuda_unfused import Unfused, gemm_kernels
-from .test_cuda_kernels import LARGER, MODES, TF32
+from .test_cuda_kernels import LARGER, MODES, TF32, repeated
 from .test_regions import CUTS, OUTSIDE, regions
 
 pytestmark = pytest.mark.some(5)  # the rest is for --exhaustive: the executor is slow
@@ -65,14 +65,15 @@ def runs():
 
 @pytest.mark.parametrize(("case", "mode", "rows"), list(runs()))
 def test_gemm(case, mode, rows, rng):
-    Gemm(Problem.of(case), mode, rows, rng).check()
+    Gemm(repeated(Problem.of(case)), mode, rows, rng).check()
 
 
 @pytest.mark.parametrize("mode", [("float16", "default"), ("float32", "exact")], ids="-".join)
 @pytest.mark.parametrize("name", CUTS)
 def test_regions(name, mode, rng):
     for i, (queries, keys) in enumerate(regions(NAMED[name], CUTS[name])):
-        Gemm(Problem.of(NAMED[name], region(NAMED[name], queries, keys)), mode, ROWS[i % 2], rng).check()
+        problem = Problem.of(NAMED[name], region(NAMED[name], queries, keys))
+        Gemm(repeated(problem), mode, ROWS[i % 2], rng).check()
 
 
 @pytest.mark.parametrize("rows", ROWS)
@@ -116,7 +117,7 @@ def test_random_problems(number, rng):
     modes = [mode for mode in MODES if cuda_kernels.is_built(mode)]
     problem, mode = any_problem(rng), modes[number % len(modes)]
     print(problem, mode)
-    Gemm(problem, mode, ROWS[number // len(MODES) % 2], rng).check()
+    Gemm(repeated(problem), mode, ROWS[number // len(MODES) % 2], rng).check()
 
 
 @pytest.mark.parametrize("tiles", [((3,), (64,)), ((32,), (64,)), ((64,), (32,)), ((16,), (64,))])
