@@ -3,20 +3,24 @@
 JAX_NA_KERNELS=device), and the rule that says which calls they take."""
 
 import dataclasses
+import itertools
+import math
 
-import numpy as np
 import pytest
 
-from . import cuda_kernels, cuda_tilings, helpers, oracle
+from . import cuda_checks, cuda_kernels, cuda_tilings, helpers, oracle
 from .cases import NAMED, Case
-from .cuda_kernels import NO_NAN, Kernel, Pass, any_seed
-from .cuda_problems import UNMERGED, Problem, any_problem, lost_queries, outside, region
+from .cuda_checks import PLAIN, assert_goes_on, assert_lost_queries_are_nan, assert_same_bits
+from .cuda_kernels import Kernel, Pass, any_seed
+from .cuda_problems import UNMERGED, Problem, any_problem, outside, region
 from .test_cuda_kernels import HALVES, LARGER, TOLERANCE, repeated
 from .test_regions import CUTS, OUTSIDE, regions
 
 pytestmark = pytest.mark.some(4)
 NAMES = ("halo", "halo_sm90")
 HALF_MODES = [(dtype, "default") for dtype in HALVES]
+ROOM = {"halo": 99 << 10, "halo_sm90": 227 << 10}  # shared memory of a block
+TABLES = 16 << 10  # what a kernel keeps besides, at most
 
 CASES = (
     Case("one-window", (7, 7), (7, 7), head_dim=32, heads=3, rpb=True),
@@ -35,11 +39,21 @@ CASES = (
     Case("video", (6, 9, 10), (3, 5, 5), head_dim=64, heads=2, kv_heads=1, rpb=True),
     Case("video-causal", (5, 8, 9), (3, 3, 4), is_causal=(True, False, False), head_dim=32, rpb=True),
     Case("video-dilated", (7, 13, 11), (3, 5, 4), dilation=(2, 1, 2), stride=(1, 2, 1), head_dim=48, heads=2),
-    Case("all", (19, 23), (6, 5), stride=(3, 2), dilation=(2, 3), is_causal=(False, True), head_dim=16,
-         heads=2, kv_heads=1, rpb=True),
+    Case(
+        "all",
+        (19, 23),
+        (6, 5),
+        stride=(3, 2),
+        dilation=(2, 3),
+        is_causal=(False, True),
+        head_dim=16,
+        heads=2,
+        kv_heads=1,
+        rpb=True,
+    ),
     Case("scale-negative", (9, 8), (3, 4), scale=-0.4, head_dim=32, rpb=True),
     Case("scale-0", (40,), 12, scale=0.0, head_dim=32),
-)  # fmt: skip
+)
 
 
 def has_place(name):
@@ -60,19 +74,49 @@ def obstacle(problem, dtype, name):
     return cuda_tilings.obstacle(Kernel.FORWARD, Pass.FORWARD, problem, (dtype, "default"), name)
 
 
-def run(problem, dtype, name, inputs, rng, **how):
-    """With random tiles."""
+def any_choice(problem, dtype, name, rng):
+    """The kernel with random tiles."""
     tilings = legal(problem, dtype, name)
-    kernels = tilings[rng.integers(len(tilings))].choice(name)
-    return cuda_kernels.forward(problem, dtype, inputs, kernels=kernels, seed=any_seed(rng), **how)
+    return tilings[rng.integers(len(tilings))].choice(name)
+
+
+def taken(problem):
+    """Whether the kernels take such features, by their documentation."""
+    return (
+        problem.head_dim % 8 == problem.value_dim % 8 == 0 and max(problem.head_dim, problem.value_dim) <= 128
+    )
+
+
+def smallest_halo(problem):
+    """Bytes of the keys and values that a tile of 64 queries may see, with the best tile."""
+    features = max(problem.head_dim, problem.value_dim)
+    row = 2 * max(64, 1 << (features - 1).bit_length())
+    tiles = itertools.product([1 << i for i in range(7)], repeat=len(problem.axes))
+    return min(
+        2 * row * math.prod(most_seen(axis, n) for axis, n in zip(problem.axes, tile, strict=True))
+        for tile in tiles
+        if math.prod(tile) == 64
+    )
+
+
+def most_seen(axis, queries):
+    """Keys of so many neighbouring queries, by the definition of a window."""
+    return min(-(-axis.length // axis.dilation), axis.kernel_size + queries - 1 + axis.stride - 1)
 
 
 def assert_attention(problem, dtype, name, rng):
+    """Right where the kernel takes the problem; it must, but for features, and for halos without room."""
     problem = repeated(problem)
-    if obstacle(problem, dtype, name) or not legal(problem, dtype, name):
-        pytest.skip("the kernel does not take it")
+    if not taken(problem):
+        assert obstacle(problem, dtype, name).startswith("it takes ")
+        return
+    assert not obstacle(problem, dtype, name)
+    if not legal(problem, dtype, name):
+        assert smallest_halo(problem) > ROOM[name] - TABLES
+        return
     inputs = problem.inputs(rng, dtype)
-    found = run(problem, dtype, name, inputs, rng)
+    kernels = any_choice(problem, dtype, name, rng)
+    found = cuda_kernels.forward(problem, dtype, inputs, kernels=kernels, seed=any_seed(rng))
     attention = oracle.Attention(problem.geometry, inputs, problem.scale)
     out, lse, _ = TOLERANCE[dtype, "default"]
     helpers.assert_close({"out": found["out"]}, {"out": attention.out}, out)
@@ -101,19 +145,15 @@ def test_regions(name, rng):
 
 @pytest.mark.parametrize("reason", OUTSIDE)
 def test_windows_outside_the_keys_are_nan(reason, rng):
-    """Nothing is read out of bounds, and queries whose window is not there have no number for a result."""
     problem = outside(OUTSIDE[reason])
-    inputs = problem.inputs(rng, "bfloat16")
-    found = run(problem, "bfloat16", "halo", inputs, rng, poison=NO_NAN)
-    for x in found.values():
-        assert np.isnan(x[:, lost_queries(problem)].astype(np.float32)).all()
+    assert_lost_queries_are_nan(problem, any_choice(problem, "bfloat16", "halo", rng), rng)
 
 
 @pytest.mark.some(2)
 @pytest.mark.parametrize("number", range(60))
 def test_random_problems(number, rng):
     problem = any_problem(rng)
-    while problem.additional or problem.head_dim % 8 or problem.value_dim % 8:
+    while problem.additional:
         problem = any_problem(rng)
     print(problem)
     built = [mode for mode in HALF_MODES if cuda_kernels.is_built(mode)]
@@ -122,21 +162,23 @@ def test_random_problems(number, rng):
 
 @every_type
 def test_deterministic(mode, rng):
-    """The order in which warps run leaves no trace: the same bits."""
-    problem, dtype = Problem.of(CASES[1]), mode[0]
-    inputs, choice = problem.inputs(rng, dtype), legal(problem, dtype, "halo")[1].choice("halo")
-    first, second = (
-        cuda_kernels.forward(problem, dtype, inputs, kernels=choice, seed=any_seed(rng)) for _ in range(2)
-    )
-    helpers.assert_identical(first, second)
+    problem = Problem.of(CASES[1])
+    assert_same_bits(problem, mode[0], any_choice(problem, mode[0], "halo", rng), rng)
 
 
-PLAIN = Problem((oracle.Axis(40, 7),), head_dim=64, value_dim=64)
-REFUSED = {
-    "head_dim": (dataclasses.replace(PLAIN, head_dim=20), "a multiple of 8 features per head, not 20"),
-    "value_dim": (dataclasses.replace(PLAIN, value_dim=12), "a multiple of 8 features per head, not 12"),
+@pytest.mark.skipif(cuda_kernels.ON_DEVICE, reason="the GPU is what it is")
+def test_another_gpu(monkeypatch, rng):
+    """Has less room: the program goes on to its next choice."""
+    monkeypatch.setenv("JAX_NA_SIMT_CAPABILITY", "80")
+    assert_attention(PLAIN, "bfloat16", "halo", rng)
+    with pytest.raises(AssertionError, match=r"it takes a GPU of compute capability 9\.0"):
+        assert_attention(PLAIN, "bfloat16", "halo_sm90", rng)
+    portable = cuda_tilings.forward_kernels(PLAIN, ("bfloat16", "default"), 64, rng)
+    assert_goes_on(PLAIN, any_choice(PLAIN, "bfloat16", "halo_sm90", rng), portable, rng)
+
+
+REFUSED = cuda_checks.REFUSED | {
     "wide": (dataclasses.replace(PLAIN, value_dim=136), "up to 128 features per head, not 136"),
-    "tokens": (dataclasses.replace(PLAIN, additional=3), "no additional tokens"),
 }
 
 
@@ -159,7 +201,7 @@ ILLEGAL = {
     "halo:8x8": (LARGE, "it takes 99 KB of shared memory for a block, too few for the 1600 keys and values"),
     "halo_sm90:8x8": (LARGE, "it takes 227 KB of shared memory for a block, too few"),
     "halo:64": (LONG, "up to 1024 keys along an axis, not 1063"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kernels", ILLEGAL)

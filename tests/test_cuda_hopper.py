@@ -6,13 +6,13 @@ import dataclasses
 import itertools
 import re
 
-import numpy as np
 import pytest
 
-from . import cuda_kernels, cuda_tilings, helpers, oracle
+from . import cuda_checks, cuda_kernels, cuda_tilings, helpers, oracle
 from .cases import NAMED, Case
-from .cuda_kernels import NO_NAN, Kernel, Pass, any_seed
-from .cuda_problems import UNMERGED, Problem, any_problem, lost_queries, outside, region
+from .cuda_checks import PLAIN, assert_goes_on, assert_lost_queries_are_nan, assert_same_bits
+from .cuda_kernels import Kernel, Pass, any_seed
+from .cuda_problems import UNMERGED, Problem, any_problem, outside, region
 from .test_cuda_kernels import HALVES, LARGER, TOLERANCE, repeated
 from .test_regions import CUTS, OUTSIDE, regions
 
@@ -102,13 +102,8 @@ def test_regions(name, rng):
 
 @pytest.mark.parametrize("reason", OUTSIDE)
 def test_windows_outside_the_keys_are_nan(reason, rng):
-    """Nothing is read out of bounds, and queries whose window is not there have no number for a result."""
     problem = outside(OUTSIDE[reason])
-    inputs = problem.inputs(rng, "bfloat16")
-    how = {"kernels": cuda_tilings.hopper_kernels(problem, "bfloat16", rng), "seed": any_seed(rng)}
-    found = cuda_kernels.forward(problem, "bfloat16", inputs, poison=NO_NAN, **how)
-    for x in found.values():
-        assert np.isnan(x[:, lost_queries(problem)].astype(np.float32)).all()
+    assert_lost_queries_are_nan(problem, cuda_tilings.hopper_kernels(problem, "bfloat16", rng), rng)
 
 
 @pytest.mark.some(2)
@@ -122,22 +117,13 @@ def test_random_problems(number, rng):
 
 @pytest.mark.parametrize("dtype", HALVES)
 def test_deterministic(dtype, rng):
-    """The order in which warps run leaves no trace: the same bits."""
     problem = without_bias(CASES[1])
-    inputs, kernels = problem.inputs(rng, dtype), cuda_tilings.hopper_kernels(problem, dtype, rng)
-    first, second = (
-        cuda_kernels.forward(problem, dtype, inputs, kernels=kernels, seed=any_seed(rng)) for _ in range(2)
-    )
-    helpers.assert_identical(first, second)
+    assert_same_bits(problem, dtype, cuda_tilings.hopper_kernels(problem, dtype, rng), rng)
 
 
-PLAIN = Problem((oracle.Axis(40, 7),), head_dim=64, value_dim=64)
-REFUSED = {
-    "head_dim": (dataclasses.replace(PLAIN, head_dim=20), "a multiple of 8 features per head, not 20"),
-    "value_dim": (dataclasses.replace(PLAIN, value_dim=12), "a multiple of 8 features per head, not 12"),
+REFUSED = cuda_checks.REFUSED | {
     "wide": (dataclasses.replace(PLAIN, value_dim=264), "up to 256 features per head of the value, not 264"),
     "bias": (dataclasses.replace(PLAIN, rpb=True), "no relative positional bias"),
-    "tokens": (dataclasses.replace(PLAIN, additional=3), "no additional tokens"),
 }
 
 
@@ -154,13 +140,18 @@ def test_other_types_and_other_choices(rng):
     assert taken(PLAIN)
     assert_attention(PLAIN, "bfloat16", rng)
     assert_refused(PLAIN, "float32", rng)
-    biased, mode = REFUSED["bias"][0], ("bfloat16", "default")
-    portable = cuda_tilings.forward_kernels(biased, mode, 64, rng)
-    sm90 = cuda_tilings.hopper_kernels(PLAIN, "bfloat16", rng)
-    inputs = biased.inputs(rng, "bfloat16")
-    both = cuda_kernels.forward(biased, "bfloat16", inputs, kernels=f"{sm90}|{portable}")
-    alone = cuda_kernels.forward(biased, "bfloat16", inputs, kernels=portable)
-    helpers.assert_identical(both, alone)
+    biased = REFUSED["bias"][0]
+    portable = cuda_tilings.forward_kernels(biased, ("bfloat16", "default"), 64, rng)
+    assert_goes_on(biased, cuda_tilings.hopper_kernels(PLAIN, "bfloat16", rng), portable, rng)
+
+
+@pytest.mark.skipif(cuda_kernels.ON_DEVICE, reason="it is on the GPU that the kernel is for")
+def test_another_gpu(monkeypatch, rng):
+    monkeypatch.setenv("JAX_NA_SIMT_CAPABILITY", "80")
+    with pytest.raises(AssertionError, match=r"it takes a GPU of compute capability 9\.0"):
+        assert_attention(PLAIN, "bfloat16", rng)
+    portable = cuda_tilings.forward_kernels(PLAIN, ("bfloat16", "default"), 64, rng)
+    assert_goes_on(PLAIN, cuda_tilings.hopper_kernels(PLAIN, "bfloat16", rng), portable, rng)
 
 
 @pytest.mark.parametrize(

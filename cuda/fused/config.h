@@ -23,7 +23,7 @@ constexpr int feature_bucket(int head_dim, int value_dim) {
 }
 
 constexpr int kSmallRows = 16, kLargeRows = 128;
-constexpr int kSharedLimit = 99 << 10;
+constexpr int kSharedLimit = 99 << 10, kSharedLimitHopper = 227 << 10;  // of any GPU, and of compute capability 9.0
 
 // Four-byte rows of 256 features leave room for half of the rows only.
 constexpr int medium_rows(int row_bytes) { return row_bytes <= 512 ? 64 : 32; }

@@ -8,23 +8,13 @@
 #include <initializer_list>
 
 #include "common/problem.h"
+#include "cuda/fused/config.h"
 
 namespace jax_na::cuda {
 
 constexpr int kHaloWarps = 4, kHaloRows = 16 * kHaloWarps;
 constexpr int kMostHaloFeatures = 128;
 constexpr int kLongestHalo = 1024;  // along an axis: no more fit, and products of three are integers
-
-// Shared memory that a block may have on every GPU since compute capability 8.0, and on 9.0.
-constexpr int kHaloRoom = 99 << 10, kHaloRoomHopper = 227 << 10;
-
-// Features that a row in shared memory has room for; 0 when there is no kernel.
-constexpr int halo_features(int head_dim, int value_dim) {
-  const int features = head_dim > value_dim ? head_dim : value_dim;
-  for (int bucket = 32; bucket <= kMostHaloFeatures; bucket *= 2)
-    if (features <= bucket) return bucket;
-  return 0;
-}
 
 // Neighbouring heads that are copied together, so that a row has 128 bytes at least: memory moves in lines of so many.
 constexpr int halo_heads(int features) { return features == 32 ? 2 : 1; }
@@ -110,7 +100,7 @@ constexpr HaloSizes halo_sizes(const Problem& problem, const int (&tile)[kAxes])
     keys *= problem.nk[a];
     entries *= 2 * problem.axis[a].kernel_size - 1;
   }
-  sizes.columns = halo_columns(sizes.box_tokens, halo_features(problem.head_dim, problem.value_dim));
+  sizes.columns = halo_columns(sizes.box_tokens, feature_bucket(problem.head_dim, problem.value_dim));
   sizes.parts = ceil_div(sizes.box_tokens, sizes.columns);
   return sizes;
 }

@@ -32,7 +32,7 @@ template <class Math, bool kHasBias>
 const char* run_halo_forward(const ForwardArgs& a, Stream stream) {
   const HaloSizes sizes = halo_sizes(a.problem, a.tiles.query);
   const char* result = kNoKernel;
-  match<32, 64, 128>(halo_features(a.problem.head_dim, a.problem.value_dim), [&](auto features) {
+  match<32, 64, 128>(feature_bucket(a.problem.head_dim, a.problem.value_dim), [&](auto features) {
     match<32, 64, kMostWholeKeys, kPartKeys, kLongPartKeys>(sizes.columns, [&](auto columns) {
       constexpr int kFeatures = decltype(features)::value, kColumns = decltype(columns)::value;
       if constexpr (kColumns != kLongPartKeys || has_long_parts(kFeatures))

@@ -14,7 +14,7 @@ namespace {
 
 HaloLayout layout_of(const Query& query, const HaloSizes& sizes) {
   const Problem& p = query.problem;
-  return halo_layout(p, sizes, halo_features(p.head_dim, p.value_dim), has(query.operands, Operand::kRpb));
+  return halo_layout(p, sizes, feature_bucket(p.head_dim, p.value_dim), has(query.operands, Operand::kRpb));
 }
 
 void obstacle(const Query& query, Text& text) {
@@ -22,8 +22,8 @@ void obstacle(const Query& query, Text& text) {
   const int most = max(p.head_dim, p.value_dim);
   if (most > kMostHaloFeatures)
     say(text, "it takes up to %d features per head, not %d", kMostHaloFeatures, most);
-  else if (p.head_dim % 8 != 0 || p.value_dim % 8 != 0)
-    say(text, "it takes a multiple of 8 features per head, not %d", p.head_dim % 8 != 0 ? p.head_dim : p.value_dim);
+  else
+    chunks_obstacle(p, text);
   const double rows = product({query_tokens(p), p.heads}), keys = product({key_tokens(p), p.kv_heads});
   if (rows > INT32_MAX || keys > INT32_MAX)
     say(text, "it takes up to 2^31 - 1 rows (tokens times heads) of a batch entry, not %.0f",
@@ -45,7 +45,7 @@ void halo_obstacle(const Query& query, const int (&tile)[kAxes], int room, HaloS
       return;
     }
   sizes = halo_sizes(p, tile);
-  const double bytes = 2. * sizes.halo_tokens * halo_row_bytes(halo_features(p.head_dim, p.value_dim));
+  const double bytes = 2. * sizes.halo_tokens * halo_row_bytes(feature_bucket(p.head_dim, p.value_dim));
   if (bytes > room || layout_of(query, sizes).bytes > room)
     say(text, "it takes %d KB of shared memory for a block, too few for the %d keys and values that a tile sees",
         room >> 10, sizes.halo_tokens);
@@ -61,7 +61,7 @@ void tile_obstacle(const Query& query, const Tiles& tiles, Text& text) {
 
 template <int kRoom>
 void tilings(const Query& query, const TilingVisitor& visitor) {
-  const int features = halo_features(query.problem.head_dim, query.problem.value_dim);
+  const int features = feature_bucket(query.problem.head_dim, query.problem.value_dim);
   for_each_tile(query.problem.rank, kHaloRows, [&](const int (&tile)[kAxes]) {
     Text text{};
     HaloSizes sizes;
@@ -73,13 +73,12 @@ void tilings(const Query& query, const TilingVisitor& visitor) {
   });
 }
 
+// A program that was compiled where it can have more room goes on to its next choice where it can not.
+template <int kRoom>
 void late_obstacle(const void* args, Text& text) {
   const auto& forward = *static_cast<const ForwardArgs*>(args);
-  for (const void* data : {forward.query, forward.key, forward.value, static_cast<const void*>(forward.out)}) {
-    const auto address = reinterpret_cast<uintptr_t>(data);
-    if (address % 16 != 0)
-      say(text, "it takes arrays aligned to 16 bytes, not %d beyond that", static_cast<int>(address % 16));
-  }
+  alignment_obstacle({forward.query, forward.key, forward.value, forward.out}, text);
+  if (kRoom > kSharedLimit) capability_obstacle(90, text);
 }
 
 const char* run(const void* args, Stream stream) {
@@ -94,13 +93,13 @@ constexpr CudaVariant halo(const char* name, const char* capability) {
            type_bit(DType::kBFloat16) | type_bit(DType::kFloat16), obstacle, tile_obstacle<kRoom>, tilings<kRoom>,
            capability},
           run,
-          late_obstacle};
+          late_obstacle<kRoom>};
 }
 
 }  // namespace
 
 extern const CudaVariant kHaloForwardHopper, kHaloForward;
-const CudaVariant kHaloForwardHopper = halo<kHaloRoomHopper>("halo_sm90", "9.0");
-const CudaVariant kHaloForward = halo<kHaloRoom>("halo", nullptr);
+const CudaVariant kHaloForwardHopper = halo<kSharedLimitHopper>("halo_sm90", "9.0");
+const CudaVariant kHaloForward = halo<kSharedLimit>("halo", nullptr);
 
 }  // namespace jax_na::cuda

@@ -43,6 +43,24 @@ void features_obstacle(const Problem& p, Text& text) {
     say(text, "it takes up to %d features per head of the value, not %d", kMostFeatures, p.value_dim);
 }
 
+void chunks_obstacle(const Problem& p, Text& text) {
+  if (p.head_dim % 8 != 0 || p.value_dim % 8 != 0)
+    say(text, "it takes a multiple of 8 features per head, not %d", p.head_dim % 8 != 0 ? p.head_dim : p.value_dim);
+}
+
+void alignment_obstacle(std::initializer_list<const void*> arrays, Text& text) {
+  for (const void* data : arrays) {
+    const auto address = reinterpret_cast<uintptr_t>(data);
+    if (address % 16 != 0)
+      say(text, "it takes arrays aligned to 16 bytes, not %d beyond that", static_cast<int>(address % 16));
+  }
+}
+
+void capability_obstacle(int capability, Text& text) {
+  if (compute_capability() != capability)
+    say(text, "it takes a GPU of compute capability %d.%d", capability / 10, capability % 10);
+}
+
 double product(std::initializer_list<int64_t> counts) {
   double result = 1;
   for (const int64_t count : counts) result *= static_cast<double>(count);

@@ -9,6 +9,8 @@
 
 namespace jax_na::cuda {
 
+int compute_capability();  // of the current device, 90 for 9.0; host/device.cu
+
 struct TF32;
 struct ExactF32;
 template <class Type>
@@ -75,6 +77,13 @@ void grid_obstacle(const Problem&, Text&);
 
 // More features than the fused kernels have room for.
 void features_obstacle(const Problem&, Text&);
+
+// Rows of features that are no whole 16-byte chunks, of 2-byte types; arrays that do not begin with one.
+void chunks_obstacle(const Problem&, Text&);
+void alignment_obstacle(std::initializer_list<const void*> arrays, Text&);
+
+// Another GPU than those of a compute capability, 90 for 9.0.
+void capability_obstacle(int capability, Text&);
 
 // An integer could overflow.
 double product(std::initializer_list<int64_t> counts);

@@ -54,7 +54,7 @@ const char* encode_operand(CopiedOperand& operand, const Problem& p, const Opera
 
 template <class S>
 const char* launch_hopper_forward(const ForwardArgs& a, Stream stream) {
-  static_assert(HopperShared<S>::kBytes <= 227 << 10);
+  static_assert(HopperShared<S>::kBytes <= kSharedLimitHopper);
   const Problem& p = a.problem;
   const Tiles& tiles = a.tiles;
   if (tokens_of(tiles.query) != S::kRows || tokens_of(tiles.key) != S::kColumns) return kNoKernel;

@@ -10,7 +10,6 @@ namespace jax_na::cuda {
 // One element type, in sm90/forward.cu.
 template <class Type>
 const char* run_hopper_forward(const ForwardArgs&, Stream);
-bool device_is_hopper();
 #endif
 
 namespace {
@@ -44,8 +43,7 @@ void obstacle(const Query& query, Text& text) {
 #endif
   features_obstacle(p, text);
   if (!is_empty(text)) return;
-  if (p.head_dim % 8 != 0 || p.value_dim % 8 != 0)
-    say(text, "it takes a multiple of 8 features per head, not %d", p.head_dim % 8 != 0 ? p.head_dim : p.value_dim);
+  chunks_obstacle(p, text);
   map_obstacle(p, p.nq, p.heads, p.head_dim, text);
   map_obstacle(p, p.nk, p.kv_heads, max(p.head_dim, p.value_dim), text);
 }
@@ -65,14 +63,8 @@ void tilings(const Query& query, const TilingVisitor& visitor) {
 
 void late_obstacle(const void* args, Text& text) {
   const auto& forward = *static_cast<const ForwardArgs*>(args);
-  for (const void* data : {forward.query, forward.key, forward.value, static_cast<const void*>(forward.out)}) {
-    const auto address = reinterpret_cast<uintptr_t>(data);
-    if (address % 16 != 0)
-      say(text, "it takes arrays aligned to 16 bytes, not %d beyond that", static_cast<int>(address % 16));
-  }
-#ifdef JAX_NA_HOPPER
-  if (!device_is_hopper()) say(text, "it takes a GPU of compute capability %s", kCapability);
-#endif
+  alignment_obstacle({forward.query, forward.key, forward.value, forward.out}, text);
+  capability_obstacle(90, text);
 }
 
 const char* run([[maybe_unused]] const void* args, [[maybe_unused]] Stream stream) {

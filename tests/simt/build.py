@@ -75,7 +75,7 @@ MATHS = {  # source in cuda/ -> what it is compiled for, as in cuda/CMakeLists.t
     "halo/forward.cu": ("F16", "BF16"),
     "naive/naive.cu": ("float", "double", "Half", "BFloat16"),
     "sm90/forward.cu": ("F16Type", "BF16Type"),
-    "sm90/device.cu": ("Any",),
+    "host/device.cu": ("Any",),
 }
 
 
