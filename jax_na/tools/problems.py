@@ -214,9 +214,8 @@ def _small_images() -> Iterator[Problem]:
             yield problem(f"{name}-{side}-b128", "NAT, 128 images", (128, side, side), (heads, 32), 7)
         biased = f"{name}-{side}-b128-rpb"
         yield problem(biased, "the same with its bias", (128, side, side), (heads, 32), 7, rpb=True)
-    dilated: dict[str, Any] = {"dilation": 8, "rpb": True}
     yield problem(
-        "dinat-s1-56-b128-rpb", "DiNAT stage 1, with its bias", (128, 56, 56), (4, 32), 7, **dilated
+        "dinat-s1-56-b128-rpb", "DiNAT stage 1, biased", (128, 56, 56), (4, 32), 7, dilation=8, rpb=True
     )
     yield problem("2d-64-w13-b16-rpb", "13 x 13 window, biased", (16, 64, 64), (16, 64), 13, rpb=True)
     yield problem("hdit-s1-64-b32", "HDiT 256 px, level 1", (32, 64, 64), (2, 64), 7, scale=1.0)
@@ -229,14 +228,11 @@ def _small_images() -> Iterator[Problem]:
 def _small_videos() -> Iterator[Problem]:
     video = (2, 16, 64, 64)
     yield problem("3d-16x64x64-w3x5x5-rpb", "video, biased", video, (8, 64), (3, 5, 5), rpb=True)
-    decoder: dict[str, Any] = {"kernel_size": (3, 7, 7), "scale": 1.0}
-    yield problem("ltx-s1", "LTX-2.5 decoder, stage 1", (1, 18, 32, 48), (32, 64), **decoder)
-    yield problem("ltx-s2", "stage 2", (1, 18, 64, 96), (16, 64), **decoder)
-    decoder["kernel_size"] = (3, 5, 5)
-    yield problem("ltx-s3", "stage 3", (1, 35, 64, 96), (8, 64), **decoder)
-    yield problem("ltx-s4", "stage 4", (1, 69, 128, 192), (8, 64), **decoder)
-    decoder["kernel_size"] = (11, 11, 11)
-    yield problem("ltx-s5", "stage 5, one of its tiles", (1, 80, 192, 192), (4, 64), **decoder)
+    yield problem("ltx-s1", "LTX-2.5 decoder, stage 1", (1, 18, 32, 48), (32, 64), (3, 7, 7), scale=1.0)
+    yield problem("ltx-s2", "stage 2", (1, 18, 64, 96), (16, 64), (3, 7, 7), scale=1.0)
+    yield problem("ltx-s3", "stage 3", (1, 35, 64, 96), (8, 64), (3, 5, 5), scale=1.0)
+    yield problem("ltx-s4", "stage 4", (1, 69, 128, 192), (8, 64), (3, 5, 5), scale=1.0)
+    yield problem("ltx-s5", "stage 5, one of its tiles", (1, 80, 192, 192), (4, 64), (11,) * 3, scale=1.0)
     window, step = (18, 24, 24), (6, 8, 8)
     yield problem("sta-30x48x80", "Sliding Tile Attention", (1, 30, 48, 80), (24, 128), window, stride=step)
 
