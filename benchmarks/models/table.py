@@ -67,7 +67,7 @@ def _training(rows: Sequence[Row]) -> list[list[str]]:
         hours = {} if published is None or row["has_bias"] else published.hours
         minutes = f"{hours['fused'] * 60 / paper.EPOCHS:.1f}" if hours else ""
         speed = [f"{row['seconds'] * 1e3:.1f}", f"{rate(row):.0f}", f"{IMAGENET / rate(row) / 60:.1f}"]
-        seconds = [f"{row[f'{stage}_s']:.1f} s" for stage in stages]
+        seconds = [f"{row[f'{s}_s']:.1f} s" if f"{s}_s" in row else "-" for s in stages]  # "-": it was cached
         bias = {True: "yes", False: "no", None: ""}[row["has_bias"]]
         cells.append([row["variant"], bias, *speed, minutes, f"{row['memory'] / 1e9:.2f}", *seconds])
     return cells
