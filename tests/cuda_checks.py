@@ -7,7 +7,7 @@ import dataclasses
 
 import numpy as np
 
-from . import cuda_kernels, helpers, oracle
+from . import cuda_kernels, cuda_tilings, helpers, oracle
 from .cuda_kernels import NO_NAN, any_seed
 from .cuda_problems import Problem, lost_queries
 
@@ -34,6 +34,18 @@ def assert_lost_queries_are_nan(problem: Problem, kernels: str, rng: np.random.G
     found = cuda_kernels.forward(problem, "bfloat16", problem.inputs(rng, "bfloat16"), **how)
     for x in found.values():
         assert np.isnan(x[:, lost_queries(problem)].astype(np.float32)).all()
+
+
+def assert_lost_gradients_are_nan(problem: Problem, kernels: str, rng: np.random.Generator) -> None:
+    """The same of their gradients; keys are never read out of bounds, whatever theirs are."""
+    inputs = problem.inputs(rng, "bfloat16")
+    how = {"seed": any_seed(rng), "poison": NO_NAN}
+    portable = cuda_tilings.forward_kernels(problem, ("bfloat16", "default"), 64, rng)
+    found = cuda_kernels.forward(problem, "bfloat16", inputs, kernels=portable, **how)
+    given = {"lse": found["lse"], "delta": rng.standard_normal(found["lse"].shape).astype(np.float32)}
+    given["dout"] = rng.standard_normal(found["out"].shape).astype(inputs["query"].dtype)
+    gradients = cuda_kernels.backward(problem, "bfloat16", inputs, given, kernels=kernels, **how)
+    assert np.isnan(gradients["query"][:, lost_queries(problem)].astype(np.float32)).all()
 
 
 def assert_goes_on(problem: Problem, choice: str, portable: str, rng: np.random.Generator) -> None:

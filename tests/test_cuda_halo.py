@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The halo kernels, forward, against the oracle, on the host executor (on the GPU with
-JAX_NA_KERNELS=device), and the rule that says which calls they take."""
+"""The halo kernels against the oracle, on the host executor (on the GPU with JAX_NA_KERNELS=device), and the
+rule that says which calls they take."""
 
 import dataclasses
 import itertools
@@ -10,10 +10,16 @@ import pytest
 
 from . import cuda_checks, cuda_kernels, cuda_tilings, helpers, oracle
 from .cases import NAMED, Case
-from .cuda_checks import PLAIN, assert_goes_on, assert_lost_queries_are_nan, assert_same_bits
+from .cuda_checks import (
+    PLAIN,
+    assert_goes_on,
+    assert_lost_gradients_are_nan,
+    assert_lost_queries_are_nan,
+    assert_same_bits,
+)
 from .cuda_kernels import Kernel, Pass, any_seed
 from .cuda_problems import UNMERGED, Problem, any_problem, outside, region
-from .test_cuda_kernels import HALVES, LARGER, TOLERANCE, repeated
+from .test_cuda_kernels import HALVES, LARGER, TOLERANCE, repeated, saved
 from .test_regions import CUTS, OUTSIDE, regions
 
 pytestmark = pytest.mark.some(4)
@@ -65,62 +71,103 @@ every_kernel = pytest.mark.parametrize("name", [name for name in NAMES if has_pl
 every_type = pytest.mark.parametrize("mode", HALF_MODES, ids="-".join)
 
 
-def legal(problem, dtype, name):
+FORWARD = (Kernel.FORWARD, Pass.FORWARD)
+BACKWARD = ((Kernel.BACKWARD, Pass.BACKWARD_QUERY), (Kernel.BACKWARD, Pass.BACKWARD_KEY))
+
+
+def legal(problem, dtype, name, which=FORWARD):
     """The tiles with which a kernel takes a problem."""
-    return cuda_tilings.tilings(Kernel.FORWARD, Pass.FORWARD, problem, (dtype, "default"), name)
+    return cuda_tilings.tilings(*which, problem, (dtype, "default"), name)
 
 
-def obstacle(problem, dtype, name):
-    return cuda_tilings.obstacle(Kernel.FORWARD, Pass.FORWARD, problem, (dtype, "default"), name)
+def obstacle(problem, dtype, name, which=FORWARD):
+    return cuda_tilings.obstacle(*which, problem, (dtype, "default"), name)
 
 
-def any_choice(problem, dtype, name, rng):
+def any_choice(problem, dtype, name, rng, which=FORWARD):
     """The kernel with random tiles."""
-    tilings = legal(problem, dtype, name)
+    tilings = legal(problem, dtype, name, which)
     return tilings[rng.integers(len(tilings))].choice(name)
 
 
-def taken(problem):
+def backward_choices(problem, dtype, name, rng):
+    """Of both passes; the portable kernel where this one has no place. And how many it has."""
+    portable = cuda_tilings.backward_kernels(problem, (dtype, "default"), 16, rng).split(";")
+    takes = [bool(legal(problem, dtype, name, which)) for which in BACKWARD]
+    chosen = [
+        any_choice(problem, dtype, name, rng, which) if place else other
+        for which, place, other in zip(BACKWARD, takes, portable, strict=True)
+    ]
+    return ";".join(chosen), takes
+
+
+def taken(problem, most=128):
     """Whether the kernels take such features, by their documentation."""
-    return (
-        problem.head_dim % 8 == problem.value_dim % 8 == 0 and max(problem.head_dim, problem.value_dim) <= 128
-    )
+    widths = (problem.head_dim, problem.value_dim)
+    return all(width % 8 == 0 and width <= most for width in widths)
 
 
-def smallest_halo(problem):
-    """Bytes of the keys and values that a tile of 64 queries may see, with the best tile."""
+def smallest_halo(problem, seen):
+    """Bytes of the columns that a tile of 64 rows may see, with the best tile."""
     features = max(problem.head_dim, problem.value_dim)
     row = 2 * max(64, 1 << (features - 1).bit_length())
     tiles = itertools.product([1 << i for i in range(7)], repeat=len(problem.axes))
     return min(
-        2 * row * math.prod(most_seen(axis, n) for axis, n in zip(problem.axes, tile, strict=True))
+        2 * row * math.prod(seen(axis, n) for axis, n in zip(problem.axes, tile, strict=True))
         for tile in tiles
         if math.prod(tile) == 64
     )
 
 
-def most_seen(axis, queries):
+def most_keys(axis, queries):
     """Keys of so many neighbouring queries, by the definition of a window."""
     return min(-(-axis.length // axis.dilation), axis.kernel_size + queries - 1 + axis.stride - 1)
 
 
+def most_queries(axis, keys):
+    """Queries that see so many neighbouring keys: at borders windows stay behind their query."""
+    return min(-(-axis.length // axis.dilation), most_keys(axis, keys) + axis.kernel_size // 2 + axis.stride)
+
+
+def assert_taken(problem, dtype, name, which, most, seen):
+    """Whether it is; it must be, but for features, and for halos without room."""
+    if not taken(problem, most):
+        assert obstacle(problem, dtype, name, which).startswith("it takes ")
+        return False
+    assert not obstacle(problem, dtype, name, which)
+    if legal(problem, dtype, name, which):
+        return True
+    tables = 0
+    if which == BACKWARD[0] and problem.rpb:
+        tables = 4 * 4 * 8 * 2 * (math.prod(2 * axis.kernel_size - 1 for axis in problem.axes) + 4)
+    assert smallest_halo(problem, seen) > ROOM[name] - TABLES - tables
+    return False
+
+
 def assert_attention(problem, dtype, name, rng):
-    """Right where the kernel takes the problem; it must, but for features, and for halos without room."""
+    """Right where the kernels take the problem."""
     problem = repeated(problem)
-    if not taken(problem):
-        assert obstacle(problem, dtype, name).startswith("it takes ")
-        return
-    assert not obstacle(problem, dtype, name)
-    if not legal(problem, dtype, name):
-        assert smallest_halo(problem) > ROOM[name] - TABLES
-        return
     inputs = problem.inputs(rng, dtype)
-    kernels = any_choice(problem, dtype, name, rng)
-    found = cuda_kernels.forward(problem, dtype, inputs, kernels=kernels, seed=any_seed(rng))
     attention = oracle.Attention(problem.geometry, inputs, problem.scale)
-    out, lse, _ = TOLERANCE[dtype, "default"]
-    helpers.assert_close({"out": found["out"]}, {"out": attention.out}, out)
-    helpers.assert_close({"lse": found["lse"]}, {"lse": attention.lse}, lse)
+    out, lse, gradients = TOLERANCE[dtype, "default"]
+    if assert_taken(problem, dtype, name, FORWARD, 128, most_keys):
+        kernels = any_choice(problem, dtype, name, rng)
+        found = cuda_kernels.forward(problem, dtype, inputs, kernels=kernels, seed=any_seed(rng))
+        helpers.assert_close({"out": found["out"]}, {"out": attention.out}, out)
+        helpers.assert_close({"lse": found["lse"]}, {"lse": attention.lse}, lse)
+    kernels, takes = backward_choices(problem, dtype, name, rng)
+    expected_to_take = [
+        assert_taken(problem, dtype, name, BACKWARD[0], 128, most_keys),
+        assert_taken(problem, dtype, name, BACKWARD[1], 64, most_queries),
+    ]
+    assert takes == expected_to_take
+    if not any(takes):
+        return
+    given, cotangents = saved(problem, (dtype, "default"), attention, rng)
+    how = {"kernels": kernels, "seed": any_seed(rng), "parts": int(rng.integers(4, 30))}
+    found = cuda_kernels.backward(problem, dtype, inputs, given, **how)
+    expected = attention.gradients(*cotangents)
+    helpers.assert_close(found, {n: expected[n] for n in found}, gradients)
 
 
 @every_type
@@ -147,6 +194,9 @@ def test_regions(name, rng):
 def test_windows_outside_the_keys_are_nan(reason, rng):
     problem = outside(OUTSIDE[reason])
     assert_lost_queries_are_nan(problem, any_choice(problem, "bfloat16", "halo", rng), rng)
+    kernels, takes = backward_choices(problem, "bfloat16", "halo", rng)
+    assert all(takes)
+    assert_lost_gradients_are_nan(problem, kernels, rng)
 
 
 @pytest.mark.some(2)
@@ -164,6 +214,15 @@ def test_random_problems(number, rng):
 def test_deterministic(mode, rng):
     problem = Problem.of(CASES[1])
     assert_same_bits(problem, mode[0], any_choice(problem, mode[0], "halo", rng), rng)
+    inputs = problem.inputs(rng, mode[0])
+    given, _ = saved(problem, mode, oracle.Attention(problem.geometry, inputs, problem.scale), rng)
+    kernels, takes = backward_choices(problem, mode[0], "halo", rng)
+    assert all(takes)
+    first, second = (
+        cuda_kernels.backward(problem, mode[0], inputs, given, kernels=kernels, seed=any_seed(rng))
+        for _ in range(2)
+    )
+    helpers.assert_identical(first, second)
 
 
 @pytest.mark.skipif(cuda_kernels.ON_DEVICE, reason="the GPU is what it is")
@@ -198,7 +257,7 @@ ILLEGAL = {
     "halo:32": (PLAIN, "a tile of 64 queries with powers of two as extents, not 1x1x32"),
     "halo:3": (PLAIN, "a tile of 64 queries with powers of two as extents, not 1x1x3"),
     "halo:64,16": (PLAIN, "a name and 1 extents of a tile"),
-    "halo:8x8": (LARGE, "it takes 99 KB of shared memory for a block, too few for the 1600 keys and values"),
+    "halo:8x8": (LARGE, "it takes 99 KB of shared memory for a block, too few for the 1600 keys"),
     "halo_sm90:8x8": (LARGE, "it takes 227 KB of shared memory for a block, too few"),
     "halo:64": (LONG, "up to 1024 keys along an axis, not 1063"),
 }

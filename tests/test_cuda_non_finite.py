@@ -211,6 +211,7 @@ def test_hopper_large_scores(size, rng):
 HALO = (
     Case("halo-1d", (150,), 21, dilation=2, head_dim=32, heads=2, kv_heads=1, rpb=True),
     Case("halo-2d", (13, 17), (5, 6), is_causal=(True, False), head_dim=64, value_dim=128),
+    Case("halo-2d-rpb", (12, 15), (6, 5), head_dim=64, value_dim=40, heads=2, rpb=True),
     Case("halo-parts", (14, 18), (11, 9), head_dim=32, heads=3, rpb=True),
 )
 
@@ -221,19 +222,19 @@ HALO = (
 @pytest.mark.parametrize("case", HALO, ids=str)
 def test_halo(case, mode, names, rng):
     problem = Problem.of(case)
-    inputs, _ = planted_in(problem, mode, names, rng)
-    assert_rows(problem, mode, inputs, {}, (halo(problem, mode[0], rng), None), rng)
+    inputs, cotangents = planted_in(problem, mode, names, rng)
+    assert_rows(problem, mode, inputs, cotangents, halo(problem, mode, rng), rng)
 
 
 @pytest.mark.some(1)
+@pytest.mark.parametrize("planted", [False, True])
 @pytest.mark.parametrize("case", [case for case in HALO if case.rpb], ids=str)
-def test_halo_queries_without_keys(case, rng):
-    problem = Problem.of(case)
-    inputs = problem.inputs(rng, "bfloat16")
+def test_halo_queries_without_keys(case, planted, rng):
+    problem, mode = Problem.of(case), ("bfloat16", "default")
+    inputs, cotangents = planted_in(problem, mode, ("value", "dout") if planted else (), rng)
     inputs["rpb"][:, problem.axes[0].kernel_size - 1 :] = -np.inf
     assert np.isneginf(Seen(problem, inputs).lse).any()
-    kernels = (halo(problem, "bfloat16", rng), None)
-    assert_rows(problem, ("bfloat16", "default"), inputs, {}, kernels, rng)
+    assert_rows(problem, mode, inputs, cotangents, halo(problem, mode, rng), rng)
 
 
 @pytest.mark.some(1)
@@ -243,14 +244,23 @@ def test_halo_large_scores(window, size, rng):
     """Of a whole box and of several parts."""
     problem = Problem.of(dataclasses.replace(LONG, kernel_size=window))
     inputs = equal_scores(problem, "bfloat16", size, rng)
-    kernels = (halo(problem, "bfloat16", rng), None)
-    assert_rows(problem, ("bfloat16", "default"), inputs, {}, kernels, rng)
+    mode = ("bfloat16", "default")
+    assert_rows(problem, mode, inputs, {}, (halo(problem, mode, rng)[0], None), rng)
 
 
-def halo(problem, dtype, rng):
-    """The halo kernel with random tiles."""
-    legal = cuda_tilings.tilings(Kernel.FORWARD, Pass.FORWARD, problem, (dtype, "default"), "halo")
-    return legal[rng.integers(len(legal))].choice("halo")
+def halo(problem, mode, rng):
+    """The halo kernels with random tiles; backward the portable one where they have no place."""
+    passes = (Pass.BACKWARD_QUERY, Pass.BACKWARD_KEY)
+    portable = cuda_tilings.backward_kernels(problem, mode, 16, rng).split(";")
+    chosen = []
+    for kernel, which in ((Kernel.FORWARD, Pass.FORWARD), *((Kernel.BACKWARD, each) for each in passes)):
+        legal = cuda_tilings.tilings(kernel, which, problem, mode, "halo")
+        if legal:
+            chosen.append(legal[rng.integers(len(legal))].choice("halo"))
+        else:
+            chosen.append(portable[passes.index(which)])
+    forward, *backward = chosen
+    return forward, ";".join(backward)
 
 
 NAIVE = (Kernel.NAIVE_QK, Kernel.NAIVE_AV, Kernel.NAIVE_INVERSE)

@@ -81,23 +81,18 @@ int64_t row_tiles(const Problem& p, Pass pass, const Tiles& tiles) {
 
 // A family of kernels has a line here and a line in the table; kernels of a pass are shown in the order of the table.
 extern const CudaVariant kHopperForward;                                                  // sm90/variant.cc
-extern const CudaVariant kHaloForward, kHaloForwardHopper;                                // halo/variants.cc
+extern const CudaVariant kHaloForward, kHaloQuery, kHaloKey;                              // halo/variants.cc
+extern const CudaVariant kHaloForwardHopper, kHaloQueryHopper, kHaloKeyHopper;            // halo/variants.cc
 extern const CudaVariant kPortableForward, kPortableBackwardQuery, kPortableBackwardKey;  // fused/variants.cc
 extern const CudaVariant kGemmQk, kGemmAv, kGemmInverse;                                  // gemm/variants.cc
 extern const CudaVariant kNaiveQk, kNaiveAv, kNaiveInverse;                               // naive/variants.cc
 
 Table<CudaVariant> kernels() {
-  static constexpr const CudaVariant* kRows[] = {&kHopperForward,
-                                                 &kHaloForward,
-                                                 &kHaloForwardHopper,
-                                                 &kPortableForward,
-                                                 &kPortableBackwardQuery,
-                                                 &kPortableBackwardKey,
-                                                 &kGemmQk,
-                                                 &kGemmAv,
-                                                 &kGemmInverse,
-                                                 &kNaiveQk,
-                                                 &kNaiveAv,
+  static constexpr const CudaVariant* kRows[] = {&kHopperForward,         &kHaloForward, &kHaloForwardHopper,
+                                                 &kPortableForward,       &kHaloQuery,   &kHaloQueryHopper,
+                                                 &kPortableBackwardQuery, &kHaloKey,     &kHaloKeyHopper,
+                                                 &kPortableBackwardKey,   &kGemmQk,      &kGemmAv,
+                                                 &kGemmInverse,           &kNaiveQk,     &kNaiveAv,
                                                  &kNaiveInverse};
   return {kRows, static_cast<int>(sizeof kRows / sizeof *kRows)};
 }

@@ -73,6 +73,8 @@ MATHS = {  # source in cuda/ -> what it is compiled for, as in cuda/CMakeLists.t
     "fused/backward_key.cu": ARITHMETICS,
     "gemm/gemm.cu": ARITHMETICS,
     "halo/forward.cu": ("F16", "BF16"),
+    "halo/backward_query.cu": ("F16", "BF16"),
+    "halo/backward_key.cu": ("F16", "BF16"),
     "naive/naive.cu": ("float", "double", "Half", "BFloat16"),
     "sm90/forward.cu": ("F16Type", "BF16Type"),
     "host/device.cu": ("Any",),

@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: Apache-2.0
+// The launcher of the halo kernels of the gradients of keys and values. CMake compiles this source once for each
+// arithmetic, JAX_NA_MATH.
+#include "common/dispatch.h"
+#include "cuda/fused/backward_launch.cuh"
+#include "cuda/halo/backward_key.cuh"
+#include "cuda/halo/launch.cuh"
+#include "cuda/host/launch.h"
+
+namespace jax_na::cuda {
+
+template <class S>
+const char* launch_halo_key(const BackwardArgs& a, const HaloSizes& sizes, Stream stream) {
+  const auto params = halo_params<S>(a, backward_params<typename S::Math>(a), a.tiles.query, sizes);
+  return launch_resident(fused_halo_backward_key_kernel<S>, {params.units, params.call.geometry.tiles}, S::kThreads,
+                         params.layout.bytes, stream, params);
+}
+
+// The kernel for so many features and columns; its result, or that there is none.
+template <class Math, bool kHasBias>
+const char* run_halo_key(const BackwardArgs& a, Stream stream) {
+  const HaloSizes sizes = halo_sizes(a.problem, {Pass::kBackwardKey, kHasBias}, a.tiles.query);
+  const char* result = kNoKernel;
+  match<32, 64>(feature_bucket(a.problem.head_dim, a.problem.value_dim), [&](auto features) {
+    match<kFewColumns, kMiddleColumns, kManyColumns>(sizes.columns, [&](auto columns) {
+      constexpr int kFeatures = decltype(features)::value, kColumns = decltype(columns)::value;
+      using Shape = HaloShape<Pass::kBackwardKey, Math, kFeatures, kColumns, kHasBias>;
+      if constexpr (has_backward_shape(Shape::kUse, kFeatures, kColumns))
+        result = launch_halo_key<Shape>(a, sizes, stream);
+    });
+  });
+  return result;
+}
+
+template <class Math>
+const char* run_halo_key(const BackwardArgs& a, Stream stream) {
+  return a.rpb != nullptr ? run_halo_key<Math, true>(a, stream) : run_halo_key<Math, false>(a, stream);
+}
+
+template const char* run_halo_key<JAX_NA_MATH>(const BackwardArgs&, Stream);
+
+}  // namespace jax_na::cuda

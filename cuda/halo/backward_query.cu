@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: Apache-2.0
+// The launcher of the halo kernels of the queries' gradient. CMake compiles this source once for each arithmetic,
+// JAX_NA_MATH.
+#include "common/dispatch.h"
+#include "cuda/fused/backward_launch.cuh"
+#include "cuda/halo/backward_query.cuh"
+#include "cuda/halo/launch.cuh"
+#include "cuda/host/launch.h"
+
+namespace jax_na::cuda {
+
+template <class S>
+const char* launch_halo_query(const BackwardArgs& a, const HaloSizes& sizes, Stream stream) {
+  auto params = halo_params<S>(a, backward_params<typename S::Math>(a), a.tiles.query, sizes);
+  void (*const kernel)(HaloParams<BackwardParams>) = fused_halo_backward_query_kernel<S>;
+  const int64_t tiles = params.call.geometry.tiles;
+  if constexpr (!S::kAddsBias)
+    return launch_resident(kernel, {params.units, tiles}, S::kThreads, params.layout.bytes, stream, params);
+  if (a.drpb_parts < kHaloWarps) return "drpb must have 4 parts or more, one for each warp of a block";
+  int blocks = a.drpb_parts / kHaloWarps;
+  if (tiles > 0 && blocks > tiles) blocks -= static_cast<int>(blocks % tiles);  // a block keeps its tile
+  params.call.drpb_blocks = blocks;
+  const int groups = (a.problem.heads + S::kHeads - 1) / S::kHeads;
+  return launch(kernel, int64_t{blocks} * groups, S::kThreads, params.layout.bytes, stream, params);
+}
+
+// The kernel for so many features and columns; its result, or that there is none.
+template <class Math, bool kHasBias>
+const char* run_halo_query(const BackwardArgs& a, Stream stream) {
+  const HaloSizes sizes = halo_sizes(a.problem, {Pass::kBackwardQuery, kHasBias}, a.tiles.query);
+  const char* result = kNoKernel;
+  match<32, 64, 128>(feature_bucket(a.problem.head_dim, a.problem.value_dim), [&](auto features) {
+    match<kFewColumns, kMiddleColumns, kManyColumns>(sizes.columns, [&](auto columns) {
+      constexpr int kFeatures = decltype(features)::value, kColumns = decltype(columns)::value;
+      using Shape = HaloShape<Pass::kBackwardQuery, Math, kFeatures, kColumns, kHasBias>;
+      if constexpr (has_backward_shape(Shape::kUse, kFeatures, kColumns))
+        result = launch_halo_query<Shape>(a, sizes, stream);
+    });
+  });
+  return result;
+}
+
+template <class Math>
+const char* run_halo_query(const BackwardArgs& a, Stream stream) {
+  return a.rpb != nullptr ? run_halo_query<Math, true>(a, stream) : run_halo_query<Math, false>(a, stream);
+}
+
+template const char* run_halo_query<JAX_NA_MATH>(const BackwardArgs&, Stream);
+
+}  // namespace jax_na::cuda
