@@ -47,8 +47,9 @@ HALO = ("halo", "halo_sm90")
 # Backward a halo kernel gains more: on an H100 and an H200 it takes 0.4 to 0.9 of the time of "portable" for
 # these.
 BACKWARD = 0.95
-TABLES = 256  # an entry of a head's bias, of which the gradient is added up, costs as much as so many bytes
-ROOMY, ROOM = 60 << 10, 250 << 10  # bytes of halos: beyond the first, fewer blocks hide each other's copies
+TABLES = 128  # bytes of a block for each entry of a head's bias, of which the gradient is added up
+ROOMY, ROOM = 60 << 10, 250 << 10  # bytes of a block: beyond the first, fewer hide each other's copies
+ROOM_OF_TWO, ALONE = 106 << 10, 1.5  # beyond that, a block is alone on its multiprocessor, and costs more
 STAGE = 64  # a weight of a score to or from shared memory; this and the next are not measured
 CROWDED = 24 << 10  # staged weights of a block: as many take the room that other blocks would need
 
@@ -138,7 +139,7 @@ def halo_cost(
     if pass_name == "backward_query" and "rpb" in problem.operands:
         entries = math.prod(2 * axis.kernel_size - 1 for axis in problem.axes)
         room += TABLES * (2 if features == 32 else 1) * entries
-    crowded = 1 + max(0, room - ROOMY) / ROOM
+    crowded = (1 + max(0, room - ROOMY) / ROOM) * (ALONE if room > ROOM_OF_TWO else 1)
     return tiles * (scores + copies) * crowded * (1 if pass_name == "forward" else BACKWARD)
 
 
