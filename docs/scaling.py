@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
-import numpy as np
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jax_na
 from jax_na.mesh import communication
+from jax_na.mesh.traffic import halo_keys
 
 HEADS, HEAD_DIM = 8, 64
 COLUMNS = (
@@ -40,42 +40,6 @@ LAYERS = (
     Layer((30, 48, 80), (18, 24, 24), ((1, 1, 2), (1, 1, 4), (1, 1, 8), (1, 2, 2), (1, 2, 4))),
     Layer((16, 64, 64), (3, 5, 5), ((1, 2, 1), (1, 4, 1), (1, 8, 1), (1, 2, 2), (1, 4, 2))),
 )
-
-
-def halo_keys(neighborhood: jax_na.Neighborhood, grid: Sequence[int], cut: Sequence[int]) -> tuple[int, int]:
-    """Halo keys that the busiest device gets in a forward pass, and in a forward and a backward pass.
-
-    Axes are exchanged in turn, the later ones take along what the earlier ones brought. The backward pass
-    brings the halos again, and every device gets the gradients of what it sent.
-    """
-    block = [n // c for n, c in zip(grid, cut, strict=True)]
-    forward, both, extended = 0, 0, list(block)
-    for a, bounds in enumerate(neighborhood.bounds(grid)):
-        of_device = bounds.reshape(cut[a], block[a], 2)
-        start, stop = of_device[..., 0].min(1), of_device[..., 1].max(1)
-        got, sent = exchange(start, stop, block[a])
-        across = math.prod(extended) // extended[a]
-        forward += int(got.max()) * across
-        both += int((2 * got + sent).max()) * across
-        extended[a] = int((stop - start).max())
-    return forward, both
-
-
-def exchange(start: np.ndarray, stop: np.ndarray, block: int) -> tuple[np.ndarray, np.ndarray]:
-    """Coordinates that every device gets and sends along an axis where it needs start to stop.
-
-    All devices run one program: one that gets keys of the first, second, .. block on a side gets as many as
-    the one that needs most of that.
-    """
-    device = np.arange(len(start))
-    got, sent = np.zeros((2, len(start)), int)
-    for side, reach in ((-1, device * block - start), (1, stop - (device + 1) * block)):
-        for distance in range(1, len(start)):
-            rows = np.clip(reach - (distance - 1) * block, 0, block)
-            needs = device[rows > 0]
-            got[needs] += rows.max()
-            sent[needs + side * distance] += rows.max()
-    return got, sent
 
 
 def compiled_bytes(layer: Layer, cut: Sequence[int], dtype: str, backward: bool) -> int:

@@ -70,8 +70,11 @@ def forward(model: nnx.Module) -> tuple[Callable[..., Any], Any]:
     return jax.jit(call), state
 
 
-def training_step(model: nnx.Module, loss: Callable[..., jax.Array]) -> tuple[Callable[..., Any], Any]:
-    """A function (state, arrays..) -> state, and the state: parameters, moments, random streams."""
+def training_step(model: nnx.Module, loss: Callable[..., jax.Array], **options: Any) -> tuple[Any, Any]:
+    """A function (state, arrays..) -> state, and the state: parameters, moments, random streams.
+
+    `options` are those of jax.jit.
+    """
     optimizer = nnx.Optimizer(model, optax.adamw(1e-3, weight_decay=0.05), wrt=nnx.Param)
     definition, state = nnx.split((model, optimizer))
 
@@ -80,7 +83,7 @@ def training_step(model: nnx.Module, loss: Callable[..., jax.Array]) -> tuple[Ca
         optimizer.update(model, nnx.grad(loss)(model, *arrays))
         return nnx.state((model, optimizer))
 
-    return jax.jit(step, donate_argnums=0), state
+    return jax.jit(step, donate_argnums=0, **options), state
 
 
 def inputs(case: Case) -> tuple[jax.Array, ...]:
