@@ -38,7 +38,7 @@ PARAMETER = Unit(None, 1.0, {"float32": 1e-3, "bfloat16": 1e-1})  # its gradient
 
 
 def wrong(errors: Mapping[str, float], dtype: str, unit: Unit) -> str | None:
-    """Says which error is too large; NaN is."""
+    """Says which error is too large."""
     most = unit.most[dtype]
     for name, error in errors.items():
         if not error <= most:
@@ -82,7 +82,8 @@ def _worst(
         differences.append(jnp.sum((x - right) ** 2, axes).ravel())
     square, difference = jnp.concatenate(squares), jnp.concatenate(differences)
     least = share * jnp.mean(square) + TINY
-    return jnp.sqrt(jnp.max(difference / jnp.maximum(square, least)))
+    ratio = difference / jnp.maximum(square, least)
+    return jnp.sqrt(jnp.max(jnp.where(jnp.isnan(ratio), jnp.inf, ratio)))  # a maximum of parts may drop NaN
 
 
 def _digest(arrays: Sequence[jax.Array]) -> jax.Array:

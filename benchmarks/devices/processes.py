@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import re
 import socket
 import subprocess
 import sys
@@ -15,6 +16,8 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
+
+import jax_na
 
 Document = dict[str, Any]
 SCRIPT = pathlib.Path(__file__).parents[1] / "scaling.py"
@@ -44,12 +47,14 @@ class Place(NamedTuple):
 def join(place: Place, quick: bool) -> None:
     """Before JAX has devices: which ones it is to have. One device computes what all are compared with."""
     os.environ.setdefault(MEMORY, "0.9")
-    if quick and FORCED not in os.environ.get("XLA_FLAGS", ""):
-        jax.config.update("jax_num_cpu_devices", place.devices or QUICK_DEVICES)
+    parts = place.devices or QUICK_DEVICES
+    if quick and FORCED not in os.environ.get("XLA_FLAGS", "") and jax.config.jax_num_cpu_devices != parts:
+        jax.config.update("jax_num_cpu_devices", parts)
     if place.number > 1:
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
         own = range(place.process * place.devices, (place.process + 1) * place.devices)
         jax.distributed.initialize(place.address, place.number, place.process, local_device_ids=[*own])
+        jax_na.share_tuning()
 
 
 def both(arguments: Sequence[str], number: int, devices: int | None, output: pathlib.Path | None) -> Document:
@@ -88,7 +93,11 @@ def _output(arguments: Sequence[str]) -> str:
 
 def _together(commands: Sequence[Sequence[str]]) -> None:
     """Runs all; if one fails the others, which would wait for it, are ended."""
-    running = [subprocess.Popen(_command(c), stdout=subprocess.DEVNULL) for c in commands]
+    environment = dict(os.environ)
+    if len(commands) > 1:  # parts of a CPU are divided like GPUs
+        environment["XLA_FLAGS"] = re.sub(rf"--{FORCED}=\d+", "", environment.get("XLA_FLAGS", ""))
+    options: dict[str, Any] = {"stdout": subprocess.DEVNULL, "env": environment}
+    running = [subprocess.Popen(_command(command), **options) for command in commands]
     try:
         while any(process.poll() is None for process in running):
             if any(process.poll() for process in running):
