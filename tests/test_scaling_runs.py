@@ -131,6 +131,20 @@ def test_a_wrong_halo_is_found(monkeypatch):
     assert "it is WRONG: the worst relative error of" in skipped[0]["reason"]
 
 
+@pytest.mark.some(0)  # half a minute
+def test_a_wrong_halo_in_training_is_found(monkeypatch):
+    """Also where the step computes in bfloat16, whose rounding would hide it."""
+    pytest.importorskip("optax")
+    monkeypatch.setattr(halo.lax, "ppermute", lambda x, *_: jnp.zeros_like(x))
+    cases = [case for case in listing.cases(8, "float32", quick=True) if case.base.direction == "train"]
+    halved = [case for case in cases if case.split.space == (2,)]
+    assert {case.work.dtype for case in halved} == {"float32", "bfloat16"}
+    for case in halved:
+        rows, skipped = bench().measure([case])
+        assert rows == []
+        assert "it is WRONG: the worst relative error of gradients" in skipped[0]["reason"]
+
+
 def test_what_fails_is_a_reason(monkeypatch):
     job = Layer.job
     monkeypatch.setattr(Layer, "job", lambda layer, mesh: job(layer, mesh) if mesh.size == 1 else 1 / 0)

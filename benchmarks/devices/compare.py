@@ -34,7 +34,7 @@ class Unit(NamedTuple):
 
 
 TOKEN = Unit(2, 1e-2, {"float32": 1e-4, "bfloat16": 3e-2})  # of a layer: all heads and features
-PARAMETER = Unit(None, 1.0, {"float32": 1e-3, "bfloat16": 1e-1})  # its gradient, after a whole model
+PARAMETER = Unit(None, 1e-2, {"float32": 1e-3})  # its gradient; in bfloat16 rounding would hide a fault
 
 
 def wrong(errors: Mapping[str, float], dtype: str, unit: Unit) -> str | None:

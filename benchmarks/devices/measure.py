@@ -8,7 +8,7 @@ import functools
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,7 +88,7 @@ class Bench:
             with failing(case, reasons):
                 self.plan.say(f"{case.name}: compared with one device")
                 facts[case] = self._compared(case, entry)
-                if wrong := compare.wrong(facts[case]["errors"], case.work.dtype, case.work.unit):
+                if wrong := facts[case].pop("wrong"):
                     reasons[case] = wrong
         self._expected = None
         right = {case.name: entry for case, entry in entries.items() if case not in reasons}
@@ -101,36 +101,37 @@ class Bench:
 
     def _compiled(self, cases: Sequence[Case], reasons: dict[Case, str]) -> dict[Case, Entry]:
         """Some at once; but several processes do that together, one program after the other."""
-        entries = {}
+        compiling: dict[Entry, Future[None]] = {}
+        needed: dict[Case, list[Entry]] = {}
         with ThreadPoolExecutor(COMPILERS if jax.process_count() == 1 else 1) as pool:
-            self.plan.say(f"{cases[0].base.name} {cases[0].base.direction}: compiling {len(cases)} splits")
-            base = pool.submit(self.entry(cases[0].base, alone(cases[0])).compile)
-            futures = {}
             for case in cases:
                 with failing(case, reasons):
-                    entries[case] = self.entry(case.work, case.split)
-                    futures[case] = pool.submit(entries[case].compile)
-            base.result()
-            for case, future in futures.items():
+                    self.plan.say(f"{case.name}: compiling")
+                    needed[case] = [self.entry(*program) for program in programs(case)]
+                    for entry in needed[case]:
+                        if entry not in compiling:
+                            compiling[entry] = pool.submit(entry.compile)
+            for case, entries in needed.items():
                 with failing(case, reasons):
-                    future.result()
-        return {case: entry for case, entry in entries.items() if case not in reasons}
+                    for entry in entries:
+                        compiling[entry].result()
+        return {case: entries[0] for case, entries in needed.items() if case not in reasons}
 
     def _compared(self, case: Case, entry: Entry) -> Row:
         """The errors, none of a work that cannot be compared, and a number for the bits."""
         found = entry.results()
-        facts: Row = {"errors": {}, "digests": compare.digests(found)}
-        if case.work.is_compared:
-            facts["errors"] = compare.errors(found, self._of_one(case), case.work.unit)
+        facts: Row = {"errors": {}, "digests": compare.digests(found), "wrong": None}
+        if (work := case.work.checked) is not None:
+            found = found if work == case.work else self.entry(work, case.split).results()
+            facts["errors"] = compare.errors(found, self._of_one(work, case), work.unit)
+            facts["wrong"] = compare.wrong(facts["errors"], work.dtype, work.unit)
         return facts
 
-    def _of_one(self, case: Case) -> compare.Results:
+    def _of_one(self, work: Any, case: Case) -> compare.Results:
         """The results of one device."""
-        if self._expected is None or self._expected[0] != case.work:
+        if self._expected is None or self._expected[0] != work:
             self._expected = None  # room for the next ones
-            one = self.entry(case.work, alone(case))
-            one.compile()
-            self._expected = case.work, one.results()
+            self._expected = work, self.entry(work, alone(case)).results()
         return self._expected[1]
 
     def _timed(self, entries: dict[str, Entry]) -> dict[str, tuple[Sample, ...]]:
@@ -138,6 +139,13 @@ class Bench:
         length = self.plan.seconds / self.plan.rounds
         clocks = {name: MeshClock(entry.job.call(entry.program), length) for name, entry in entries.items()}
         return in_turns({name: clock.sample for name, clock in clocks.items()}, self.plan.rounds)
+
+
+def programs(case: Case) -> list[tuple[Any, Split]]:
+    """What is timed, first the case itself; what it is compared with."""
+    checked = case.work.checked
+    compared = [] if checked is None else [(checked, case.split), (checked, alone(case))]
+    return [(case.work, case.split), (case.base, alone(case)), *compared]
 
 
 @contextlib.contextmanager

@@ -92,8 +92,8 @@ class Work(Protocol):
         """What is counted: "FLOP" or "image"."""
 
     @property
-    def is_compared(self) -> bool:
-        """Whether one device has room for the same."""
+    def checked(self) -> Work | None:
+        """What is compared with one device in its place, if that has room."""
 
     @property
     def unit(self) -> Unit:

@@ -27,7 +27,7 @@ VARIATION = 0.02
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """A step of AdamW. Of a batch that has grown, results are not compared: one device has no room."""
+    """A step of AdamW."""
 
     model: Model
     has_grown: bool = False
@@ -48,8 +48,9 @@ class Training:
         return float(self.model.shape[0])
 
     @property
-    def is_compared(self) -> bool:
-        return not self.has_grown
+    def checked(self) -> Training | None:
+        """In float32. Nothing of a batch that has grown: one device has no room for it."""
+        return None if self.has_grown else Training(dataclasses.replace(self.model, dtype="float32"))
 
     def grown(self, split: Split) -> Training:
         batch, *image = self.model.shape
@@ -113,7 +114,9 @@ class TrainingJob:
         return tuple(found)
 
     def lower(self) -> jax.stages.Lowered:
-        lowered: jax.stages.Lowered = self._step.lower(self._state(), *self._arrays())
+        exact = self._model.dtype == "float32"
+        with jax.default_matmul_precision("highest" if exact else None):
+            lowered: jax.stages.Lowered = self._step.lower(self._state(), *self._arrays())
         return lowered
 
     def call(self, program: Any) -> Callable[[], Any]:
