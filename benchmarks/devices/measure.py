@@ -118,14 +118,13 @@ class Bench:
         return {case: entries[0] for case, entries in needed.items() if case not in reasons}
 
     def _compared(self, case: Case, entry: Entry) -> Row:
-        """The errors, none of a work that cannot be compared, and a number for the bits."""
-        found = entry.results()
-        facts: Row = {"errors": {}, "digests": compare.digests(found), "wrong": None}
-        if (work := case.work.checked) is not None:
-            found = found if work == case.work else self.entry(work, case.split).results()
-            facts["errors"] = compare.errors(found, self._of_one(work, case), work.unit)
-            facts["wrong"] = compare.wrong(facts["errors"], work.dtype, work.unit)
-        return facts
+        """The errors, whether one is too large, and a number for the bits."""
+        found, work = entry.results(), case.work.checked
+        digests = compare.digests(found)
+        found = found if work == case.work else self.entry(work, case.split).results()
+        errors = compare.errors(found, self._of_one(work, case), work.unit)
+        wrong = compare.wrong(errors, work.dtype, work.unit)
+        return {"errors": errors, "digests": digests, "wrong": wrong}
 
     def _of_one(self, work: Any, case: Case) -> compare.Results:
         """The results of one device."""
@@ -143,9 +142,8 @@ class Bench:
 
 def programs(case: Case) -> list[tuple[Any, Split]]:
     """What is timed, first the case itself; what it is compared with."""
-    checked = case.work.checked
-    compared = [] if checked is None else [(checked, case.split), (checked, alone(case))]
-    return [(case.work, case.split), (case.base, alone(case)), *compared]
+    checked, one = case.work.checked, alone(case)
+    return [(case.work, case.split), (case.base, one), (checked, case.split), (checked, one)]
 
 
 @contextlib.contextmanager

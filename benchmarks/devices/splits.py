@@ -92,8 +92,8 @@ class Work(Protocol):
         """What is counted: "FLOP" or "image"."""
 
     @property
-    def checked(self) -> Work | None:
-        """What is compared with one device in its place, if that has room."""
+    def checked(self) -> Work:
+        """What is compared with one device: itself, or something alike."""
 
     @property
     def unit(self) -> Unit:

@@ -39,10 +39,10 @@ def predicted(row: Row, document: Document) -> float:
 def summary(row: Row, document: Document) -> str:
     """A row as a line."""
     expected = ideal(row) / predicted(row, document)
-    error = max(row["errors"].values(), default=None)
-    compared = "not compared" if error is None else f"error {error:.0e}"
+    error = max(row["errors"].values())
     time = milliseconds(statistics.median(row["seconds"]))
-    return f"{row['case']}: {time} ms, {efficiency(row):.0%} of ideal ({expected:.0%} predicted), {compared}"
+    shares = f"{efficiency(row):.0%} of ideal ({expected:.0%} predicted)"
+    return f"{row['case']}: {time} ms, {shares}, error {error:.0e}"
 
 
 def reason(skipped: Row) -> str:
@@ -97,7 +97,6 @@ def cells(rows: Sequence[Row], document: Document) -> list[list[str]]:
     table = [list(HEAD)]
     for row in sorted(rows, key=lambda row: (row["scaling"], row["devices"])):
         median, (low, high) = statistics.median(row["seconds"]), quartiles(row["seconds"])
-        error = max(row["errors"].values(), default=None)
         halo = row["halo_bytes"]
         table.append(
             [
@@ -105,7 +104,7 @@ def cells(rows: Sequence[Row], document: Document) -> list[list[str]]:
                 *(f"{milliseconds(low)} - {milliseconds(high)}", milliseconds(ideal(row))),
                 *(f"{efficiency(row):.0%}", f"{ideal(row) / predicted(row, document):.0%}"),
                 *("" if halo is None else f"{halo / 1e6:.3g}", f"{row['received_bytes'] / 1e6:.3g}"),
-                "-" if error is None else f"{error:.0e}",
+                f"{max(row['errors'].values()):.0e}",
                 _collectives(row),
             ]
         )
@@ -129,12 +128,11 @@ def process_cells(pairs: Sequence[tuple[Row, Row]]) -> list[list[str]]:
     for one, several in pairs:
         medians = [statistics.median(row["seconds"]) for row in (one, several)]
         ratio = medians[1] / medians[0]
-        error = max(several["errors"].values(), default=None)
         table.append(
             [
                 *(one["case"], *map(milliseconds, medians), f"{ratio:.3f}"),
                 "yes" if abs(ratio - 1) <= SAME_SPEED else "no",
-                "-" if error is None else f"{error:.0e}",
+                f"{max(several['errors'].values()):.0e}",
                 "yes" if one["digests"] == several["digests"] else "no",
             ]
         )

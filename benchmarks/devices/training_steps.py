@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
 import compare
 import jax
 import jax.numpy as jnp
-import numpy as np
 from cases import Case as Model
 from cases import build
 from families import FAMILIES
@@ -19,10 +19,11 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from splits import Split
-from throughput import Calls, inputs, training_step
+from throughput import Calls, inputs, optimized, step_of
 
 TRAIN = "train"
-VARIATION = 0.02
+COMPARED = 16  # images
+VARIATION = 0.02  # of vectors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +31,6 @@ class Training:
     """A step of AdamW."""
 
     model: Model
-    has_grown: bool = False
     unit = compare.PARAMETER
     amount_unit = "image"
     direction = TRAIN
@@ -48,13 +48,15 @@ class Training:
         return float(self.model.shape[0])
 
     @property
-    def checked(self) -> Training | None:
-        """In float32. Nothing of a batch that has grown: one device has no room for it."""
-        return None if self.has_grown else Training(dataclasses.replace(self.model, dtype="float32"))
+    def checked(self) -> Training:
+        """In float32, as rounding could hide a fault; of a batch for which one device has room then."""
+        batch, *image = self.model.shape
+        shape = (min(batch, COMPARED), *image)
+        return Training(dataclasses.replace(self.model, shape=shape, dtype="float32"))
 
     def grown(self, split: Split) -> Training:
         batch, *image = self.model.shape
-        return Training(dataclasses.replace(self.model, shape=(batch * split.batch, *image)), True)
+        return Training(dataclasses.replace(self.model, shape=(batch * split.batch, *image)))
 
     def obstacle(self, split: Split) -> str | None:
         if self.model.shape[0] % split.batch:
@@ -72,8 +74,10 @@ class Training:
 
 
 @functools.cache
-def _built(model: Model) -> nnx.Module:
-    return build(model)
+def _abstract(model: Model) -> tuple[Any, Any]:
+    """The definition and the types of the state: nothing is computed."""
+    found: tuple[Any, Any] = nnx.split(nnx.eval_shape(lambda: optimized(build(model))))
+    return found
 
 
 class TrainingJob:
@@ -82,29 +86,10 @@ class TrainingJob:
     def __init__(self, model: Model, mesh: Mesh) -> None:
         self._everywhere, self._mesh = NamedSharding(mesh, P()), mesh
         self._model = model
-        of_any_batch = _built(dataclasses.replace(model, shape=()))
-        loss = FAMILIES[model.family].loss
-        self._step, state = training_step(of_any_batch, loss, out_shardings=self._everywhere)
-        leaves, tree = jax.tree.flatten(state)
-        self._tree: Any = tree
-        self._keys = {i for i, x in enumerate(leaves) if _is_key(x)}
-        self._host = [np.asarray(jax.random.key_data(x) if _is_key(x) else x) for x in leaves]
-        self._vary(np.random.default_rng(0), len(jax.tree.leaves(state[0])))
-
-    def _vary(self, random: np.random.Generator, number: int) -> None:
-        """No parameter stays zero: behind one that is, all gradients would be."""
-        for i, x in enumerate(self._host[:number]):
-            if np.issubdtype(x.dtype, np.floating):
-                self._host[i] = x + VARIATION * random.standard_normal(x.shape).astype(x.dtype)
-
-    def _state(self) -> Any:
-        """Everywhere the same."""
-
-        def whole(leaves: list[Any]) -> Any:
-            wrapped = [jax.random.wrap_key_data(x) if i in self._keys else x for i, x in enumerate(leaves)]
-            return self._tree.unflatten(wrapped)
-
-        return jax.jit(whole, out_shardings=self._everywhere)(self._host)
+        definition, self._types = _abstract(dataclasses.replace(model, shape=()))
+        step = step_of(definition, FAMILIES[model.family].loss)
+        self._step = jax.jit(step, donate_argnums=0, out_shardings=self._everywhere)
+        self._make = jax.jit(lambda: started(self._types), out_shardings=self._everywhere)
 
     def _arrays(self) -> tuple[jax.Array, ...]:
         found = []
@@ -116,11 +101,11 @@ class TrainingJob:
     def lower(self) -> jax.stages.Lowered:
         exact = self._model.dtype == "float32"
         with jax.default_matmul_precision("highest" if exact else None):
-            lowered: jax.stages.Lowered = self._step.lower(self._state(), *self._arrays())
+            lowered: jax.stages.Lowered = self._step.lower(self._make(), *self._arrays())
         return lowered
 
     def call(self, program: Any) -> Callable[[], Any]:
-        return Calls(program, self._state(), self._arrays(), trains=True)
+        return Calls(program, self._make(), self._arrays(), trains=True)
 
     def results(self, program: Any) -> dict[str, list[jax.Array]]:
         """The first moments after one step: a tenth of the gradients."""
@@ -128,5 +113,36 @@ class TrainingJob:
         return {"gradients": [x for path, x in paths if "'mu'" in jax.tree_util.keystr(path)]}
 
 
-def _is_key(x: Any) -> bool:
-    return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+def started(types: Any) -> Any:
+    """Random parameters, slices of one vector, and a new optimizer.
+
+    No parameter is zero, as some are when a model is new: behind one that is, all gradients would be.
+    """
+    flat, tree = jax.tree_util.tree_flatten_with_path(types)
+    named = [(jax.tree_util.keystr(path), x) for path, x in flat]
+    sizes = [math.prod(x.shape) if _is_parameter(path, x) else 0 for path, x in named]
+    values = jax.random.normal(jax.random.key(1), (sum(sizes),), jnp.float32)
+    leaves, start = [], 0
+    for (path, x), size in zip(named, sizes, strict=True):
+        leaves.append(_leaf(path, x, values[start : start + size]))
+        start += size
+    return jax.tree.unflatten(tree, leaves)
+
+
+def _is_parameter(path: str, like: Any) -> bool:
+    """Whether it is a number of the model, not of the optimizer."""
+    return path.startswith("[0]") and jnp.issubdtype(like.dtype, jnp.floating)
+
+
+def _leaf(path: str, like: Any, values: jax.Array) -> jax.Array:
+    """As large as the inputs of a matrix make it, or about one for the scales of norms."""
+    if jnp.issubdtype(like.dtype, jax.dtypes.prng_key):
+        return jax.random.key(0)
+    if not values.size:
+        return jnp.zeros(like.shape, like.dtype)
+    if len(like.shape) > 1:
+        factor, mean = math.prod(like.shape[:-1]) ** -0.5, 0.0
+    else:
+        factor, mean = VARIATION, float("scale" in path)
+    found: jax.Array = mean + factor * values.reshape(like.shape)
+    return found.astype(like.dtype)

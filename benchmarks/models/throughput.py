@@ -70,20 +70,26 @@ def forward(model: nnx.Module) -> tuple[Callable[..., Any], Any]:
     return jax.jit(call), state
 
 
-def training_step(model: nnx.Module, loss: Callable[..., jax.Array], **options: Any) -> tuple[Any, Any]:
-    """A function (state, arrays..) -> state, and the state: parameters, moments, random streams.
+def training_step(model: nnx.Module, loss: Callable[..., jax.Array]) -> tuple[Callable[..., Any], Any]:
+    """A function (state, arrays..) -> state, and the state: parameters, moments, random streams."""
+    definition, state = nnx.split(optimized(model))
+    return jax.jit(step_of(definition, loss), donate_argnums=0), state
 
-    `options` are those of jax.jit.
-    """
-    optimizer = nnx.Optimizer(model, optax.adamw(1e-3, weight_decay=0.05), wrt=nnx.Param)
-    definition, state = nnx.split((model, optimizer))
+
+def optimized(model: nnx.Module) -> tuple[nnx.Module, nnx.Optimizer[nnx.Module]]:
+    """A model and its AdamW."""
+    return model, nnx.Optimizer(model, optax.adamw(1e-3, weight_decay=0.05), wrt=nnx.Param)
+
+
+def step_of(definition: Any, loss: Callable[..., jax.Array]) -> Callable[..., Any]:
+    """A function (state, arrays..) -> state of what `optimized` gives, split by nnx."""
 
     def step(state: Any, *arrays: jax.Array) -> Any:
         model, optimizer = nnx.merge(definition, state)
         optimizer.update(model, nnx.grad(loss)(model, *arrays))
         return nnx.state((model, optimizer))
 
-    return jax.jit(step, donate_argnums=0, **options), state
+    return step
 
 
 def inputs(case: Case) -> tuple[jax.Array, ...]:
