@@ -104,13 +104,7 @@ class LayerJob:
         return profiler.program(self._problem, profiler.attention(self._problem, None), arrays)
 
     def lower(self) -> jax.stages.Lowered:
-        types = jax.eval_shape(self._arrays)
-        places = self._make.eval_shape()
-        shapes = {
-            name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=places[name].sharding)
-            for name, x in types.items()
-        }
-        function, vary, others = self._program(shapes)
+        function, vary, others = self._program(self._make.eval_shape())
         return jax.jit(function, out_shardings=tuple(self._outcome.values())).lower(vary(0), *others)
 
     def call(self, program: Any) -> Callable[[], Any]:

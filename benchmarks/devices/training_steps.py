@@ -101,7 +101,7 @@ class TrainingJob:
     def lower(self) -> jax.stages.Lowered:
         exact = self._model.dtype == "float32"
         with jax.default_matmul_precision("highest" if exact else None):
-            lowered: jax.stages.Lowered = self._step.lower(self._make(), *self._arrays())
+            lowered: jax.stages.Lowered = self._step.lower(self._make.eval_shape(), *self._arrays())
         return lowered
 
     def call(self, program: Any) -> Callable[[], Any]:
