@@ -58,13 +58,16 @@ def test_collectives_are_read_from_the_text():
   %b = (bf16[4]{0}, bf16[4]{0}) collective-permute-start(%x), source_target_pairs={{1,0}}
   %c = bf16[4]{0} collective-permute-done(%b)
   %d = ((f32[2]{0}, f32[3]{0}), (f32[4]{0}, f32[6]{0})) all-gather-start(%x, %y), dimensions={0}
+  %f = ((bf16[4]{0}), bf16[16]{0:S(1)}) all-gather-start(%x), dimensions={0}
+  %g = ((bf16[4,2]{1,0}, bf16[6]{0}), (bf16[4,2]{1,0}, bf16[6]{0}), u32[], u32[]) collective-permute-start(%x)
   %e = (f32[], f32[8]{0}) all-reduce(%x, %y), to_apply=%sum
 """
 
     found = communication.collectives(Compiled())
     permute = "collective-permute"
     assert found[:2] == [(permute, 24, ((0, 1), (2, 0))), (permute, 8, ((1, 0),))]
-    assert found[2:] == [("all-gather", 40, ()), ("all-reduce", 36, ())]
+    assert found[2:4] == [("all-gather", 40, ()), ("all-gather", 32, ())]
+    assert found[4:] == [(permute, 28, ()), ("all-reduce", 36, ())]
     assert communication.received(found) == {1: 24, 0: 32}
 
 

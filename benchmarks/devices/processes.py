@@ -74,6 +74,9 @@ def both(arguments: Sequence[str], number: int, devices: int | None, output: pat
         address = f"127.0.0.1:{_free_port()}"
         places = [Place(address, i, number, count // number) for i in range(number)]
         _together([[*whole, "--output", str(files[1]), "--place", str(p)] for p in places])
+        for file in files:
+            if not file.exists():  # a process that stops with an error says which one
+                raise SystemExit(1)
         one, several = (json.loads(file.read_text()) for file in files)
     for name in ("results", "skipped"):
         one[name] += several[name]

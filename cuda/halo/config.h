@@ -118,6 +118,12 @@ constexpr int most_queries(const Axis& axis, int keys, int step) {
   return min(ceil_div(axis.length, axis.dilation), most);
 }
 
+constexpr int most_seen(const Problem& problem, Pass pass, int a, int rows) {
+  if (pass != Pass::kBackwardKey) return most_keys(problem.axis[a], rows);
+  const bool is_region = problem.nk[a] < problem.axis[a].length;  // which can begin anywhere
+  return most_queries(problem.axis[a], rows, is_region ? 1 : rows);
+}
+
 // The tile of a warp: what halving the longest extent again and again leaves.
 constexpr void halve_for_warps(int (&tile)[kAxes]) {
   for (int warps = kHaloWarps; warps > 1; warps /= 2) {
@@ -138,11 +144,8 @@ constexpr HaloSizes halo_sizes(const Problem& problem, const HaloUse& use, const
   for (int a = 0; a < kAxes; ++a) {
     HaloAxis& axis = sizes.axis[a];
     axis.warp_tile = warp_tile[a];
-    const bool is_region = problem.nk[a] < problem.axis[a].length;  // which can begin anywhere
-    axis.halo =
-        of_keys ? most_queries(problem.axis[a], tile[a], is_region ? 1 : tile[a]) : most_keys(problem.axis[a], tile[a]);
-    axis.box = of_keys ? most_queries(problem.axis[a], warp_tile[a], is_region ? 1 : warp_tile[a])
-                       : most_keys(problem.axis[a], warp_tile[a]);
+    axis.halo = most_seen(problem, use.pass, a, tile[a]);
+    axis.box = most_seen(problem, use.pass, a, warp_tile[a]);
     axis.positions = sizes.positions;
     axis.lines = sizes.lines;
     axis.planes = sizes.planes;

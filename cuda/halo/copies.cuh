@@ -23,6 +23,15 @@ __device__ __forceinline__ int column_heads(const HaloTables<Shape>& tables) {
   return HaloTables<Shape>::kOfQueries ? tables.problem().kv_heads : tables.problem().heads;
 }
 
+template <class Shape>
+__device__ __forceinline__ void load_bias(const HaloTables<Shape>& tables, int thread, int first_head) {
+  const Problem& problem = tables.problem();
+  const int entries = bias_entries(problem), heads = min(Shape::kHeads, problem.heads - first_head);
+  float* bias = tables.template at<float>(tables.p.layout.bias);
+  for (int i = thread; i < heads * entries; i += Shape::kThreads)
+    bias[i] = kLog2E * read_only(tables.geometry().rpb + int64_t{first_head} * entries + i);
+}
+
 // Starts copying the columns of the query heads from `first_head` on, as one group, and reads their bias.
 template <class Shape>
 __device__ __forceinline__ void load_halo(const HaloTables<Shape>& tables, uint32_t batch, int first_head) {
@@ -59,11 +68,7 @@ __device__ __forceinline__ void load_halo(const HaloTables<Shape>& tables, uint3
     cp_async16(to + p.layout.second, value + uint64_t{token.row} * value_bytes, in_value);
   }
   cp_async_commit();
-  if constexpr (!Shape::kHasBias) return;
-  const int entries = bias_entries(problem), heads = min(Shape::kHeads, problem.heads - first_head);
-  float* bias = tables.template at<float>(p.layout.bias);
-  for (int i = thread; i < heads * entries; i += Shape::kThreads)
-    bias[i] = kLog2E * read_only(p.call.geometry.rpb + int64_t{first_head} * entries + i);
+  if constexpr (Shape::kHasBias) load_bias(tables, thread, first_head);
 }
 
 // Reads LSE, in the units of the exponents, and delta of the columns of the heads from `first_head` on.

@@ -36,12 +36,24 @@ def collectives(compiled: jax.stages.Compiled) -> list[Collective]:
 
 
 def _read(result: str, kind: str, start: str | None, rest: str) -> Collective:
-    arrays = ARRAY.findall(result)
     if start and kind in ("all-gather", "collective-permute"):  # the result is (operands, results, ..)
-        arrays = ARRAY.findall(result.split("), (")[1]) if result.startswith("((") else arrays[1:2]
+        result = _elements(result)[1]
+    arrays = ARRAY.findall(result)
     sizes = (int(bits or 8) * math.prod(int(n) for n in shape.split(",") if n) for _, bits, shape in arrays)
     pairs = rest.partition("source_target_pairs={")[2].partition("}}")[0] + "}"
     return Collective(kind, sum(sizes) // 8, tuple((int(a), int(b)) for a, b in PAIR.findall(pairs)))
+
+
+def _elements(shape: str) -> list[str]:
+    """The elements of a tuple's shape; they may be tuples themselves."""
+    elements, depth = [""], 0
+    for letter in shape.strip()[1:-1]:
+        depth += (letter in "([{") - (letter in ")]}")
+        if letter == "," and depth == 0:
+            elements.append("")
+        else:
+            elements[-1] += letter
+    return elements
 
 
 def received(found: Iterable[Collective]) -> Counter[int]:
