@@ -87,6 +87,38 @@ def test_vmap_of_the_gradient(implementation, rng):
     assert_vmap(CASE, gradient, stacked(CASE, rng, 3), subsets, cotangents)
 
 
+GROUPED = Case("grouped", (7, 6), (3, 4), heads=4, kv_heads=2, batch=(2,), rpb=True, additional=3)
+
+
+@every_implementation
+def test_vmap_of_a_bias_with_grouped_heads(implementation, rng):
+    """Every instance has heads of its own: groups stay together, and so do additional tokens."""
+    attend, cotangents = helpers.attend(GROUPED, implementation), GROUPED.cotangents(rng)
+
+    def gradient(inputs):
+        return jax.vjp(lambda x: attend(**x), inputs)[1](cotangents)[0]
+
+    inputs = stacked(GROUPED, rng, 3)
+    subsets = [{"rpb"}, {"rpb", "key", "additional_values"}, set(inputs)]
+    assert_vmap(GROUPED, lambda x: attend(**x), inputs, subsets)
+    assert_vmap(GROUPED, gradient, inputs, subsets[1:], cotangents)
+
+
+def test_vmap_of_a_bias_is_one_call(rng):
+    """Forward and backward; nothing is mapped one by one."""
+    attend, inputs = helpers.attend(GROUPED, None), stacked(GROUPED, rng, 3)
+
+    def gradient(inputs):
+        return jax.grad(lambda x: attend(**x)[0].sum())(inputs)
+
+    shared = {name: x if name == "rpb" else x[0] for name, x in inputs.items()}
+    for some, mapped in ((inputs, set(inputs)), (shared, {"rpb"})):
+        text = str(jax.make_jaxpr(jax.vmap(gradient, in_axes(some, mapped)))(some))
+        assert text.count(" na_attention[") == text.count(" na_attention_backward[") == 1
+        assert "scan[" not in text
+        assert "while[" not in text
+
+
 @every_implementation
 def test_vmap_with_tokens(implementation, rng):
     attend = helpers.attend(TOKENS, implementation)

@@ -15,7 +15,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax import Array
 from jax.extend.core import Primitive as FlatPrimitive
 from jax.interpreters import ad, batching, mlir
@@ -23,6 +22,7 @@ from jax.interpreters import ad, batching, mlir
 from jax_na.avals import align
 from jax_na.kernels.platforms import PLATFORMS
 from jax_na.mesh import partition, roles
+from jax_na.rules import instances
 
 Record = Any  # a NamedTuple of arrays, records, None
 Tree = Any  # the structure of a record, without its arrays
@@ -96,22 +96,46 @@ class Primitive:
     def _batch(
         self, operands: Sequence[Array], dims: Sequence[int | None], **params: Any
     ) -> tuple[list[Array], list[int]]:
-        """The mapped axis becomes a new leading batch axis; where results mix the batch, map one by one."""
-        has_batch = ["batch" in role for role in roles_of(params["tree"])]
-        bind = functools.partial(self.flat.bind, **params)
-        outputs = None
-        if not any(d is not None and not b for d, b in zip(dims, has_batch, strict=True)):
-            wide = _lead(operands, dims, has_batch)
-            if self._keeps_batch(wide, **params):
-                outputs = bind(*wide)
+        """The mapped axis becomes a new leading batch axis.
+
+        A bias has none, and its gradient is a sum over the batch: there the mapped axis becomes a part of the
+        heads. Where that cannot be either, as for positions of regions, instances are mapped one by one.
+        """
+        arguments = roles_of(params["tree"])
+        mapped = [role for role, d in zip(arguments, dims, strict=True) if d is not None]
+        outputs = self._in_batch(operands, dims, **params) if all("batch" in r for r in mapped) else None
+        if (
+            outputs is None
+            and all("heads" in r for r in mapped)
+            and not any(map(instances.is_split, operands))
+        ):
+            outputs = self._among_heads(operands, dims, **params)
         if outputs is None:
-            outputs = _map(bind, operands, dims)
+            outputs = instances.one_by_one(functools.partial(self.flat.bind, **params), operands, dims)
         return outputs, [0] * len(outputs)
 
-    def _keeps_batch(self, operands: Sequence[Array], tree: Tree, partitioned: Any, **params: Any) -> bool:
-        """Whether all results have the batch axes; one that does not is a sum over them."""
-        outcome = self._outcome(operands, tree, params)
-        return all("batch" in role for role in roles_of(outcome))
+    def _in_batch(self, operands: Sequence[Array], dims: instances.Dims, **params: Any) -> list[Array] | None:
+        """With a batch axis more; None where a result has none, but is a sum over the batch."""
+        has_batch = ["batch" in role for role in roles_of(params["tree"])]
+        wide = instances.lead(operands, dims, has_batch)
+        if not all("batch" in role for role in self._result_roles(wide, **params)):
+            return None
+        found: list[Array] = self.flat.bind(*wide, **params)
+        return found
+
+    def _among_heads(self, operands: Sequence[Array], dims: instances.Dims, **params: Any) -> list[Array]:
+        """Every instance has heads of its own; of an array without the mapped axis all have the same."""
+        arguments = roles_of(params["tree"])
+        heads = instances.Heads.of(operands, dims, arguments, params["op"].rank)
+        wide = [heads.merged(*each) for each in zip(operands, dims, arguments, strict=True)]
+        results = self._result_roles(wide, **params)
+        found = zip(self.flat.bind(*wide, **params), results, strict=True)
+        return [heads.divided(x, role) for x, role in found]
+
+    def _result_roles(
+        self, operands: Sequence[Array], tree: Tree, partitioned: Any, **params: Any
+    ) -> list[roles.Role]:
+        return roles_of(self._outcome(operands, tree, params))
 
     def define_jvp(self, rule: Callable[..., tuple[Record, Record | None]]) -> None:
         """`rule(primals, tangents, **params)` gives results and their tangents, None if all are zero."""
@@ -158,24 +182,3 @@ def _compiled(call: tuple[Any, ...], *operands: Array) -> list[Array]:
     primitive, *params = call
     results: list[Array] = primitive.bind(*operands, **dict(params))
     return results
-
-
-def _lead(operands: Sequence[Array], dims: Sequence[int | None], has_batch: Sequence[bool]) -> list[Array]:
-    """The operands with the mapped axis in front, which some may lack, of those that have batch axes."""
-    size = next(x.shape[d] for x, d in zip(operands, dims, strict=True) if d is not None)
-
-    def one(x: Array, dim: int | None) -> Array:
-        return jnp.broadcast_to(x, (size, *x.shape)) if dim is None else jnp.moveaxis(x, dim, 0)
-
-    each = zip(operands, dims, has_batch, strict=True)
-    return [one(x, dim) if has_it else x for x, dim, has_it in each]
-
-
-def _map(function: Callable[..., Any], operands: Sequence[Array], dims: Sequence[int | None]) -> Any:
-    """The function for one instance after the other."""
-    mapped = [None if d is None else jnp.moveaxis(x, d, 0) for x, d in zip(operands, dims, strict=True)]
-
-    def one(slices: list[Array | None]) -> Any:
-        return function(*(x if s is None else s for s, x in zip(slices, operands, strict=True)))
-
-    return jax.lax.map(one, mapped)
