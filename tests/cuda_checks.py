@@ -42,10 +42,14 @@ def assert_lost_gradients_are_nan(problem: Problem, kernels: str, rng: np.random
     how = {"seed": any_seed(rng), "poison": NO_NAN}
     portable = cuda_tilings.forward_kernels(problem, ("bfloat16", "default"), 64, rng)
     found = cuda_kernels.forward(problem, "bfloat16", inputs, kernels=portable, **how)
-    given = {"lse": found["lse"], "delta": rng.standard_normal(found["lse"].shape).astype(np.float32)}
+    shape = found["lse"].shape  # nothing that is given says which queries are lost
+    given = {name: rng.standard_normal(shape).astype(np.float32) for name in ("lse", "delta")}
     given["dout"] = rng.standard_normal(found["out"].shape).astype(inputs["query"].dtype)
     gradients = cuda_kernels.backward(problem, "bfloat16", inputs, given, kernels=kernels, **how)
-    assert np.isnan(gradients["query"][:, lost_queries(problem)].astype(np.float32)).all()
+    lost = lost_queries(problem)
+    assert np.isnan(gradients["query"][:, lost].astype(np.float32)).all()
+    if problem.rpb:
+        assert np.isnan(gradients["rpb"]).any() == any(lost)
 
 
 def assert_goes_on(problem: Problem, choice: str, portable: str, rng: np.random.Generator) -> None:

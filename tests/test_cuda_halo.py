@@ -145,7 +145,7 @@ def assert_taken(problem, dtype, name, which, most, seen):
 
 
 def assert_attention(problem, dtype, name, rng):
-    """Right where the kernels take the problem."""
+    """Right where the kernels take the problem; whether those of the two backward passes do."""
     problem = repeated(problem)
     inputs = problem.inputs(rng, dtype)
     attention = oracle.Attention(problem.geometry, inputs, problem.scale)
@@ -162,19 +162,24 @@ def assert_attention(problem, dtype, name, rng):
     ]
     assert takes == expected_to_take
     if not any(takes):
-        return
+        return takes
     given, cotangents = saved(problem, (dtype, "default"), attention, rng)
     how = {"kernels": kernels, "seed": any_seed(rng), "parts": int(rng.integers(4, 30))}
     found = cuda_kernels.backward(problem, dtype, inputs, given, **how)
     expected = attention.gradients(*cotangents)
     helpers.assert_close(found, {n: expected[n] for n in found}, gradients)
+    return takes
 
 
 @every_type
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_attention(case, mode, rng):
-    """These are small enough for every tile."""
-    assert_attention(Problem.of(case), mode[0], "halo_sm90" if has_place("halo_sm90") else "halo", rng)
+    """These are small enough for the room that compute capability 9.0 has."""
+    name = "halo_sm90" if has_place("halo_sm90") else "halo"
+    takes = assert_attention(Problem.of(case), mode[0], name, rng)
+    if name == "halo_sm90":
+        width = max(case.head_dim, case.value_dim or case.head_dim)
+        assert takes == [True, width <= 64]
 
 
 @every_kernel
@@ -190,9 +195,10 @@ def test_regions(name, rng):
         assert_attention(Problem.of(case, region(case, queries, keys)), "bfloat16", "halo", rng)
 
 
+@pytest.mark.parametrize("rpb", [False, True])
 @pytest.mark.parametrize("reason", OUTSIDE)
-def test_windows_outside_the_keys_are_nan(reason, rng):
-    problem = outside(OUTSIDE[reason])
+def test_windows_outside_the_keys_are_nan(reason, rpb, rng):
+    problem = dataclasses.replace(outside(OUTSIDE[reason]), rpb=rpb)
     assert_lost_queries_are_nan(problem, any_choice(problem, "bfloat16", "halo", rng), rng)
     kernels, takes = backward_choices(problem, "bfloat16", "halo", rng)
     assert all(takes)
@@ -234,6 +240,13 @@ def test_another_gpu(monkeypatch, rng):
         assert_attention(PLAIN, "bfloat16", "halo_sm90", rng)
     portable = cuda_tilings.forward_kernels(PLAIN, ("bfloat16", "default"), 64, rng)
     assert_goes_on(PLAIN, any_choice(PLAIN, "bfloat16", "halo_sm90", rng), portable, rng)
+    inputs = PLAIN.inputs(rng, "bfloat16")
+    attention = oracle.Attention(PLAIN.geometry, inputs, PLAIN.scale)
+    given, _ = saved(PLAIN, ("bfloat16", "default"), attention, rng)
+    kernels, takes = backward_choices(PLAIN, "bfloat16", "halo_sm90", rng)
+    assert all(takes)
+    with pytest.raises(AssertionError, match=r"it takes a GPU of compute capability 9\.0"):
+        cuda_kernels.backward(PLAIN, "bfloat16", inputs, given, kernels=kernels)
 
 
 REFUSED = cuda_checks.REFUSED | {

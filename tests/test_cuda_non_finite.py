@@ -213,7 +213,10 @@ HALO = (
     Case("halo-2d", (13, 17), (5, 6), is_causal=(True, False), head_dim=64, value_dim=128),
     Case("halo-2d-rpb", (12, 15), (6, 5), head_dim=64, value_dim=40, heads=2, rpb=True),
     Case("halo-parts", (14, 18), (11, 9), head_dim=32, heads=3, rpb=True),
+    Case("halo-heads", (14, 18), (5, 7), head_dim=32, heads=3, rpb=True),
 )
+# Of the passes backward, where they do not have both: a bias of many entries, 128 features.
+HALO_TAKES = {"halo-parts": [False, True], "halo-2d": [True, False]}
 
 
 @pytest.mark.some(2)
@@ -223,7 +226,18 @@ HALO = (
 def test_halo(case, mode, names, rng):
     problem = Problem.of(case)
     inputs, cotangents = planted_in(problem, mode, names, rng)
-    assert_rows(problem, mode, inputs, cotangents, halo(problem, mode, rng), rng)
+    assert_rows(problem, mode, inputs, cotangents, halo(problem, mode, rng, case), rng)
+
+
+@pytest.mark.some(2)
+@pytest.mark.parametrize("bias", [LEAST, 7e29])
+@pytest.mark.parametrize("case", [case for case in HALO if case.rpb], ids=str)
+def test_halo_scores_of_any_size(case, bias, rng):
+    """As test_scores_of_any_size: such a bias is -inf in the units of the exponents."""
+    problem, mode = Problem.of(case), ("bfloat16", "default")
+    inputs, cotangents = planted_in(problem, mode, (), rng)
+    inputs["rpb"] = np.full_like(inputs["rpb"], bias)
+    assert_rows(problem, mode, inputs, cotangents, halo(problem, mode, rng, case), rng)
 
 
 @pytest.mark.some(1)
@@ -234,7 +248,7 @@ def test_halo_queries_without_keys(case, planted, rng):
     inputs, cotangents = planted_in(problem, mode, ("value", "dout") if planted else (), rng)
     inputs["rpb"][:, problem.axes[0].kernel_size - 1 :] = -np.inf
     assert np.isneginf(Seen(problem, inputs).lse).any()
-    assert_rows(problem, mode, inputs, cotangents, halo(problem, mode, rng), rng)
+    assert_rows(problem, mode, inputs, cotangents, halo(problem, mode, rng, case), rng)
 
 
 @pytest.mark.some(1)
@@ -248,18 +262,18 @@ def test_halo_large_scores(window, size, rng):
     assert_rows(problem, mode, inputs, {}, (halo(problem, mode, rng)[0], None), rng)
 
 
-def halo(problem, mode, rng):
-    """The halo kernels with random tiles; backward the portable one where they have no place."""
+def halo(problem, mode, rng, case=None):
+    """The halo kernels with random tiles; backward the portable one where the case has no place for them."""
     passes = (Pass.BACKWARD_QUERY, Pass.BACKWARD_KEY)
-    portable = cuda_tilings.backward_kernels(problem, mode, 16, rng).split(";")
-    chosen = []
-    for kernel, which in ((Kernel.FORWARD, Pass.FORWARD), *((Kernel.BACKWARD, each) for each in passes)):
-        legal = cuda_tilings.tilings(kernel, which, problem, mode, "halo")
-        if legal:
-            chosen.append(legal[rng.integers(len(legal))].choice("halo"))
-        else:
-            chosen.append(portable[passes.index(which)])
-    forward, *backward = chosen
+    which = ((Kernel.FORWARD, Pass.FORWARD), *((Kernel.BACKWARD, each) for each in passes))
+    legal = [cuda_tilings.tilings(*each, problem, mode, "halo") for each in which]
+    if case is not None:
+        assert [bool(tilings) for tilings in legal[1:]] == HALO_TAKES.get(case.name, [True, True])
+    portable = [None, *cuda_tilings.backward_kernels(problem, mode, 16, rng).split(";")]
+    forward, *backward = [
+        tilings[rng.integers(len(tilings))].choice("halo") if tilings else other
+        for tilings, other in zip(legal, portable, strict=True)
+    ]
     return forward, ";".join(backward)
 
 

@@ -25,7 +25,7 @@ OPS = [
     Op(Neighborhood((33,), dilation=3), (140,)),
     Op(Neighborhood((3, 2, 4), dilation=(1, 2, 1)), (6, 7, 9)),
 ]
-FORWARD = "na_fused_forward"
+FORWARD, BACKWARD = "na_fused_forward", "na_fused_backward"
 TARGETS = ("na_fused_forward", "na_fused_backward", "na_gemm_qk", "na_gemm_av", "na_gemm_inverse")
 every_op = pytest.mark.parametrize("op", OPS, ids=str)
 either_side = pytest.mark.parametrize("keys_stay", [False, True], ids=["queries stay", "keys stay"])
@@ -270,3 +270,31 @@ def test_costs_are_known_for_every_kernel():
     """A new kernel needs its numbers."""
     names = {row.name for target in register.TARGETS[CUDA] for row in variants.rows(CUDA, target)}
     assert names == {*cost_cuda.COSTS, "naive"}
+
+
+@pytest.mark.parametrize(
+    ("op", "features", "operands", "expected"),
+    [
+        (Op(Neighborhood((7, 7)), (56, 56)), 32, (), ["halo", "halo"]),
+        (Op(Neighborhood((7, 7)), (56, 56)), 32, ("rpb",), ["halo_sm90", "halo"]),
+        (Op(Neighborhood((7, 7), dilation=8), (56, 56)), 32, ("rpb",), ["halo", "halo"]),
+        (Op(Neighborhood((13, 13)), (64, 64)), 64, ("rpb",), ["portable", "halo_sm90"]),
+        (Op(Neighborhood((3, 5, 5)), (16, 64, 64)), 64, ("rpb",), ["portable", "halo_sm90"]),
+        (Op(Neighborhood((7, 7)), (64, 64)), 128, (), ["halo_sm90", "portable"]),
+        (Op(Neighborhood((80, 80)), (256, 256)), 64, (), ["portable", "portable"]),
+    ],
+    ids=str,
+)
+def test_kernels_of_small_windows_are_taken_backward(op, features, operands, expected):
+    """Of every pass the kernel with the lowest cost: as measured, but where the two are close."""
+    call = Problem(op.axes, "bfloat16", features, features, operands=operands)
+    query, found = contract.query(CUDA, call), []
+    for pass_name in ("backward_query", "backward_key"):
+        rows = [row for row in variants.rows(CUDA, BACKWARD) if row.pass_name == pass_name]
+        costs = {
+            row.name: min(cost_cuda.cost(pass_name, row.name, call, tiling) for tiling in tilings)
+            for row in rows
+            if (tilings := list(row.tilings(query)))
+        }
+        found.append(min(costs, key=lambda name: (costs[name], name)))
+    assert found == expected

@@ -10,7 +10,7 @@ import jax
 import pytest
 
 import jax_na
-from jax_na.mesh import communication
+from jax_na.mesh import communication, traffic
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -48,6 +48,18 @@ def test_halo_of_a_block_in_the_middle(scaling):
     assert found == (keys, 3 * keys)
 
 
+@pytest.mark.parametrize(
+    ("neighborhood", "cut", "message"),
+    [
+        (jax_na.Neighborhood((7, 5), is_periodic=(True, False)), (4, 1), "axes with borders"),
+        (jax_na.Neighborhood((7, 5)), (5, 1), r"axis 0 of 64 does not divide over 5 .*4, 8"),
+    ],
+)
+def test_halos_that_have_no_formula(neighborhood, cut, message):
+    with pytest.raises(ValueError, match=message):
+        traffic.halo_keys(neighborhood, (64, 96), cut)
+
+
 def test_collectives_are_read_from_the_text():
     """As compilers for CPUs and GPUs write them."""
 
@@ -60,6 +72,8 @@ def test_collectives_are_read_from_the_text():
   %d = ((f32[2]{0}, f32[3]{0}), (f32[4]{0}, f32[6]{0})) all-gather-start(%x, %y), dimensions={0}
   %f = ((bf16[4]{0}), bf16[16]{0:S(1)}) all-gather-start(%x), dimensions={0}
   %g = ((bf16[4,2]{1,0}, bf16[6]{0}), (bf16[4,2]{1,0}, bf16[6]{0}), u32[], u32[]) collective-permute-start(%x)
+  %h = ((f32[20]{0}), f32[10]{0}) reduce-scatter-start(%x), dimensions={0}
+  %i = ((f32[8]{0}), f32[8]{0}) all-to-all-start(%x), dimensions={0}
   %e = (f32[], f32[8]{0}) all-reduce(%x, %y), to_apply=%sum
 """
 
@@ -67,7 +81,8 @@ def test_collectives_are_read_from_the_text():
     permute = "collective-permute"
     assert found[:2] == [(permute, 24, ((0, 1), (2, 0))), (permute, 8, ((1, 0),))]
     assert found[2:4] == [("all-gather", 40, ()), ("all-gather", 32, ())]
-    assert found[4:] == [(permute, 28, ()), ("all-reduce", 36, ())]
+    assert found[4:6] == [(permute, 28, ()), ("reduce-scatter", 40, ())]
+    assert found[6:] == [("all-to-all", 32, ()), ("all-reduce", 36, ())]
     assert communication.received(found) == {1: 24, 0: 32}
 
 

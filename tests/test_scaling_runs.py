@@ -79,7 +79,6 @@ def test_the_command(tmp_path):
     for row in rows.values():
         check(row)
         assert row["received_bytes"] == row["halo_bytes"]
-        assert row["case"] not in text
         assert row["split"] in text
     halves = rows["quick-32x16-w5-forward+backward-strong-heads2-space4x1"]
     assert halves["collectives"] == {
@@ -143,6 +142,21 @@ def test_a_wrong_halo_in_training_is_found(monkeypatch):
         rows, skipped = bench().measure([case])
         assert rows == []
         assert "it is WRONG: the worst relative error of gradients" in skipped[0]["reason"]
+
+
+@pytest.mark.parametrize(("code", "status"), [("raise SystemExit(1)", 1), ("import os; os.abort()", -6)])
+def test_a_process_that_fails_ends_the_command(monkeypatch, tmp_path, code, status):
+    """Nothing of an earlier run, and nothing of those that went well, is taken for a result."""
+    monkeypatch.setattr(processes, "_command", lambda arguments: [sys.executable, "-c", code])
+    with pytest.raises(SystemExit, match=f"a process ended with status {status}"):
+        processes.both(["--output", str(tmp_path / "out.json")], 2, 8)
+
+
+def test_an_error_while_timing_is_a_reason(monkeypatch):
+    monkeypatch.setattr(Bench, "_timed", lambda bench, entries: 1 / 0)
+    rows, skipped = bench().measure([Case(GRID, ROWS)])
+    assert rows == []
+    assert skipped[0]["reason"] == "it failed: ZeroDivisionError: division by zero"
 
 
 def test_what_fails_is_a_reason(monkeypatch):
@@ -210,7 +224,6 @@ def test_cases():
         assert {f"heads2-space{devices // 2}x1", f"batch2-space{devices // 2}x1"} <= splits
         assert {case.base.name for case in every} >= {listing.FLUX, listing.HUNYUAN, listing.NAT, listing.LTX}
         assert {case.base.direction for case in every} >= {FORWARD, BOTH}
-        assert all(case.work.obstacle(case.split) is None for case in every)
 
 
 def test_training_steps_are_cases():
@@ -282,9 +295,8 @@ def test_processes_are_set_against_one():
 
 
 def test_link():
-    """A ring of messages takes some time, and bandwidth is that of its bytes."""
-    found = link.measured(jax.devices()[:2], 1 << 16)
-    assert min(found) > 0
+    """A message takes more than a nanosecond and less than a second; bandwidth is that of the bytes."""
+    assert 1e-9 < link.measured(jax.devices()[:2], 1 << 16).latency < 1
     assert Link(1e9, 1e-6).seconds(2e6, 3) == pytest.approx(2.003e-3)
 
 
@@ -296,6 +308,7 @@ def test_link():
     [
         (["--devices", "9"], "--devices are 2 to 8, which there are, got 9"),
         (["--devices", "1"], "--devices are 2 to 8, which there are, got 1"),
+        (["--rounds", "0"], "--rounds are 1 or more, got 0"),
         (["--only", "no-such-case"], "no case is called no-such-case; --list prints them"),
         (["--devices", "8", "--processes", "3"], "8 devices do not divide over 3 processes"),
     ],

@@ -85,18 +85,18 @@ class Bench:
         entries = self._compiled(cases, reasons)
         facts = {}
         for case, entry in entries.items():
-            with failing(case, reasons):
+            with failing([case], reasons):
                 self.plan.say(f"{case.name}: compared with one device")
                 facts[case] = self._compared(case, entry)
                 if wrong := facts[case].pop("wrong"):
                     reasons[case] = wrong
         self._expected = None
-        right = {case.name: entry for case, entry in entries.items() if case not in reasons}
-        samples = self._timed({BASE: self.entry(*base), **right}) if right else {}
+        right = {case: entry for case, entry in entries.items() if case not in reasons}
         rows = []
-        for case, entry in entries.items():
-            if case.name in samples:
-                rows.append({**row(case, entry), **facts[case], **times(samples, case.name)})
+        with failing(list(right), reasons):
+            named = {case.name: entry for case, entry in right.items()}
+            samples = self._timed({BASE: self.entry(*base), **named}) if right else {}
+            rows = [{**row(c, e), **facts[c], **times(samples, c.name)} for c, e in right.items()]
         return rows, [{"case": case.name, "reason": reason} for case, reason in reasons.items()]
 
     def _compiled(self, cases: Sequence[Case], reasons: dict[Case, str]) -> dict[Case, Entry]:
@@ -105,14 +105,14 @@ class Bench:
         needed: dict[Case, list[Entry]] = {}
         with ThreadPoolExecutor(COMPILERS if jax.process_count() == 1 else 1) as pool:
             for case in cases:
-                with failing(case, reasons):
+                with failing([case], reasons):
                     self.plan.say(f"{case.name}: compiling")
                     needed[case] = [self.entry(*program) for program in programs(case)]
                     for entry in needed[case]:
                         if entry not in compiling:
                             compiling[entry] = pool.submit(entry.compile)
             for case, entries in needed.items():
-                with failing(case, reasons):
+                with failing([case], reasons):
                     for entry in entries:
                         compiling[entry].result()
         return {case: entries[0] for case, entries in needed.items() if case not in reasons}
@@ -147,14 +147,14 @@ def programs(case: Case) -> list[tuple[Any, Split]]:
 
 
 @contextlib.contextmanager
-def failing(case: Case, reasons: dict[Case, str]) -> Iterator[None]:
+def failing(cases: Sequence[Case], reasons: dict[Case, str]) -> Iterator[None]:
     """Turns an error into a reason; but where other processes would wait for this one, it ends."""
     try:
         yield
     except Exception as error:
         if jax.process_count() > 1:
             raise
-        reasons[case] = f"it failed: {type(error).__name__}: {error}".splitlines()[0][:300]
+        reasons |= dict.fromkeys(cases, f"it failed: {type(error).__name__}: {error}".splitlines()[0][:300])
 
 
 def row(case: Case, entry: Entry) -> Row:

@@ -48,13 +48,12 @@ def draw(document: dict[str, Any], file: pathlib.Path) -> None:
             found = [
                 r for r in rows if (r["work"], r["direction"], r["scaling"]) == (work, direction, scaling)
             ]
+            ax.set_visible(bool(found))
             _curves(ax, found, document)
             ax.set_title(f"{work}, {direction}: {scaling}", fontsize=8, loc="left")
     _axes(grid, rows)
     where = tables.conditions(document).splitlines()[0].partition(";")[0]
-    figure.suptitle(
-        f"Of the time of one device, divided: measured and (dashed) predicted. {where}", fontsize=9
-    )
+    figure.suptitle(f"Share of the ideal, measured and (dashed) predicted. {where}", fontsize=9)
     shown = {label: handle for ax in grid.flat for handle, label in _legend(ax)}
     figure.legend(shown.values(), shown, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
     figure.savefig(file, dpi=130)

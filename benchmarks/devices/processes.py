@@ -57,8 +57,8 @@ def join(place: Place, quick: bool) -> None:
         jax_na.share_tuning()
 
 
-def both(arguments: Sequence[str], number: int, devices: int | None, output: pathlib.Path | None) -> Document:
-    """The document of one process, which is also written, with the rows of several.
+def both(arguments: Sequence[str], number: int, devices: int | None) -> Document:
+    """The document of one process, with the rows of several.
 
     Raises:
         ValueError: if the devices cannot be divided.
@@ -67,16 +67,13 @@ def both(arguments: Sequence[str], number: int, devices: int | None, output: pat
     count = int(_output([*arguments, "--count"])) if devices is None else devices
     if count % number:
         raise ValueError(f"{count} devices do not divide over {number} processes")
-    whole = [*arguments, "--devices", str(count), "--whole"]
+    whole = [*arguments, "--devices", str(count), "--whole", "--child"]
     with tempfile.TemporaryDirectory() as folder:
-        files = [output or pathlib.Path(folder, "one.json"), pathlib.Path(folder, "several.json")]
+        files = [pathlib.Path(folder, name) for name in ("one.json", "several.json")]
         _together([[*whole, "--processes", "1", "--output", str(files[0])]])
         address = f"127.0.0.1:{_free_port()}"
         places = [Place(address, i, number, count // number) for i in range(number)]
         _together([[*whole, "--output", str(files[1]), "--place", str(p)] for p in places])
-        for file in files:
-            if not file.exists():  # a process that stops with an error says which one
-                raise SystemExit(1)
         one, several = (json.loads(file.read_text()) for file in files)
     for name in ("results", "skipped"):
         one[name] += several[name]
@@ -111,7 +108,7 @@ def _together(commands: Sequence[Sequence[str]]) -> None:
             if process.poll() is None:
                 process.kill()
             process.wait()
-    if failed := [process.returncode for process in running if process.returncode not in (0, 1)]:
+    if failed := [process.returncode for process in running if process.returncode]:
         raise SystemExit(f"scaling.py: a process ended with status {failed[0]}")
 
 

@@ -66,11 +66,11 @@ struct HaloKeyGradients : HaloScores<Shape> {
   // Calls body(column, LSE or delta) for the thread's own columns of a part, whose places are in `columns`.
   template <class Body>
   __device__ __forceinline__ void for_each_statistic(int offset, const int* columns, const Body& body) const {
-    constexpr uint32_t kRowsPerNumber = Shape::kRowBytes / sizeof(float);
+    constexpr uint32_t kBytesPerByte = Shape::kRowBytes / sizeof(float);  // of a row, for each of its number
     const int start = in_row * tables.p.sizes.halo_tokens + tables.warp_box().place / Shape::kRowBytes;
     const char* first = reinterpret_cast<const char*>(tables.template at<float>(offset) + start);
     const auto number = [&](int place) {
-      return *reinterpret_cast<const float*>(first + static_cast<uint32_t>(place) / kRowsPerNumber);
+      return *reinterpret_cast<const float*>(first + static_cast<uint32_t>(place) / kBytesPerByte);
     };
     const int* mine = columns + first_column(lane());
 #pragma unroll

@@ -18,7 +18,8 @@ const char* launch_halo_query(const BackwardArgs& a, const HaloSizes& sizes, Str
     return launch_resident(kernel, {params.units, tiles}, S::kThreads, params.layout.bytes, stream, params);
   if (a.drpb_parts < kHaloWarps) return "drpb must have 4 parts or more, one for each warp of a block";
   int blocks = a.drpb_parts / kHaloWarps;
-  if (tiles > 0 && blocks > tiles) blocks -= static_cast<int>(blocks % tiles);  // a block keeps its tile
+  const int64_t idle = tiles > 0 ? blocks % tiles : 0;
+  if (idle < blocks && idle * 10 <= blocks) blocks -= static_cast<int>(idle);  // each keeps its tile then
   params.call.drpb_blocks = blocks;
   const int groups = (a.problem.heads + S::kHeads - 1) / S::kHeads;
   return launch(kernel, int64_t{blocks} * groups, S::kThreads, params.layout.bytes, stream, params);

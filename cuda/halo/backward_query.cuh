@@ -67,8 +67,9 @@ struct HaloQueryGradient : HaloScores<Shape> {
       for_each(dweights, [&](float& dweight, Own row, Own) { dweight = -statistics.delta[row]; });
       this->multiply_add(dweights, douts, tables.p.layout.second, keys);
       for_each(scores, [&](float& score, Own row, Own column) {
-        // What is not seen may make a query a suspect, but never the bias, which is a sum over queries.
-        const bool counts = !Shape::kAddsBias || score != -INFINITY;
+        // What is not seen may make a query a suspect, but never the bias, which is a sum over queries. Where LSE is
+        // not exact, finite scores may have become -inf as well: that query is a suspect.
+        const bool counts = !Shape::kAddsBias || score != -INFINITY || !statistics.is_exact[row];
         const float weight = exp2_approx(score * geometry().factor - statistics.lse[row]);
         score = counts ? weight * at(dweights, row, column) : 0;
       });

@@ -59,7 +59,7 @@ constexpr bool has_backward_shape(const HaloUse& use, int features, int columns)
 
 // What a part costs beside its columns, in columns: more where large halos leave room for few blocks.
 constexpr int kPartStart = 8, kLonePartStart = 24, kRoomOfThree = 64 << 10;
-constexpr int halo_backward_columns(const HaloUse& use, int box_columns, int halo_bytes, int features) {
+constexpr int halo_backward_columns(const HaloUse& use, int box_columns, double halo_bytes, int features) {
   const int start = halo_bytes <= kRoomOfThree ? kPartStart : kLonePartStart;
   int best = kFewColumns, least = 0;
   for (const int columns : {kFewColumns, kMiddleColumns, kManyColumns}) {
@@ -109,7 +109,7 @@ constexpr int most_queries(const Axis& axis, int keys, int step) {
   for (const int length : {axis.length / axis.dilation, ceil_div(axis.length, axis.dilation)}) {
     const int last = length - size - keys;  // from there on tiles reach the keys that the last query sees
     for (int border = 0; border < 2; ++border)
-      for (int key = border == 0 ? 0 : max(size, ceil_div(max(last, 0), step) * step);
+      for (int key = border == 0 ? 0 : ceil_div(max(size, last), step) * step;
            key < (border == 0 ? min(size, length) : length); key += step) {
         const Range seen = tile_queries(axis, length, key, min(key + keys, length) - 1);
         most = max(most, seen.stop - seen.start);
@@ -156,18 +156,19 @@ constexpr HaloSizes halo_sizes(const Problem& problem, const HaloUse& use, const
     sizes.box_tokens *= axis.box;
     sizes.inside *= most_keys(problem.axis[a], warp_tile[a]);
   }
-  int queries = problem.heads, keys = problem.kv_heads, entries = 1;
+  int queries = problem.heads, keys = problem.kv_heads;
+  int64_t entries = 1;
   for (int a = kAxes - 1; a >= 0; --a) {
     HaloAxis& axis = sizes.axis[a];
     axis.row_stride = of_keys ? keys : queries;
     axis.column_stride = of_keys ? queries : keys;
-    axis.bias_stride = entries;
+    axis.bias_stride = static_cast<int>(entries);
     queries *= problem.nq[a];
     keys *= problem.nk[a];
     entries *= 2 * problem.axis[a].kernel_size - 1;
   }
   const int features = feature_bucket(problem.head_dim, problem.value_dim);
-  const int bytes = 2 * sizes.halo_tokens * halo_row_bytes(features);
+  const double bytes = 2. * sizes.halo_tokens * halo_row_bytes(features);
   sizes.columns = use.pass == Pass::kForward ? halo_columns(sizes.inside, features)
                                              : halo_backward_columns(use, sizes.inside, bytes, features);
   sizes.parts = ceil_div(sizes.box_tokens, sizes.columns);
@@ -239,7 +240,7 @@ constexpr HaloLayout halo_layout(const Problem& problem, const HaloSizes& sizes,
   at.suspects = at.room + kHaloWarps * kHaloSuspectRoom;
   at.state = at.suspects + kHaloWarps * kWord;
   at.extents = at.state + 4 * kWord;
-  at.tokens = at.extents + (use.pass == Pass::kBackwardKey ? 10 * kWord : 0);
+  at.tokens = at.extents + (use.pass == Pass::kBackwardKey ? (sizeof(HaloExtents) + 7) / 8 * 8 : 0);
   at.column_parts = at.tokens + sizes.halo_tokens * 2 * kWord;
   at.row_parts = at.column_parts + sizes.lines * kWord;
   at.boxes = at.row_parts + sizes.positions * kWord;

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The launcher of the halo kernels. CMake compiles this source once for each arithmetic, JAX_NA_MATH.
+// The launcher of the halo kernels of the forward pass. CMake compiles this source once for each arithmetic,
+// JAX_NA_MATH.
 #include "common/dispatch.h"
 #include "cuda/halo/forward.cuh"
 #include "cuda/halo/launch.cuh"

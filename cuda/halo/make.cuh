@@ -100,7 +100,8 @@ struct HaloMaker : HaloTables<Shape> {
 #pragma unroll 1
       for (int start = 0; start < columns_of_box; start += run)
         bits |= keys_below(start + length - first, column) & ~keys_below(start - first, column);
-      at<uint32_t>(p.layout.below)[i] = bits;
+      constexpr uint32_t kOwn = Shape::kColumns >= 128 ? ~0u : (1u << Shape::kColumns / 4) - 1;  // not of later parts
+      at<uint32_t>(p.layout.below)[i] = bits & kOwn;
     }
   }
 

@@ -25,11 +25,15 @@ __device__ __forceinline__ void for_each_stored_row(const HaloTables<Shape>& tab
   const int stop = min(work.stop_head, heads);
   const int64_t tokens = HaloTables<Shape>::kOfQueries ? query_tokens(tables.problem()) : key_tokens(tables.problem());
   const uint32_t tiles = params.call.geometry.tiles;
+  uint32_t opened = tiles;
 #pragma unroll 1
   for (uint32_t unit = work.first; unit < params.units; unit += work.step) {
-    block_sync();  // nobody reads the tables of the tile before
-    HaloMaker<Shape>{tables}.open(unit % tiles);
-    block_sync();
+    if (unit % tiles != opened) {
+      block_sync();  // nobody reads the tables of the tile before
+      HaloMaker<Shape>{tables}.open(unit % tiles);
+      block_sync();
+      opened = unit % tiles;
+    }
     if (!tables.has_rows() || !tables.is_complete()) continue;
 #pragma unroll 1
     for (int i = 0; i < 16; ++i) {

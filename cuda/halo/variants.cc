@@ -43,12 +43,13 @@ void halo_obstacle(const Query& query, Pass pass, const int (&tile)[kAxes], int 
   }
   const Problem& p = query.problem;
   const HaloUse use = use_of(query, pass);
-  for (int a = 0; a < kAxes; ++a)
-    if (most_keys(p.axis[a], tile[a]) > kLongestHalo) {  // as many queries as keys, or more
-      say(text, "it takes windows of a tile of up to %d %s along an axis, not %d", kLongestHalo, columns,
-          most_keys(p.axis[a], tile[a]));
-      return;
-    }
+  for (int a = 0; a < kAxes; ++a) {
+    // Keys first: queries are as many or more, and are counted one by one.
+    const int keys = most_keys(p.axis[a], tile[a]), most = keys > kLongestHalo ? keys : most_seen(p, pass, a, tile[a]);
+    if (most <= kLongestHalo) continue;
+    say(text, "it takes windows of a tile of up to %d %s along an axis, not %d", kLongestHalo, columns, most);
+    return;
+  }
   sizes = halo_sizes(p, use, tile);
   const double halos = 2. * sizes.halo_tokens * halo_row_bytes(feature_bucket(p.head_dim, p.value_dim));
   const double tables = adds_bias(use) ? halo_table_bytes(p) : 0.;

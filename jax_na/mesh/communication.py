@@ -36,7 +36,7 @@ def collectives(compiled: jax.stages.Compiled) -> list[Collective]:
 
 
 def _read(result: str, kind: str, start: str | None, rest: str) -> Collective:
-    if start and kind in ("all-gather", "collective-permute"):  # the result is (operands, results, ..)
+    if start and kind != "all-reduce":  # the result is (operands, results, ..)
         result = _elements(result)[1]
     arrays = ARRAY.findall(result)
     sizes = (int(bits or 8) * math.prod(int(n) for n in shape.split(",") if n) for _, bits, shape in arrays)

@@ -34,10 +34,19 @@ def halo_keys(neighborhood: Neighborhood, grid: Sequence[int], cut: Sequence[int
     Axes are exchanged in turn, the later ones take along what the earlier ones brought. The backward pass
     brings the halos again, and every device gets the gradients of what it sent.
 
+    Args:
+        neighborhood: the window.
+        grid: tokens along each axis.
+        cut: devices along each axis.
+
+    Raises:
+        ValueError: if an axis is periodic, or does not divide over its devices.
+
     Example:
         >>> halo_keys(Neighborhood((7, 7)), (56, 56), (2, 1))
         (168, 504)
     """
+    _check(neighborhood, grid, cut)
     block = [n // c for n, c in zip(grid, cut, strict=True)]
     forward, both, extended = 0, 0, list(block)
     for a, bounds in enumerate(neighborhood.bounds(tuple(grid))):
@@ -49,6 +58,20 @@ def halo_keys(neighborhood: Neighborhood, grid: Sequence[int], cut: Sequence[int
         both += int((2 * got + sent).max()) * across
         extended[a] = int((stop - start).max())
     return forward, both
+
+
+def _check(neighborhood: Neighborhood, grid: Sequence[int], cut: Sequence[int]) -> None:
+    if any(neighborhood.is_periodic):
+        raise ValueError(
+            f"the formulas are for axes with borders, got is_periodic={neighborhood.is_periodic}"
+        )
+    for axis, (length, devices) in enumerate(zip(grid, cut, strict=True)):
+        if length % devices:
+            legal = [n for n in range(1, length + 1) if length % n == 0]
+            below, above = max(n for n in legal if n < devices), min(n for n in legal if n > devices)
+            raise ValueError(
+                f"axis {axis} of {length} does not divide over {devices} devices, but over {below}, {above}"
+            )
 
 
 def exchange(start: Table, stop: Table, block: int) -> tuple[Table, Table]:
