@@ -206,7 +206,7 @@ def test_windows_outside_the_keys_are_nan(reason, rpb, rng):
 
 
 @pytest.mark.some(2)
-@pytest.mark.parametrize("number", range(60))
+@pytest.mark.parametrize("number", range(40))
 def test_random_problems(number, rng):
     problem = any_problem(rng)
     while problem.additional:

@@ -229,11 +229,17 @@ def test_halo(case, mode, names, rng):
     assert_rows(problem, mode, inputs, cotangents, halo(problem, mode, rng, case), rng)
 
 
+HALO_SMALL = (  # every query is computed by its definition
+    Case("halo-small-1d", (20,), 5, head_dim=32, heads=3, kv_heads=1, rpb=True),
+    Case("halo-small-2d", (5, 6), (3, 4), head_dim=64, rpb=True),
+)
+
+
 @pytest.mark.some(2)
 @pytest.mark.parametrize("bias", [LEAST, 7e29])
-@pytest.mark.parametrize("case", [case for case in HALO if case.rpb], ids=str)
+@pytest.mark.parametrize("case", HALO_SMALL, ids=str)
 def test_halo_scores_of_any_size(case, bias, rng):
-    """As test_scores_of_any_size: such a bias is -inf in the units of the exponents."""
+    """As test_scores_of_any_size: the least bias is -inf in the units of the exponents."""
     problem, mode = Problem.of(case), ("bfloat16", "default")
     inputs, cotangents = planted_in(problem, mode, (), rng)
     inputs["rpb"] = np.full_like(inputs["rpb"], bias)

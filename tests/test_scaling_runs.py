@@ -89,14 +89,17 @@ def test_the_command(tmp_path):
     assert files[2].read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.some(0)  # minutes
+@pytest.mark.some(0)  # a minute
 def test_everything(tmp_path):
-    """All tiny cases, training steps among them."""
-    command("--output", tmp_path / "out.json")
+    """All tiny layers over all devices, and a training step."""
+    step = "nat_quick-train-strong-batch8"
+    command("--whole", "--only", f"quick*,{step}", "--output", tmp_path / "out.json")
     document = json.loads((tmp_path / "out.json").read_text())
-    assert len(document["results"]) == len(listing.cases(8, "float32", quick=True))
+    layers = [case for case in listing.cases(8, "float32", quick=True) if case.name.startswith("quick")]
+    expected = {case.name for case in layers if case.split.devices == 8} | {step}
+    assert {row["case"] for row in document["results"]} == expected
     for row in document["results"]:
-        check(row, row["devices"])
+        check(row)
 
 
 def test_two_processes(tmp_path):
