@@ -140,6 +140,9 @@ def assert_taken(problem, dtype, name, which, most, seen):
     tables = 0
     if which == BACKWARD[0] and problem.rpb:
         tables = 4 * 4 * 8 * 2 * (math.prod(2 * axis.kernel_size - 1 for axis in problem.axes) + 4)
+    if len(problem.axes) == 1:  # who sees what: for every part a row of bits for each plane and each query
+        box = seen(problem.axes[0], 16)
+        tables += 16 * -(-box // 32) * (box + 64 + 6)
     assert smallest_halo(problem, seen) > ROOM[name] - TABLES - tables
     return False
 

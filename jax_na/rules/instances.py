@@ -86,6 +86,11 @@ def _without(shape: tuple[int, ...], dim: int | None) -> tuple[int, ...]:
     return shape[:dim] + shape[dim + 1 :]
 
 
+def are_counted(operands: Sequence[Array], dims: Dims) -> bool:
+    """Whether the number of instances is known, and no symbol: the number of heads has to be known."""
+    return isinstance(_size(operands, dims), int)
+
+
 def is_split(x: Array) -> bool:
     """Whether an axis is explicitly split over a mesh: then it cannot be merged with another."""
     return any(axis is not None for axis in jax.typeof(x).sharding.spec)

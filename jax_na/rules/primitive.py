@@ -104,11 +104,8 @@ class Primitive:
         arguments = roles_of(params["tree"])
         mapped = [role for role, d in zip(arguments, dims, strict=True) if d is not None]
         outputs = self._in_batch(operands, dims, **params) if all("batch" in r for r in mapped) else None
-        if (
-            outputs is None
-            and all("heads" in r for r in mapped)
-            and not any(map(instances.is_split, operands))
-        ):
+        can_be_heads = all("heads" in r for r in mapped) and not any(map(instances.is_split, operands))
+        if outputs is None and can_be_heads and instances.are_counted(operands, dims):
             outputs = self._among_heads(operands, dims, **params)
         if outputs is None:
             outputs = instances.one_by_one(functools.partial(self.flat.bind, **params), operands, dims)
