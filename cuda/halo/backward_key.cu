@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The launcher of the halo kernels of the gradients of keys and values. CMake compiles this source once for each
 // arithmetic, JAX_NA_MATH.
-#include "common/dispatch.h"
 #include "cuda/fused/backward_launch.cuh"
 #include "cuda/halo/backward_key.cuh"
 #include "cuda/halo/launch.cuh"
@@ -16,20 +15,10 @@ const char* launch_halo_key(const BackwardArgs& a, const HaloSizes& sizes, Strea
                          params.layout.bytes, stream, params);
 }
 
-// The kernel for so many features and columns; its result, or that there is none.
 template <class Math, bool kHasBias>
 const char* run_halo_key(const BackwardArgs& a, Stream stream) {
-  const HaloSizes sizes = halo_sizes(a.problem, {Pass::kBackwardKey, kHasBias}, a.tiles.query);
-  const char* result = kNoKernel;
-  match<32, 64>(feature_bucket(a.problem.head_dim, a.problem.value_dim), [&](auto features) {
-    match<kFewColumns, kMiddleColumns, kManyColumns>(sizes.columns, [&](auto columns) {
-      constexpr int kFeatures = decltype(features)::value, kColumns = decltype(columns)::value;
-      using Shape = HaloShape<Pass::kBackwardKey, Math, kFeatures, kColumns, kHasBias>;
-      if constexpr (has_backward_shape(Shape::kUse, kFeatures, kColumns))
-        result = launch_halo_key<Shape>(a, sizes, stream);
-    });
-  });
-  return result;
+  return with_backward_shape<Pass::kBackwardKey, Math, kHasBias>(
+      a, [&](auto shape, const HaloSizes& sizes) { return launch_halo_key<decltype(shape)>(a, sizes, stream); });
 }
 
 template <class Math>

@@ -106,12 +106,7 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kMinBlocks)
 #pragma unroll 1
   for (uint32_t unit = work.first; unit < params.units; unit += work.step) {
     const uint32_t batch = unit / tiles, tile = unit - batch * tiles;
-    if (tile != opened) {
-      block_sync();  // what prepare() made is there, and nobody reads the tables of the tile before
-      maker.open(tile);
-      block_sync();
-      opened = tile;
-    }
+    maker.open(tile, opened);
     if (!tables.has_rows()) continue;
 #pragma unroll 1
     for (int first_head = work.first_head; first_head < work.stop_head; first_head += Shape::kHeads) {

@@ -2,6 +2,7 @@
 // What the launchers of the halo kernels share.
 #pragma once
 
+#include "common/dispatch.h"
 #include "cuda/halo/config.h"
 #include "cuda/halo/shape.cuh"
 #include "cuda/host/arguments.cuh"
@@ -17,6 +18,21 @@ HaloParams<typename Shape::Call> halo_params(const Args& a, const typename Shape
   params.call.geometry = make_geometry<Shape::kRowSide>(a.problem, tile, warp_tile, a.offsets, a.rpb);
   params.units = static_cast<uint32_t>(a.problem.batch * params.call.geometry.tiles);
   return params;
+}
+
+// Calls launch(shape, sizes) with the shape of a backward kernel for so many features and columns; its result, or that
+// there is none.
+template <Pass kPass, class Math, bool kHasBias, class Launch>
+const char* with_backward_shape(const BackwardArgs& a, const Launch& launch) {
+  const HaloSizes sizes = halo_sizes(a.problem, {kPass, kHasBias}, a.tiles.query);
+  const char* result = kNoKernel;
+  match<32, 64, 128>(feature_bucket(a.problem.head_dim, a.problem.value_dim), [&](auto features) {
+    match<kFewColumns, kMiddleColumns, kManyColumns>(sizes.columns, [&](auto columns) {
+      using Shape = HaloShape<kPass, Math, decltype(features)::value, decltype(columns)::value, kHasBias>;
+      if constexpr (has_backward_shape(Shape::kUse, Shape::kFeatures, Shape::kColumns)) result = launch(Shape{}, sizes);
+    });
+  });
+  return result;
 }
 
 }  // namespace jax_na::cuda

@@ -45,8 +45,18 @@ struct HaloMaker : HaloTables<Shape> {
     }
   }
 
-  // Makes the tables of a tile; they are complete after a block_sync.
-  __device__ __forceinline__ void open(uint32_t tile) const {
+  // Makes the tables of a tile, unless they are there; `opened`: the tile that has them, at first none.
+  __device__ __forceinline__ void open(uint32_t tile, uint32_t& opened) const {
+    if (tile == opened) return;
+    block_sync();  // what prepare() made is there, and nobody reads the tables of the tile before
+    make_tables(tile);
+    block_sync();
+    opened = tile;
+  }
+
+ private:
+  // The tables are complete after a block_sync.
+  __device__ __forceinline__ void make_tables(uint32_t tile) const {
     const int thread = static_cast<int>(renewed(threadIdx.x)), warp = thread / 32;
     if constexpr (!kOfQueries) {
       if (warp < kAxes) measure_axis(warp, index_of(tile, warp), thread % 32);
@@ -67,7 +77,6 @@ struct HaloMaker : HaloTables<Shape> {
     for (int row = thread; row < kHaloRows; row += Shape::kThreads) open_row(row);
   }
 
- private:
   // What depends on the extents alone: where in a halo the columns of a box are, and which of them lie before a plane.
   __device__ __forceinline__ void make_boxes() const {
     const int rows = box_length(1), columns = box_length(2), plane = rows * columns;

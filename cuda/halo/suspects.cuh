@@ -28,12 +28,7 @@ __device__ __forceinline__ void for_each_stored_row(const HaloTables<Shape>& tab
   uint32_t opened = tiles;
 #pragma unroll 1
   for (uint32_t unit = work.first; unit < params.units; unit += work.step) {
-    if (unit % tiles != opened) {
-      block_sync();  // nobody reads the tables of the tile before
-      HaloMaker<Shape>{tables}.open(unit % tiles);
-      block_sync();
-      opened = unit % tiles;
-    }
+    HaloMaker<Shape>{tables}.open(unit % tiles, opened);
     if (!tables.has_rows() || !tables.is_complete()) continue;
 #pragma unroll 1
     for (int i = 0; i < 16; ++i) {
