@@ -32,7 +32,7 @@ import scaling
 import tables
 from layers import Layer
 from measure import Bench, Plan
-from splits import Case, Split, counts
+from splits import WEAK, Case, Split, counts
 
 pytestmark = [
     pytest.mark.usefixtures("quick_compile"),
@@ -245,7 +245,7 @@ def test_counts():
 
 def test_growing():
     """Every device has what one had, and as much to do."""
-    case = Case(GRID, Split(batch=2, heads=3, space=(4, 1)), grows=True)
+    case = Case(GRID, Split(batch=2, heads=3, space=(4, 1)), scaling=WEAK)
     p = case.work.problem
     assert (p.batch, p.heads, p.kv_heads, p.spatial) == (2, 6, 6, (64, 8))
     assert case.work.amount == 24 * case.base.amount

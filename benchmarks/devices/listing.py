@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from layers import Layer
-from splits import Case, Split, counts, of_others, of_space
+from splits import STRONG, WEAK, Case, Split, Work, counts, of_others, of_space
 
 from jax_na.tools.problems import BOTH, BY_NAME, FORWARD, Problem, problem
 
@@ -17,16 +17,24 @@ FLUX, HUNYUAN, NAT, LTX = "flux-256-w80", "hunyuan-30x48x80", "nat-s1-56-b128", 
 LARGE, SMALL = (FLUX, HUNYUAN), (NAT, LTX)
 QUICK_2D, QUICK_3D = "quick-32x16-w5", "quick-4x8x16-w3"
 TRAINED = {"nat": "nat_mini-train-bfloat16-default", "hdit": "imagenet_256-train-bfloat16-default"}
-STRONG, WEAK = False, True  # whether the problem grows
-SPACE, OTHERS = of_space, of_others
 ORDER = (
-    *((LARGE, STRONG, SPACE), (LARGE, WEAK, SPACE), (LARGE, STRONG, OTHERS)),
-    *((SMALL, STRONG, SPACE), (SMALL, STRONG, OTHERS)),
+    (LARGE, STRONG, of_space),
+    (LARGE, WEAK, of_space),
+    (LARGE, STRONG, of_others),
+    (SMALL, STRONG, of_space),
+    (SMALL, STRONG, of_others),
 )
-THEN = ((LARGE, WEAK, OTHERS), (SMALL, WEAK, SPACE), (SMALL, WEAK, OTHERS))  # after the training steps
+THEN = (  # after the training steps
+    (LARGE, WEAK, of_others),
+    (SMALL, WEAK, of_space),
+    (SMALL, WEAK, of_others),
+)
 QUICK = (
-    *(((QUICK_2D,), STRONG, SPACE), ((QUICK_2D,), STRONG, OTHERS), ((QUICK_3D,), STRONG, SPACE)),
-    *(((QUICK_2D,), WEAK, SPACE), ((QUICK_2D,), WEAK, OTHERS)),
+    ((QUICK_2D,), STRONG, of_space),
+    ((QUICK_2D,), STRONG, of_others),
+    ((QUICK_3D,), STRONG, of_space),
+    ((QUICK_2D,), WEAK, of_space),
+    ((QUICK_2D,), WEAK, of_others),
 )
 
 
@@ -38,13 +46,13 @@ class Measured:
     axes: tuple[int, int]
     directions: Sequence[str] = (FORWARD, BOTH)
 
-    def cases(self, grows: bool, splits: Any, devices: int) -> Iterator[Case]:
+    def cases(self, scaling: str, splits: Any, devices: int) -> Iterator[Case]:
         """Direction by direction, all numbers of devices; but only all devices where not space grows."""
-        numbers = [devices] if grows and splits is not SPACE else counts(devices)
+        numbers = [devices] if scaling == WEAK and splits is not of_space else counts(devices)
         for direction in self.directions:
             base = Layer(replace(self.problem, direction=direction))
             for number in numbers:
-                yield from _possible(base, grows, splits(self.axes, self.problem.rank, number))
+                yield from _possible(base, scaling, splits(self.axes, self.problem.rank, number))
 
 
 def _problems() -> Iterator[Measured]:
@@ -61,9 +69,10 @@ def _problems() -> Iterator[Measured]:
 PROBLEMS = {m.problem.name: m for m in _problems()}
 
 
-def _possible(base: Any, grows: bool, splits: Iterator[Split]) -> Iterator[Case]:
+def _possible(base: Work, scaling: str, splits: Iterator[Split]) -> Iterator[Case]:
+    """Not those that do not divide, or that one device has no room to be compared with."""
     for split in splits:
-        case = Case(base, split, grows)
+        case = Case(base, split, scaling)
         if case.work.obstacle(split) is None:
             yield case
 
@@ -79,11 +88,11 @@ def cases(devices: int, dtype: str, quick: bool) -> list[Case]:
 
 
 def _layers(order: Any, devices: int, dtype: str) -> Iterator[Case]:
-    for names, grows, splits in order:
+    for names, scaling, splits in order:
         for name in names:
             measured = PROBLEMS[name]
             typed = replace(measured, problem=replace(measured.problem, dtype=dtype))
-            yield from typed.cases(grows, splits, devices)
+            yield from typed.cases(scaling, splits, devices)
 
 
 def _training(devices: int, quick: bool) -> Iterator[Case]:

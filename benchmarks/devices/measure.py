@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +15,7 @@ import compare
 import jax
 from clocks import MeshClock
 from listing import alone
-from splits import Case, Split
+from splits import Case, Split, Work
 
 from jax_na.mesh import communication
 from jax_na.tools.clock import Sample, in_turns
@@ -39,7 +38,7 @@ class Plan:
 class Entry:
     """A work on a mesh. One device is that of this process."""
 
-    def __init__(self, work: Any, split: Split, devices: Sequence[jax.Device]) -> None:
+    def __init__(self, work: Work, split: Split, devices: Sequence[jax.Device]) -> None:
         own = [d for d in devices if d.process_index == jax.process_index()]
         self.job = work.job(split.mesh(own if split.devices == 1 else devices))
         self._lowered = self.job.lower()
@@ -72,11 +71,15 @@ class Bench:
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self.entry = functools.cache(self._entry)
-        self._expected: tuple[Any, compare.Results] | None = None
+        self._entries: dict[tuple[Work, Split], Entry] = {}
+        self._expected: tuple[Work, compare.Results] | None = None
 
-    def _entry(self, work: Any, split: Split) -> Entry:
-        return Entry(work, split, self.plan.devices)
+    def entry(self, work: Work, split: Split) -> Entry:
+        """The program of a work on some devices, once."""
+        key = work, split
+        if key not in self._entries:
+            self._entries[key] = Entry(work, split, self.plan.devices)
+        return self._entries[key]
 
     def measure(self, cases: Sequence[Case]) -> tuple[list[Row], list[Row]]:
         """Rows of cases with one base, and of those that could not be measured or are wrong."""
@@ -126,7 +129,7 @@ class Bench:
         wrong = compare.wrong(errors, work.dtype, work.unit)
         return {"errors": errors, "digests": digests, "wrong": wrong}
 
-    def _of_one(self, work: Any, case: Case) -> compare.Results:
+    def _of_one(self, work: Work, case: Case) -> compare.Results:
         """The results of one device."""
         if self._expected is None or self._expected[0] != work:
             self._expected = None  # room for the next ones
@@ -140,7 +143,7 @@ class Bench:
         return in_turns({name: clock.sample for name, clock in clocks.items()}, self.plan.rounds)
 
 
-def programs(case: Case) -> list[tuple[Any, Split]]:
+def programs(case: Case) -> list[tuple[Work, Split]]:
     """What is timed, first the case itself; what it is compared with."""
     checked, one = case.work.checked, alone(case)
     return [(case.work, case.split), (case.base, one), (checked, case.split), (checked, one)]

@@ -47,9 +47,6 @@ class Split:
         return Mesh(grid, names, axis_types=(AxisType.Auto,) * len(names))
 
 
-ALONE = Split()
-
-
 def axis_names(rank: int) -> tuple[str, ...]:
     """The mesh axes of the axes of a grid."""
     return tuple(f"x{a}" for a in range(rank))
@@ -117,20 +114,16 @@ class Work(Protocol):
 
 @dataclass(frozen=True)
 class Case:
-    """One work on some devices. Of a growing one, `base` is what a device has."""
+    """One work on some devices. Of weak scaling, `base` is what a device has."""
 
-    base: Any  # a Work that can be hashed
+    base: Work  # that can be hashed
     split: Split
-    grows: bool = False
-    work: Any = field(init=False)
+    scaling: str = STRONG
+    work: Work = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "work", self.base.grown(self.split) if self.grows else self.base)
-
-    @property
-    def scaling(self) -> str:
-        """Strong or weak."""
-        return WEAK if self.grows else STRONG
+        work = self.base.grown(self.split) if self.scaling == WEAK else self.base
+        object.__setattr__(self, "work", work)
 
     @property
     def name(self) -> str:
@@ -138,9 +131,9 @@ class Case:
         return f"{self.base.name}-{self.base.direction}-{self.scaling}-{self.split}"
 
     @property
-    def group(self) -> tuple[Any, bool, bool]:
+    def group(self) -> tuple[Work, str, bool]:
         """What is timed in turns has this in common."""
-        return self.base, self.grows, self.split.is_space
+        return self.base, self.scaling, self.split.is_space
 
 
 def counts(devices: int) -> list[int]:
