@@ -14,9 +14,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from method import Array, Case, Prepared, fastest, order, too_large
+from method import Array, Case, Prepared, fastest, too_large
 
 from jax_na.tools import profiler
+from jax_na.tools.flex import order
 from jax_na.tools.profiler import Attend
 
 TILES = {1: ((64,), (128,)), 2: ((4, 4), (8, 8)), 3: ((2, 4, 4), (4, 4, 4))}

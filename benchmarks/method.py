@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from jax_na.tools.clock import Clock, WallClock
@@ -126,19 +125,6 @@ def no_bias(case: Case) -> str | None:
 def first_of(*obstacles: str | None) -> str | None:
     """The first that is one."""
     return next((o for o in obstacles if o is not None), None)
-
-
-def coordinates(problem: Problem) -> Array:
-    """[tokens, rank]"""
-    return np.stack(np.unravel_index(np.arange(problem.tokens), problem.spatial), -1)
-
-
-def order(problem: Problem, tile: Sequence[int] | None) -> Array:
-    """The tokens in an order in which those of a dilation group and a tile are neighbours."""
-    x, d = coordinates(problem), np.array(problem.dilation)
-    group, position = x % d, x // d
-    sizes = np.array(tile or (max(problem.spatial),) * problem.rank)
-    return np.lexsort(np.concatenate([group, position // sizes, position % sizes], 1).T[::-1])
 
 
 def fastest(case: Case, candidates: Mapping[str, Callable[[], Prepared]]) -> Prepared:

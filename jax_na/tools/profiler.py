@@ -135,10 +135,13 @@ def program(problem: Problem, attend: Attend, inputs: Arrays, constants: Sequenc
 
 
 class Prepared(NamedTuple):
-    """The clock of a compiled program, and what it needs of the memory: inputs, results, and in between."""
+    """The clock of a compiled program, and what it needs of the memory: inputs, results, and in between.
+
+    Of what JAX has not compiled the memory is not known.
+    """
 
     clock: Clock
-    peak_bytes: int
+    peak_bytes: int | None
 
 
 def prepare(program: Program, platform: str) -> Prepared:

@@ -63,7 +63,7 @@ class Measured(NamedTuple):
 
     problem: Problem
     timing: Timing
-    peak_bytes: int
+    peak_bytes: int | None
 
 
 def measure(trials: Mapping[str, Trial], rounds: int) -> dict[str, Measured]:
@@ -117,7 +117,8 @@ def _table(rows: Mapping[str, Mapping[str, Any]]) -> Any:
         median, (low, high) = row["median_s"], row["quartiles_s"]
         cells = [milliseconds(median), f"{(high - low) / median:.0%}"]
         cells += [f"{row[key]:.3g}" for key in ("gflop_per_s", "gb_per_s")]
-        cells += [f"{row['roofline']:.0%}", f"{row['peak_bytes'] / 1e6:.3g}"]
+        peak = row["peak_bytes"]
+        cells += [f"{row['roofline']:.0%}", "" if peak is None else f"{peak / 1e6:.3g}"]
         style = "bold green" if median == min(medians) else None
         table.add_row(name, *cells, f"{max(medians) / median:.1f}x", style=style)
     return table

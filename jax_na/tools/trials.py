@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import jax
 
 from jax_na.kernels import chunks, contract, devices, plan, tuning
-from jax_na.tools import peers, profiler, roofline
+from jax_na.tools import flex, peers, profiler, roofline
 from jax_na.tools.problems import BACKWARD, FORWARD, Problem
 from jax_na.tools.profiler import Prepared
 from jax_na.tools.report import Measured, Trial, measure
@@ -50,18 +50,28 @@ def implementations(problem: Problem) -> tuple[Trials, dict[str, str]]:
 def others(problem: Problem) -> tuple[Trials, dict[str, str]]:
     """The peers that are here, and why others cannot compute the problem."""
     platform = jax.default_backend()
-    reasons = {peer.name: peer.obstacle(problem, platform) for peer in peers.PEERS}
-    programs: Trials = {
-        peer.name: Trial(problem, functools.partial(_peer, problem, peer))
-        for peer in peers.PEERS
-        if reasons[peer.name] is None
+    prepares: dict[str, Callable[[Problem], Prepared]] = {
+        **{peer.name: functools.partial(_peer, peer) for peer in peers.PEERS},
+        "FlexAttention": _flex,
     }
-    return programs, {name: reason for name, reason in reasons.items() if reason is not None}
+    obstacles = {**{peer.name: peer.obstacle for peer in peers.PEERS}, "FlexAttention": flex.obstacle}
+    programs, reasons = Trials(), dict[str, str]()
+    for name, prepare in prepares.items():
+        if reason := obstacles[name](problem, platform):
+            reasons[name] = reason
+        else:
+            programs[name] = Trial(problem, functools.partial(prepare, problem))
+    return programs, reasons
 
 
-def _peer(problem: Problem, peer: peers.Peer) -> Prepared:
+def _peer(peer: peers.Peer, problem: Problem) -> Prepared:
     attend, constants = peer.attention(problem)
     return profiler.prepare_attention(problem, attend, constants)
+
+
+def _flex(problem: Problem) -> Prepared:
+    bounds = profiler.neighborhood(problem).bounds(problem.spatial)
+    return Prepared(flex.clock(problem, bounds, jax.default_backend()), None)
 
 
 def _tilings(problem: Problem) -> Iterator[tuple[str, tuning.Choice]]:
