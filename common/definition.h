@@ -3,7 +3,7 @@
 // zero for the pairs outside the windows. Zero times NaN or infinity is not zero, and in the units of a tile's
 // exponents (log 2) the largest finite scores overflow: such results are not finite. A kernel that finds one computes
 // the row again from here, out of nothing but what the row sees and with scores in natural units. Additional tokens are
-// seen by every query. A score of -inf is a key that is not seen.
+// seen by every query. A score of -inf is a key that is not seen, and so is a key that is masked.
 //
 // A row is computed by a team of threads, see common/scores.h.
 #pragma once
@@ -160,6 +160,7 @@ JAX_NA_HD inline void for_each_weight(const Team& team, const AttentionOperands<
                                       int64_t key_row, bool& defined, const Body& body) {
   const Problem& problem = operands.problem;
   const int dim = problem.head_dim;
+  if (!has_key(operands, key_row)) return;
   const View key = view_of_key(problem, key_row);
   const int position[kAxes] = {key.axis[0].position, key.axis[1].position, key.axis[2].position};
   for_each_query(problem, key, [&](int, int64_t row) {

@@ -24,6 +24,7 @@ struct AttentionOperands {
   const float* rpb = nullptr;
   const Element *token_key = nullptr, *token_value = nullptr;
   int tokens = 0;
+  const uint8_t* key_mask = nullptr;
   const float *lse = nullptr, *delta = nullptr;
   const Element* dout = nullptr;
 };
@@ -77,6 +78,12 @@ JAX_NA_HD inline float bias_at(const AttentionOperands<Element>& operands, int h
   return operands.rpb == nullptr ? 0 : operands.rpb[int64_t{head} * bias_entries(operands.problem) + entry];
 }
 
+// Whether there is a key for this row of [batch, keys, kv_heads].
+template <class Element>
+JAX_NA_HD inline bool has_key(const AttentionOperands<Element>& operands, int64_t key_row) {
+  return operands.key_mask == nullptr || operands.key_mask[key_row / operands.problem.kv_heads] != 0;
+}
+
 // Calls body(score, features of the key, of the value, entry of the bias) for every key that a query sees, in its
 // window and then among the additional tokens, whose entry is -1.
 #ifdef __CUDACC__
@@ -97,6 +104,7 @@ JAX_NA_HD inline void for_each_score(const Team& team, const AttentionOperands<t
       place = row_at(query, walk.position, problem.nk, problem.kv_heads, kv_head);
       entry = bias_entry(problem, query, walk.position);
       walk.step();
+      if (!has_key(operands, place)) continue;
     } else {
       place = (query.batch * operands.tokens + token++) * problem.kv_heads + kv_head;
     }

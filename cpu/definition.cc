@@ -35,7 +35,8 @@ AttentionOperands<T> operands_of(const ForwardArgs& args) {
           args.rpb,
           static_cast<const T*>(args.tokens.key),
           static_cast<const T*>(args.tokens.value),
-          args.tokens.count};
+          args.tokens.count,
+          args.key_mask};
 }
 
 template <class T>
@@ -48,6 +49,7 @@ AttentionOperands<T> operands_of(const BackwardArgs& args) {
           static_cast<const T*>(args.tokens.key),
           static_cast<const T*>(args.tokens.value),
           args.tokens.count,
+          args.key_mask,
           args.lse,
           args.delta,
           static_cast<const T*>(args.dout)};

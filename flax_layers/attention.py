@@ -136,6 +136,7 @@ class NeighborhoodAttention(nn.Module):
         inputs_k: jax.Array | None = None,
         inputs_v: jax.Array | None = None,
         *,
+        key_mask: jax.Array | None = None,
         deterministic: bool | None = None,
         dropout_rng: PRNGKey | None = None,
     ) -> jax.Array:
@@ -145,6 +146,8 @@ class NeighborhoodAttention(nn.Module):
           inputs_q: `[batch..., *spatial, features]`.
           inputs_k: keys on the same grid; `inputs_q` if None.
           inputs_v: values on the same grid; `inputs_k` if None.
+          key_mask: bool `[batch..., *spatial]` or without the batch axes, True where a key exists; nobody
+            sees the others, nor what fills up axes that are too short.
           deterministic: no dropout if True; if a dropout rate is > 0, give either this or the attribute.
           dropout_rng: key of the dropout mask; `self.make_rng("dropout")` if None.
 
@@ -159,6 +162,7 @@ class NeighborhoodAttention(nn.Module):
             inputs,
             functools.partial(self._project, heads),
             [self._rpb(group) for group in groups],
+            key_mask,
             scale=core.scale_of(self.scale, self.cosine_scale),
             implementation=self.implementation,
             precision=self.precision,

@@ -75,11 +75,12 @@ def attend(
     inputs: tuple[jax.Array, jax.Array, jax.Array],
     project: Project,
     biases: Sequence[jax.Array | None],
+    key_mask: jax.Array | None = None,
     **options: Any,
 ) -> jax.Array:
     """Pads the inputs to the largest window, projects them, attends, and takes the padding off again.
 
-    Periodic axes are not padded.
+    Periodic axes are not padded. With a mask of keys [batch..., *spatial], padding does not exist either.
     inputs [batch..., *spatial, features] each; returns [batch..., *spatial, heads, head_dim]. `project` makes
     query, key and value of them; `biases` are those of the groups; `options` go to
     `jax_na.neighborhood_attention`.
@@ -95,19 +96,27 @@ def attend(
     if padded := any(after for _, after in missing):
         query, key, value = (jnp.pad(x, [(0, 0)] * (x.ndim - rank - 1) + missing + [(0, 0)]) for x in inputs)
         inputs = query, key, value
+        key_mask = _padded(key_mask, missing)
     query, key, value = project(*inputs)
     parts = []
     for group, neighborhood, rpb in zip(groups, neighborhoods, biases, strict=True):
         own_query = _heads(query, group.start, group.stop)
         own_key, own_value = (_heads(x, group.kv_start, group.kv_stop) for x in (key, value))
         attention = jax_na.neighborhood_attention(
-            own_query, own_key, own_value, neighborhood, rpb=rpb, **options
+            own_query, own_key, own_value, neighborhood, rpb=rpb, key_mask=key_mask, **options
         )
         parts.append(attention)
     out: jax.Array = parts[0] if len(parts) == 1 else jnp.concatenate(parts, -2)
     if padded:
         out = out[(..., *map(slice, spatial), slice(None), slice(None))]
     return out
+
+
+def _padded(mask: jax.Array | None, missing: Sequence[tuple[int, int]]) -> jax.Array | None:
+    """A mask [..., *spatial], padded at the end of the axes; one with too few axes is left for the error."""
+    if mask is None or mask.ndim < len(missing):
+        return mask
+    return jnp.pad(mask, [(0, 0)] * (mask.ndim - len(missing)) + list(missing))
 
 
 def _heads(x: jax.Array, start: int, stop: int) -> jax.Array:

@@ -128,6 +128,7 @@ class NeighborhoodAttention(nnx.Module):
         inputs_k: jax.Array | None = None,
         inputs_v: jax.Array | None = None,
         *,
+        key_mask: jax.Array | None = None,
         deterministic: bool | None = None,
         rngs: nnx.Rngs | nnx.RngStream | None = None,
     ) -> jax.Array:
@@ -137,6 +138,8 @@ class NeighborhoodAttention(nnx.Module):
           inputs_q: `[batch..., *spatial, in_features]`.
           inputs_k: keys on the same grid; `inputs_q` if None.
           inputs_v: values on the same grid; `inputs_k` if None.
+          key_mask: bool `[batch..., *spatial]` or without the batch axes, True where a key exists; nobody
+            sees the others, nor what fills up axes that are too short.
           deterministic: no dropout if True; takes precedence over the constructor's.
           rngs: stream of the dropout mask; takes precedence over the constructor's.
 
@@ -152,6 +155,7 @@ class NeighborhoodAttention(nnx.Module):
             inputs,
             self._project,
             [None if rpb is None else rpb[...] for rpb in biases],
+            key_mask,
             scale=self.score_scale,
             implementation=self.implementation,
             precision=self.precision,

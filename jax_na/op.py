@@ -80,8 +80,24 @@ class Inputs(NamedTuple):
     rpb: Any = None  # [heads, 2 * kernel_size - 1 per axis]
 
 
+class Present(NamedTuple):
+    """What is there of the grid and of the additional tokens: nothing that attention has a derivative by."""
+
+    offsets: Any  # int32 [rank, 2]: the first query and the first key, per axis
+    key_mask: Any = None  # bool [*batch, *keys]: which keys exist
+    token_mask: Any = None  # bool [*batch, tokens]: which additional tokens
+
+
 class Results(NamedTuple):
     """What attention computes, or something of both: a tangent, a cotangent."""
 
     out: Any  # [*batch, *queries, heads, value_dim]
     lse: Any  # [*batch, *queries, heads]
+
+
+class Saved(NamedTuple):
+    """What the backward map has besides the inputs."""
+
+    lse: Any  # [*batch, *queries, heads]
+    delta: Any  # the same; rowsum(dO * O) - dLSE
+    dout: Any  # [*batch, *queries, heads, value_dim]

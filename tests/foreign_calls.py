@@ -26,6 +26,7 @@ GRIDS = (
     (oracle.Axis(9, 3, 2), oracle.Axis(12, 3, 1, 2, True)),
     (oracle.Axis(4, 2, is_causal=True), oracle.Axis(6, 3), oracle.Axis(7, 2, 1, 2)),
     (oracle.Axis(30, 7, query_start=10, num_queries=8, key_start=5, num_keys=20),),
+    (oracle.Axis(30, 7, query_start=11, num_queries=2, key_start=5, num_keys=20),),
 )
 
 
@@ -56,16 +57,20 @@ def valid_calls(
     """Calls of a target and their results: every grid, every kernel with some of its tiles."""
     first = rng.integers(2)
     for (i, axes), (j, dtype) in itertools.product(enumerate(GRIDS), enumerate(dtypes)):
-        has_rpb = "rpb" in TARGETS[target].optional and (first + i + j) % 2 == 0
-        arrays = shapes(axes)
-        operands, expected = made(target, axes, dtype, has_rpb, rng)
+        turn, arrays = first + i + j, shapes(axes)
+        chosen = {"rpb": turn % 2 == 0, "key_mask": turn // 2 % 2 == 0}
+        optional = [name for name in TARGETS[target].optional if chosen.get(name)]
+        operands, expected = made(target, axes, dtype, optional, rng)
         call = Call(target, operands, {}, attributes(axes, operands))
         for name in TARGETS[target].results:
-            if name != "drpb" or has_rpb:
+            if name != "drpb" or "rpb" in operands:
                 call.results[name] = (arrays[name], kind(target, name, dtype))
         dims = {"head_dim": HEAD_DIM, "value_dim": VALUE_DIM, "pitch": arrays["weights"][-1]}
         of_call = "float32" if target == "na_softmax" else dtype
-        query = _cpu.Query(axes=list(map(as_tuple, axes)), dtype=of_call, operands=list(operands), **dims)
+        grid = oracle.Geometry(axes)
+        sizes = (BATCH, HEADS, KV_HEADS, list(grid.query_shape), list(grid.key_shape))
+        given = {"dtype": of_call, "operands": list(operands), "sizes": sizes, **dims}
+        query = _cpu.Query(axes=list(map(as_tuple, axes)), **given)
         for row in _cpu.variants(target):
             choices = [tiling.choice for tiling in row.tilings(query)]
             for choice in rng.permutation(choices)[:2]:
@@ -101,6 +106,7 @@ def shapes(axes: Grid) -> dict[str, tuple[int, ...]]:
     found |= dict.fromkeys(("weights", "scores"), (*at_query, _cpu.pitch(geometry.window)))
     found |= dict.fromkeys(("lse", "delta"), at_query)
     tokens = (BATCH, TOKENS, KV_HEADS)
+    found["key_mask"] = at_key[:-1]
     found |= {"token_key": (*tokens, HEAD_DIM), "token_value": (*tokens, VALUE_DIM)}
     return found | {"offsets": (len(axes), 2), "rpb": table, "drpb": (PARTS, *table), "scratch": (1,)}
 
@@ -113,13 +119,16 @@ def kind(target: str, name: str, dtype: str) -> Any:
 
 
 def made(
-    target: str, axes: Grid, dtype: str, has_rpb: bool, rng: np.random.Generator
+    target: str, axes: Grid, dtype: str, optional: Sequence[str], rng: np.random.Generator
 ) -> tuple[dict[str, Array], dict[str, Array]]:
     """The operands of a call, in its order, and its results."""
-    present = {*TARGETS[target].required, *(["rpb"] if has_rpb else [])}
+    present = {*TARGETS[target].required, *optional}
     names = [name for name in _cpu.OPERANDS if name in present]
     arrays = shapes(axes)
     operands = {n: rng.standard_normal(arrays[n]).astype(kind(target, n, dtype)) for n in names}
+    if "key_mask" in operands:
+        operands["key_mask"] = rng.integers(1, 256, arrays["key_mask"]).astype(np.uint8)
+        operands["key_mask"][..., 2::3] = 0  # every query sees a key
     if "offsets" in operands:
         operands["offsets"] = np.array([(a.query_start, a.key_start) for a in axes], np.int32)
     geometry = oracle.Geometry(axes)

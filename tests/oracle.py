@@ -210,7 +210,10 @@ Inputs = dict[str, Array]
 
 
 class Attention:
-    """Dense attention of query, key, value, and rpb, additional_keys, additional_values if they are there."""
+    """Dense attention of query, key, value, and if they are there rpb, additional_keys, additional_values.
+
+    key_mask [*batch, *keys] and additional_mask [*batch, tokens] say which keys exist, of those given.
+    """
 
     def __init__(self, geometry: Geometry, inputs: Inputs, scale: float | None = None) -> None:
         self.geometry, self.inputs, rank = geometry, inputs, len(geometry.axes)
@@ -222,7 +225,7 @@ class Attention:
         bias = np.zeros((self.heads, *geometry.mask.shape)) + _bias(geometry, inputs.get("rpb"))
         tokens = self.keys.shape[2] - geometry.mask.shape[1]
         padding = ((0, 0), (0, tokens))
-        visible = np.pad(geometry.mask, padding, constant_values=True)
+        visible = np.pad(geometry.mask, padding, constant_values=True) & self._existing(tokens)
         with np.errstate(invalid="ignore"):
             logits = self.scale * self.query @ _transposed(self.keys) + np.pad(bias, ((0, 0), *padding))
         logits = np.where(visible, logits, -np.inf)
@@ -243,6 +246,18 @@ class Attention:
         if token_name in self.inputs:
             parts.append(_flat(self.inputs[token_name], 1))
         return np.concatenate(parts, 2)
+
+    def _existing(self, tokens: int) -> Array:
+        """[batch or 1, 1, 1, M + T]: which keys and additional tokens there are."""
+        sizes = {"key_mask": self.geometry.mask.shape[1], "additional_mask": tokens}
+        batch = self.query.shape[0] if any(name in self.inputs for name in sizes) else 1
+        parts = [
+            self.inputs[name].reshape(batch, size) != 0
+            if name in self.inputs
+            else np.ones((batch, size), bool)
+            for name, size in sizes.items()
+        ]
+        return np.concatenate(parts, 1)[:, None, None]
 
     def _at_keys(self, weights: Array, x: Array) -> Array:
         """The sum over the queries that see a key."""

@@ -44,6 +44,7 @@ PIECES = (
     "naive",
     "rows",
     "tiles",
+    "single",
     "sm90",
     ":",
     ",",
@@ -64,7 +65,7 @@ QUERIES, KEYS = (
 )
 TOKENS = ("token_key", "token_value")
 SIZES: dict[str, dict[str, int]] = {  # the axes of arrays that have it
-    "batch": dict.fromkeys((*QUERIES, *KEYS, *TOKENS, "lse", "delta"), 0),
+    "batch": dict.fromkeys((*QUERIES, *KEYS, *TOKENS, "lse", "delta", "key_mask"), 0),
     "heads": {**dict.fromkeys(QUERIES, -2), "lse": -1, "delta": -1, "rpb": 0, "drpb": 1},
     "kv_heads": dict.fromkeys((*KEYS, *TOKENS), -2),
     "head_dim": dict.fromkeys(("query", "dquery", "key", "dkey", "token_key"), -1),
@@ -272,9 +273,8 @@ def assert_right(call: Call, expected: dict[str, Any], rng: Rng) -> None:
     if "drpb" in found:
         found["drpb"] = found["drpb"].sum(0)
     found = {name: x.reshape(np.shape(expected[name])) for name, x in found.items()}
-    narrowest = min(
-        (x.dtype for x in call.operands.values() if x.dtype != np.int32), key=lambda d: d.itemsize
-    )
+    of_numbers = [x.dtype for x in call.operands.values() if x.dtype.name in TOLERANCE]
+    narrowest = min(of_numbers, key=lambda dtype: dtype.itemsize)
     helpers.assert_close(found, expected, TOLERANCE[narrowest.name])
 
 

@@ -72,7 +72,8 @@ def test_signatures_are_one():
     assert names[:4] == ["query", "key", "value", "kernel_size"]
     assert names[4:9] == ["stride", "dilation", "is_causal", "is_periodic", "scale"]
     assert names[9:12] == ["rpb", "additional_keys", "additional_values"]
-    assert names[12:] == ["return_lse", "implementation", "precision"]
+    assert names[12:14] == ["key_mask", "additional_mask"]
+    assert names[14:] == ["return_lse", "implementation", "precision"]
     assert all(expected[name].kind is inspect.Parameter.KEYWORD_ONLY for name in names[4:])
     for function, own, missing in (
         (jax_na.region_attention, ["length", "query_start", "key_start"], {"is_periodic"}),

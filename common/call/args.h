@@ -38,11 +38,12 @@ struct ForwardArgs {
   Tiles tiles;
   DType dtype;
   bool is_exact;
-  const int32_t* offsets;  // [rank, 2]
-  const void* query;       // [batch, queries, heads, head_dim]
-  const void* key;         // [batch, keys, kv_heads, head_dim]
-  const void* value;       // [batch, keys, kv_heads, value_dim]
-  const float* rpb;        // [heads, bias_entries] or null
+  const int32_t* offsets;   // [rank, 2]
+  const void* query;        // [batch, queries, heads, head_dim]
+  const void* key;          // [batch, keys, kv_heads, head_dim]
+  const void* value;        // [batch, keys, kv_heads, value_dim]
+  const float* rpb;         // [heads, bias_entries] or null
+  const uint8_t* key_mask;  // [batch, keys], 0 for keys that nobody sees, or null
   TokenArrays tokens;
   void* out;   // [batch, queries, heads, value_dim]
   float* lse;  // [batch, queries, heads], natural logarithm
@@ -54,19 +55,20 @@ struct BackwardArgs {
   Tiles tiles;
   DType dtype;
   bool is_exact;
-  const int32_t* offsets;  // [rank, 2]
-  const void* query;       // [batch, queries, heads, head_dim]
-  const void* key;         // [batch, keys, kv_heads, head_dim]
-  const void* value;       // [batch, keys, kv_heads, value_dim]
-  const float* lse;        // [batch, queries, heads]
-  const float* delta;      // [batch, queries, heads]: rowsum(dout * out) - dlse
-  const void* dout;        // [batch, queries, heads, value_dim]
-  const float* rpb;        // [heads, bias_entries] or null
-  TokenArrays tokens;      // their share of dquery; their own gradients are the caller's matter
-  void* dquery;            // [batch, queries, heads, head_dim]
-  void* dkey;              // [batch, keys, kv_heads, head_dim]; on CPUs float32
-  void* dvalue;            // [batch, keys, kv_heads, value_dim]; on CPUs float32
-  float* drpb;             // [drpb_parts, heads, bias_entries] or null; the caller adds the parts, 4 or more on CUDA
+  const int32_t* offsets;   // [rank, 2]
+  const void* query;        // [batch, queries, heads, head_dim]
+  const void* key;          // [batch, keys, kv_heads, head_dim]
+  const void* value;        // [batch, keys, kv_heads, value_dim]
+  const float* lse;         // [batch, queries, heads]
+  const float* delta;       // [batch, queries, heads]: rowsum(dout * out) - dlse
+  const void* dout;         // [batch, queries, heads, value_dim]
+  const float* rpb;         // [heads, bias_entries] or null
+  const uint8_t* key_mask;  // [batch, keys], 0 for keys that nobody sees, or null
+  TokenArrays tokens;       // their share of dquery; their own gradients are the caller's matter
+  void* dquery;             // [batch, queries, heads, head_dim]
+  void* dkey;               // [batch, keys, kv_heads, head_dim]; on CPUs float32
+  void* dvalue;             // [batch, keys, kv_heads, value_dim]; on CPUs float32
+  float* drpb;              // [drpb_parts, heads, bias_entries] or null; the caller adds the parts, 4 or more on CUDA
   int drpb_parts;
 };
 

@@ -32,6 +32,7 @@ Args attention_args(const Call& call) {
   args.value = array_of<void>(call, Operand::kValue);
   args.lse = array_of<float>(call, Operand::kLse);
   args.rpb = array_of<float>(call, Operand::kRpb);
+  args.key_mask = array_of<uint8_t>(call, Operand::kKeyMask);
   args.tokens = tokens_of(call);
   return args;
 }

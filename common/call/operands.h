@@ -49,16 +49,17 @@ enum class Operand {
   kRpb,
   kTokenKey,
   kTokenValue,
+  kKeyMask,
   kDquery,
   kDkey,
   kDvalue,
   kDrpb,
   kScratch
 };
-constexpr int kOperands = 20;
+constexpr int kOperands = 21;
 constexpr const char* kOperandNames[kOperands] = {
-    "query", "key",  "value", "weights",   "x",           "y",      "scores", "offsets", "out",  "lse",
-    "delta", "dout", "rpb",   "token_key", "token_value", "dquery", "dkey",   "dvalue",  "drpb", "scratch"};
+    "query", "key", "value",     "weights",     "x",        "y",      "scores", "offsets", "out",  "lse",    "delta",
+    "dout",  "rpb", "token_key", "token_value", "key_mask", "dquery", "dkey",   "dvalue",  "drpb", "scratch"};
 
 using Operands = uint32_t;  // a set of them, one bit each
 
@@ -112,7 +113,8 @@ constexpr bool is_fused(Target target) { return target <= Target::kFusedBackward
 constexpr Signature array_signature(Target target) {
   constexpr Operands kInputs =
       bit(Operand::kQuery) | bit(Operand::kKey) | bit(Operand::kValue) | bit(Operand::kOffsets);
-  constexpr Operands kOptional = bit(Operand::kRpb) | bit(Operand::kTokenKey) | bit(Operand::kTokenValue);
+  constexpr Operands kOptional =
+      bit(Operand::kRpb) | bit(Operand::kTokenKey) | bit(Operand::kTokenValue) | bit(Operand::kKeyMask);
   constexpr Operands kX = bit(Operand::kX), kY = bit(Operand::kY), kWeights = bit(Operand::kWeights);
   switch (target) {
     case Target::kFusedForward:
@@ -168,6 +170,8 @@ constexpr Layout layout(Operand operand) {
       return {Size::kBatch, Size::kTokens, Size::kKvHeads, Size::kHeadDim};
     case Operand::kTokenValue:
       return {Size::kBatch, Size::kTokens, Size::kKvHeads, Size::kValueDim};
+    case Operand::kKeyMask:
+      return {Size::kBatch, Size::kKeys, Size::kNone, Size::kNone};
     case Operand::kRpb:
       return {Size::kNone, Size::kNone, Size::kHeads, Size::kNone};
     case Operand::kDrpb:
@@ -184,6 +188,7 @@ constexpr ElementRule element(const Platform& platform, Target target, Operand o
   switch (operand) {
     case Operand::kOffsets:
       return ElementRule::kInt32;
+    case Operand::kKeyMask:
     case Operand::kScratch:
       return ElementRule::kByte;
     case Operand::kScores:

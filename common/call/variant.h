@@ -106,6 +106,8 @@ inline void find_obstacle(const Variant& variant, const Query& query, Text& text
     say_types(variant.types, query.dtype, text);
   else if (has(refused, Operand::kRpb))
     say(text, "it takes no relative positional bias (rpb)");
+  else if (has(refused, Operand::kKeyMask))
+    say(text, "it takes no mask of keys (key_mask)");
   else if (refused != 0)
     say(text, "it takes no additional tokens (token_key, token_value)");
   else if (variant.obstacle != nullptr)

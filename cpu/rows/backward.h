@@ -13,6 +13,7 @@
 #include "cpu/host/kernels.h"
 #include "cpu/rows/block.h"
 #include "cpu/rows/grid.h"
+#include "cpu/rows/hidden.h"
 #include "cpu/rows/key_sums.h"
 #include "cpu/rows/pack.h"
 #include "cpu/rows/ring.h"
@@ -47,6 +48,7 @@ struct RowBackwardScratch {
   Packed* key_rows;                // ring, natural
   float *scores, *dscores;         // [row][key row][column][kWidth]
   float *lse, *delta;              // [row][kWidth]
+  float* hidden;                   // of a key row, for a mask
   LeftOut* left_out;               // of all threads
 };
 
@@ -66,6 +68,7 @@ inline RowBackwardScratch<Packed> make_row_backward_scratch(Arena& arena, const 
   scratch.dscores = arena.take<float>(row_scores(problem));
   scratch.lse = arena.take<float>(kLanesOfBlock);
   scratch.delta = arena.take<float>(kLanesOfBlock);
+  scratch.hidden = arena.take<float>(hidden_floats(problem));
   return scratch;
 }
 
@@ -95,6 +98,7 @@ struct ProbabilityFinish {
   float scale;  // of pairs; floats are scaled in the packed queries
   const float *bias[kBlockRows], *lse[kBlockRows];
   float* scores[kBlockRows];
+  HiddenColumns hidden;
 
   template <int kRows, int kColumns>
   [[gnu::always_inline]] void operator()(int first, Vec (&sum)[kRows][kColumns]) const {
@@ -105,6 +109,7 @@ struct ProbabilityFinish {
 #pragma GCC unroll 16
       for (int c = 0; c < kColumns; ++c) {
         if (biased) sum[r][c] += splat(bias[r][first + c] * kLog2E);
+        if (hidden) sum[r][c] = hidden.hide(first + c, sum[r][c]);
         if (!tile.full) sum[r][c] = select(in_window(tile, first + c), sum[r][c], splat(-INFINITY));
         store(scores[r] + (first + c) * kWidth, exp2(sum[r][c] - log_sum));
       }
@@ -140,8 +145,8 @@ struct GradientFinish {
 
 // P and dS of a block and a lane tile.
 template <class Packed>
-inline void block_gradients(const BlockLanes& lanes, const BiasTable& bias, float* drpb, const KeyRing& ring,
-                            const RowBackwardScratch<Packed>& scratch) {
+inline void block_gradients(const BlockLanes& lanes, const BiasTable& bias, const uint8_t* mask, float* drpb,
+                            const KeyRing& ring, const RowBackwardScratch<Packed>& scratch) {
   const RowBlock& block = lanes.block;
   const LaneTile& tile = lanes.tile;
   const int dim = lanes.problem.head_dim, value_dim = lanes.problem.value_dim;
@@ -149,9 +154,10 @@ inline void block_gradients(const BlockLanes& lanes, const BiasTable& bias, floa
   const bool biased = bias.entries != nullptr;
   clear_margins(tile, key_rows(block), scratch.scores);
   clear_margins(tile, key_rows(block), scratch.dscores);
-  ProbabilityFinish<Packed> probability{tile, biased, score_factor(lanes.problem), {}, {}, {}};
+  ProbabilityFinish<Packed> probability{tile, biased, score_factor(lanes.problem), {}, {}, {}, {}};
   GradientFinish gradient{tile, biased, {}, {}, {}, {}};
   for_each_key_row(block, tile, [&](int z, int y, const SeenBy& seen) {
+    probability.hidden = hidden_columns(lanes, mask, z, y, scratch.hidden);
     const Packed *queries[kBlockRows], *douts[kBlockRows];
     for (int i = 0; i < seen.count; ++i) {
       const int row = seen.row[i];
@@ -234,7 +240,8 @@ inline void backward_block(const BackwardArgs& args, const BlockLanes& lanes, co
   const Tile& tile = lanes.unit.tile;
   const BackwardViews<T> views = make_backward_views<T>(args, tile.batch, tile.head);
   load_block_queries(lanes, views, scratch);
-  block_gradients(lanes, make_bias_table(problem, args.rpb, tile.head), drpb, ring, scratch);
+  const uint8_t* mask = mask_of_batch(problem, args.key_mask, tile.batch);
+  block_gradients(lanes, make_bias_table(problem, args.rpb, tile.head), mask, drpb, ring, scratch);
   block_sums(lanes, ring, views, scratch);
   const float factor = kTerms<PackedOf<T>> == 1 ? static_cast<float>(problem.scale) : 1.0f;
   for (int r = 0; r < lanes.block.count; ++r) {

@@ -15,6 +15,7 @@
 #include "cpu/host/kernels.h"
 #include "cpu/rows/block.h"
 #include "cpu/rows/grid.h"
+#include "cpu/rows/hidden.h"
 #include "cpu/rows/pack.h"
 #include "cpu/rows/ring.h"
 #include "cpu/rows/scores.h"
@@ -45,6 +46,7 @@ struct RowForwardScratch {
   float* scores;   // [row][key row][column][kWidth]; their weights take their place
   float* maximum;  // [row][kWidth]
   float* sum;      // [row][kWidth], of exp(score - maximum)
+  float* hidden;   // of a key row, for a mask
 };
 
 template <class Packed>
@@ -57,6 +59,7 @@ inline RowForwardScratch<Packed> make_row_forward_scratch(Arena& arena, const Pr
   scratch.scores = arena.take<float>(row_scores(problem));
   scratch.maximum = arena.take<float>(kLanesOfBlock);
   scratch.sum = arena.take<float>(kLanesOfBlock);
+  scratch.hidden = arena.take<float>(hidden_floats(problem));
   return scratch;
 }
 
@@ -77,7 +80,7 @@ inline void fill_forward(const Problem& problem, const ForwardViews<T>& views, c
   });
 }
 
-// What becomes of the scores of a key row: bias, mask, memory, and the maximum of every lane.
+// What becomes of the scores of a key row: bias, masks, memory, and the maximum of every lane.
 template <class Packed>
 struct ForwardFinish {
   const LaneTile& tile;
@@ -85,10 +88,11 @@ struct ForwardFinish {
   float scale;  // of pairs; floats are scaled in the packed queries
   const float* bias[kBlockRows];
   float *scores[kBlockRows], *maximum[kBlockRows];
+  HiddenColumns hidden;
 
   template <int kRows, int kColumns>
   [[gnu::always_inline]] void operator()(int first, Vec (&sum)[kRows][kColumns]) const {
-    const bool plain = tile.full && !biased;
+    const bool plain = tile.full && !biased && !hidden;
     if constexpr (kTerms<Packed> == 2) scale_scores(scale, sum);
 #pragma GCC unroll 4
     for (int r = 0; r < kRows; ++r) {
@@ -97,6 +101,7 @@ struct ForwardFinish {
       for (int c = 0; c < kColumns; ++c) {
         if (!plain) {
           if (biased) sum[r][c] += splat(bias[r][first + c] * kLog2E);
+          if (hidden) sum[r][c] = hidden.hide(first + c, sum[r][c]);
           if (!tile.full) sum[r][c] = select(in_window(tile, first + c), sum[r][c], splat(-INFINITY));
         }
         store(scores[r] + (first + c) * kWidth, sum[r][c]);
@@ -109,7 +114,7 @@ struct ForwardFinish {
 
 // Scores of a block and a lane tile, masked, and the maximum of every lane.
 template <class Packed>
-inline void block_scores(const BlockLanes& lanes, const BiasTable& bias, const KeyRing& ring,
+inline void block_scores(const BlockLanes& lanes, const BiasTable& bias, const uint8_t* mask, const KeyRing& ring,
                          const RowForwardScratch<Packed>& scratch) {
   const RowBlock& block = lanes.block;
   const LaneTile& tile = lanes.tile;
@@ -117,8 +122,9 @@ inline void block_scores(const BlockLanes& lanes, const BiasTable& bias, const K
   for (int i = 0; i < block.count * kWidth; ++i) scratch.maximum[i] = kLowest;
   const ptrdiff_t pitch = transposed_pitch(extent(ring.columns));
   const int elements = row_elements<Packed>(Along::kFeatures, dim);
-  ForwardFinish<Packed> finish{tile, bias.entries != nullptr, score_factor(lanes.problem), {}, {}, {}};
+  ForwardFinish<Packed> finish{tile, bias.entries != nullptr, score_factor(lanes.problem), {}, {}, {}, {}};
   for_each_key_row(block, tile, [&](int z, int y, const SeenBy& seen) {
+    finish.hidden = hidden_columns(lanes, mask, z, y, scratch.hidden);
     const Packed* queries[kBlockRows];
     for (int i = 0; i < seen.count; ++i) {
       const int row = seen.row[i];
@@ -199,7 +205,8 @@ inline void forward_block(const ForwardArgs& args, const BlockLanes& lanes, cons
     pack_transposed(token_run(views.query, first, problem.axis[2].dilation, lanes.tile.count), score_factor(problem),
                     block_row(scratch.query, r, problem.head_dim), kWidth);
   }
-  block_scores(lanes, make_bias_table(problem, args.rpb, tile.head), ring, scratch);
+  block_scores(lanes, make_bias_table(problem, args.rpb, tile.head), mask_of_batch(problem, args.key_mask, tile.batch),
+               ring, scratch);
   block_softmax(lanes.block, lanes.tile, scratch);
   row_products<Packed>(
       lanes, {ring, reinterpret_cast<const Packed*>(scratch.scores), scratch.values, scratch.out, problem.value_dim});

@@ -59,8 +59,8 @@ void rows_tilings(const Query& query, const TilingVisitor& visitor) {
 template <Pass pass>
 constexpr CpuVariant row_variant(Target target, void (*run)(const void*, const Parallel&),
                                  int64_t (*scratch)(const Problem&)) {
-  return {{target, pass, "rows", Form::kLeadingAxes, bit(Operand::kRpb), kHalfOrSingle, any_rows_obstacle<pass>,
-           rows_obstacle<pass>, rows_tilings<pass>},
+  return {{target, pass, "rows", Form::kLeadingAxes, bit(Operand::kRpb) | bit(Operand::kKeyMask), kHalfOrSingle,
+           any_rows_obstacle<pass>, rows_obstacle<pass>, rows_tilings<pass>},
           run,
           scratch,
           1};

@@ -130,6 +130,7 @@ void backward_tile(const BackwardArgs& args, const Tile& tile, const TokenPanel&
   const Problem& problem = args.problem;
   const BackwardViews<T> views = make_backward_views<T>(args, tile.batch, tile.head);
   const BiasTable bias = make_bias_table(problem, args.rpb, tile.head);
+  const uint8_t* mask = mask_of_batch(problem, args.key_mask, tile.batch);
   const VisitedTokens<Side::kQueries> visited{problem, tile, panel};
   const Lanes& lanes = *scratch.lanes;
   const BoxChunk& chunk = *scratch.chunk;
@@ -141,6 +142,7 @@ void backward_tile(const BackwardArgs& args, const Tile& tile, const TokenPanel&
     visit_rows(visited, VisitedOperand{views.key, scratch.keys, Along::kFeatures}, chunk, *scratch.key_rows);
     dot(scratch.query, *scratch.key_rows, score_factor(problem), scratch.scores);
     if (bias.entries != nullptr) add_bias(bias, lanes, chunk, scratch.scores);
+    if (mask != nullptr) hide_keys(visited, mask, chunk, scratch.scores);
     mask_scores(lanes, chunk, scratch.scores, scratch.maximum);
     // dP = dout v^T;  P = exp(S - lse);  dS = P (dP - delta)
     visit_rows(visited, VisitedOperand{views.value, scratch.values, Along::kFeatures}, chunk, *scratch.value_rows);

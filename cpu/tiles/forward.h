@@ -154,6 +154,7 @@ void forward_tile(const ForwardArgs& args, const Tile& tile, const TokenPanel& p
   const Problem& problem = args.problem;
   const ForwardViews<T> views = make_forward_views<T>(args, tile.batch, tile.head);
   const BiasTable bias = make_bias_table(problem, args.rpb, tile.head);
+  const uint8_t* mask = mask_of_batch(problem, args.key_mask, tile.batch);
   const VisitedTokens<Side::kQueries> visited{problem, tile, panel};
   const Lanes& lanes = *scratch.lanes;
   const BoxChunk& chunk = *scratch.chunk;
@@ -171,6 +172,7 @@ void forward_tile(const ForwardArgs& args, const Tile& tile, const TokenPanel& p
     visit_rows(visited, VisitedOperand{views.key, scratch.keys, Along::kFeatures}, chunk, *scratch.rows);
     dot(scratch.query, *scratch.rows, score_factor(problem), scratch.scores);
     if (bias.entries != nullptr) add_bias(bias, lanes, chunk, scratch.scores);
+    if (mask != nullptr) hide_keys(visited, mask, chunk, scratch.scores);
     mask_scores(lanes, chunk, scratch.scores, scratch.chunk_maximum);
     online_softmax(chunk.keys, scratch);
     if (!first) rescale_tile(scratch.out, scratch.factor, problem.value_dim);

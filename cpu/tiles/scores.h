@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the fused kernels do to a chunk of scores between the matrix products: bias, mask, exponentials.
+// What the fused kernels do to a chunk of scores between the matrix products: bias, masks, exponentials.
 // Scores are in units of log 2 throughout: the factor log2(e) is folded into the packed queries.
 #pragma once
 
@@ -10,6 +10,7 @@
 #include "common/problem.h"
 #include "cpu/host/kernels.h"
 #include "cpu/simd/vec.h"
+#include "cpu/tiles/panel.h"
 #include "cpu/tiles/tile.h"
 
 namespace jax_na {
@@ -88,6 +89,26 @@ inline void add_bias_gradient(const BiasTable& table, const Lanes& lanes, const 
 inline IntVec inside(int position, const Lanes& lanes, int axis, int vec) {
   const IntVec key = splat(position);
   return (key >= load(lanes.start[axis] + vec * kWidth)) & (key < load(lanes.stop[axis] + vec * kWidth));
+}
+
+// The mask of the keys of one batch entry; null without one.
+inline const uint8_t* mask_of_batch(const Problem& problem, const uint8_t* mask, int64_t batch) {
+  return mask == nullptr ? nullptr : mask + batch * key_tokens(problem);
+}
+
+// -inf for the keys of a chunk that are masked.
+inline void hide_keys(const VisitedTokens<Side::kQueries>& visited, const uint8_t* mask, const BoxChunk& chunk,
+                      float* scores) {
+  const int64_t step = token_step(visited);
+  for (int i = 0; i < chunk.segments; ++i) {
+    const Segment& segment = chunk.segment[i];
+    const uint8_t* exists = mask + token_at(visited, segment.position);
+    const int count = real_tokens(visited.panel, segment);
+    for (int j = 0; j < count; ++j)
+      if (exists[j * step] == 0)
+        for (int lane = 0; lane < kLanes; ++lane) scores[j * kLanes + lane] = -INFINITY;
+    scores += segment.count * kLanes;
+  }
 }
 
 // -inf where a key is outside a lane's window (segments inside every window are left alone); maximum of each lane.

@@ -23,11 +23,11 @@ inline void lanes_tilings(const Query& query, const TilingVisitor& visitor) {
 
 constexpr CpuVariant tile_variant(Target target, Pass pass, void (*run)(const void*, const Parallel&),
                                   int64_t (*scratch)(const Problem&)) {
-  return {
-      {target, pass, "tiles", Form::kTile, bit(Operand::kRpb), kHalfOrSingle, nullptr, lanes_obstacle, lanes_tilings},
-      run,
-      scratch,
-      1};
+  return {{target, pass, "tiles", Form::kTile, bit(Operand::kRpb) | bit(Operand::kKeyMask), kHalfOrSingle, nullptr,
+           lanes_obstacle, lanes_tilings},
+          run,
+          scratch,
+          1};
 }
 
 constexpr CpuVariant kTileVariants[] = {

@@ -241,6 +241,18 @@ def _require_tokens(name: str, x: Array, legal: Shape) -> None:
         )
 
 
+def mask(name: str, given: Any, legal: Shape, axes: str) -> Array | None:
+    """Which keys exist: bool, of this shape or of its last axes, those without the batch's."""
+    if given is None:
+        return None
+    if not isinstance(given, (jax.Array, np.ndarray)) or given.dtype != np.bool_:
+        kind = getattr(given, "dtype", type(given).__name__)
+        raise TypeError(f"{name} must be an array of bool, True where a key exists, got {kind}")
+    if given.ndim > len(legal) or given.shape != legal[len(legal) - given.ndim :]:
+        raise ValueError(f"{name} has shape {given.shape}; {axes} is {legal}, batch axes can be left out")
+    return jnp.broadcast_to(given, legal)
+
+
 def weights_and_value(named: Mapping[str, Any]) -> dict[str, Array]:
     """The arguments as JAX arrays; weights have the dtype of the value or of its accumulator."""
     weights, value = (_array(name, x) for name, x in named.items())

@@ -35,6 +35,8 @@ def neighborhood_attention(
     rpb: Array | None = None,
     additional_keys: Array | None = None,
     additional_values: Array | None = None,
+    key_mask: Array | None = None,
+    additional_mask: Array | None = None,
     return_lse: bool = False,
     implementation: str | None = None,
     precision: Precision = None,
@@ -67,6 +69,9 @@ def neighborhood_attention(
             positions (coordinates divided by dilation).
         additional_keys: [batch..., tokens, kv_heads, head_dim], seen by every query (no bias); with
         additional_values: [batch..., tokens, kv_heads, value_dim].
+        key_mask: bool [batch..., *spatial] or without the batch axes, True where the key exists. Nobody sees
+            the others, whatever they hold; windows do not move because of them. The same for all heads.
+        additional_mask: bool [batch..., tokens] or [tokens], which of the additional tokens exist.
         return_lse: also return the log-sum-exp, see `merge_attentions`.
         implementation: "fused", "gemm", "naive" (compiled kernels), "xla" (pure JAX), or None: the fastest
             that runs this problem on the platform it is compiled for. See `implementations`.
@@ -98,9 +103,9 @@ def neighborhood_attention(
     """
     arrays = arguments.arrays({"query": query, "key": key, "value": value})
     window = Window(kernel_size, stride, dilation, is_causal, is_periodic)
-    extras = Extras(rpb, additional_keys, additional_values)
-    op, inputs = request(arrays, window, Options(scale, implementation, precision), extras)
-    results = compose.attention(op, inputs, compose.whole_grid(op.rank))
+    extras = Extras(rpb, additional_keys, additional_values, key_mask, additional_mask)
+    call = request(arrays, window, Options(scale, implementation, precision), extras)
+    results = compose.attention(call.op, call.inputs, call.at(compose.whole_grid(call.op.rank)))
     return tuple(results) if return_lse else results.out
 
 

@@ -17,7 +17,8 @@ from jax_na.api.window import Flags, Ints, Window, neighborhood_of
 from jax_na.neighborhood import Neighborhood
 
 INSTEAD = {
-    "mask": "the window says what a query sees; causality is an option of it",
+    "mask": "the window says what a query sees, and causality is an option of it; which keys exist, "
+    "the same for all queries, is the key_mask of attention_fn",
     "bias": "give a relative positional bias as rpb to attention_fn",
     "is_causal": "give it to attention_fn, for every axis",
     "dropout_rate": "no kernel forms the attention weights; drop out what the layer returns",
@@ -34,6 +35,7 @@ def attention_fn(
     is_periodic: Flags = False,
     scale: float | None = None,
     rpb: Array | None = None,
+    key_mask: Array | None = None,
     implementation: str | None = None,
 ) -> Callable[..., Array]:
     """An `attention_fn` for Flax: `flax.nnx.MultiHeadAttention`, `flax.linen.MultiHeadDotProductAttention`.
@@ -41,7 +43,7 @@ def attention_fn(
     The layer then takes inputs [batch..., *spatial, features]. Its parameters stay as they are.
 
     Args:
-        kernel_size, stride, dilation, is_causal, is_periodic, scale, rpb, implementation: as in
+        kernel_size, stride, dilation, is_causal, is_periodic, scale, rpb, key_mask, implementation: as in
             `neighborhood_attention`; one of the first five must be a tuple, or kernel_size a `Neighborhood`.
 
     Returns:
@@ -60,7 +62,7 @@ def attention_fn(
         (2, 28, 28, 32)
     """
     neighborhood = neighborhood_of(Window(kernel_size, stride, dilation, is_causal, is_periodic))
-    options = {"scale": scale, "rpb": rpb, "implementation": implementation}
+    options = {"scale": scale, "rpb": rpb, "key_mask": key_mask, "implementation": implementation}
     return functools.partial(_attend, neighborhood, options)
 
 

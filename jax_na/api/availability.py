@@ -88,6 +88,7 @@ def implementations(
     value: Any = None,
     rpb: Any = None,
     additional_keys: Any = None,
+    key_mask: Any = None,
     precision: Precision = None,
     platform: str | None = None,
 ) -> tuple[Availability, ...]:
@@ -99,7 +100,7 @@ def implementations(
         kernel_size, stride, dilation, is_causal, is_periodic: as in `neighborhood_attention`; checked against
             `query`.
         value: the value of the problem, if its features are not those of the query.
-        rpb, additional_keys: whether there are any makes a difference to kernels.
+        rpb, additional_keys, key_mask: whether there are any makes a difference to kernels.
         precision: as in `neighborhood_attention`.
         platform: "cpu", "cuda", "tpu"; by default that of JAX's default backend.
 
@@ -125,14 +126,14 @@ def implementations(
     window = None if kernel_size is None else Window(kernel_size, stride, dilation, is_causal, is_periodic)
     arrays = {"query": query, "value": query if value is None else value}
     op = _op(window, query, precision)
-    problem = contract.problem(op, {**arrays, "rpb": rpb, "token_key": additional_keys})
+    optional = {"rpb": rpb, "token_key": additional_keys, "key_mask": key_mask}
+    problem = contract.problem(op, arrays | optional)
     if window is None:
         problem = problem._replace(sizes=None)  # which axes are spatial is not known
     rows = [_availability(row, name, problem) for row in ROWS]
     if window is None or problem.dtype not in DTYPES:
         return tuple(rows)
-    tokens = {"token_key": additional_keys, "token_value": additional_keys}
-    taken = table.choose(op, ATTENTION, name, {**arrays, "rpb": rpb, **tokens})
+    taken = table.choose(op, ATTENTION, name, arrays | optional | {"token_value": additional_keys})
     return tuple(_described(op, row, name, problem, arrays, taken) for row in rows)
 
 

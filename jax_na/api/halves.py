@@ -25,6 +25,7 @@ def neighborhood_qk(
     is_periodic: Flags = False,
     scale: float | None = 1.0,
     rpb: Array | None = None,
+    key_mask: Array | None = None,
     preferred_element_type: DTypeLike | None = None,
     implementation: str | None = None,
     precision: Precision = None,
@@ -45,7 +46,7 @@ def neighborhood_qk(
 
     Returns:
         [batch..., *spatial, heads, prod(kernel_size)]. Slots are row-major over the axes, as in
-        `Neighborhood.indices`; causal slots past the query are -inf.
+        `Neighborhood.indices`; causal slots past the query and those of masked keys are -inf.
 
     Raises:
         TypeError, ValueError: as `neighborhood_attention`.
@@ -60,9 +61,10 @@ def neighborhood_qk(
     """
     arrays = arguments.arrays({"query": query, "key": key})
     window = Window(kernel_size, stride, dilation, is_causal, is_periodic)
-    op, inputs = request(arrays, window, Options(scale, implementation, precision), Extras(rpb))
+    extras = Extras(rpb, key_mask=key_mask)
+    call = request(arrays, window, Options(scale, implementation, precision), extras)
     dtype = arguments.floating("preferred_element_type", preferred_element_type)
-    scores: Array = compose.scores(op, inputs, compose.whole_grid(op.rank))
+    scores: Array = compose.scores(call.op, call.inputs, call.at(compose.whole_grid(call.op.rank)))
     return scores if dtype is None else scores.astype(dtype)
 
 
@@ -98,7 +100,7 @@ def neighborhood_av(
     arrays = arguments.weights_and_value({"weights": weights, "value": value})
     window = Window(kernel_size, stride, dilation, is_causal, is_periodic)
     options = Options(implementation=implementation, precision=precision)
-    op, inputs = request(arrays, window, options, grid=_grid_of_weights)
+    op, inputs, *_ = request(arrays, window, options, grid=_grid_of_weights)
     out: Array = compose.weighted_sum(op, inputs.query, inputs.value, compose.whole_grid(op.rank))
     return out
 

@@ -34,6 +34,8 @@ def region_attention(
     rpb: Array | None = None,
     additional_keys: Array | None = None,
     additional_values: Array | None = None,
+    key_mask: Array | None = None,
+    additional_mask: Array | None = None,
     return_lse: bool = False,
     implementation: str | None = None,
     precision: Precision = None,
@@ -51,6 +53,7 @@ def region_attention(
         query_start: position of the first query in the grid, one for all axes or one per axis: integers, or
             arrays that may be traced, so that one compiled program serves all regions of one shape.
         key_start: position of the first key in the grid, likewise.
+        key_mask: bool [batch..., *keys], which of the keys that are given exist.
         The rest as in `neighborhood_attention`.
 
     Returns:
@@ -75,12 +78,12 @@ def region_attention(
     """
     arrays = arguments.arrays({"query": query, "key": key, "value": value})
     window = Window(kernel_size, stride, dilation, is_causal)
-    extras = Extras(rpb, additional_keys, additional_values)
+    extras = Extras(rpb, additional_keys, additional_values, key_mask, additional_mask)
     grid = functools.partial(_grid_of_region, length, query_start, key_start)
-    op, inputs = request(arrays, window, Options(scale, implementation, precision), extras, grid)
-    starts = _starts(query_start, key_start, op.rank)
+    call = request(arrays, window, Options(scale, implementation, precision), extras, grid)
+    starts = _starts(query_start, key_start, call.op.rank)
     offsets = jnp.array(list(zip(*starts, strict=True)), jnp.int32)
-    results = compose.attention(op, inputs, offsets)
+    results = compose.attention(call.op, call.inputs, call.at(offsets))
     return tuple(results) if return_lse else results.out
 
 

@@ -16,7 +16,7 @@ from jax_na.kernels import precision as precisions
 from jax_na.kernels.contract import Problem
 from jax_na.kernels.platforms import CPU
 from jax_na.neighborhood import Neighborhood, Shape
-from jax_na.op import Inputs, Op
+from jax_na.op import Inputs, Op, Present
 
 Arrays = Mapping[str, Array]
 
@@ -35,6 +35,8 @@ class Extras(NamedTuple):
     rpb: Any = None
     additional_keys: Any = None
     additional_values: Any = None
+    key_mask: Any = None
+    additional_mask: Any = None
 
 
 class Request(NamedTuple):
@@ -42,6 +44,12 @@ class Request(NamedTuple):
 
     op: Op
     inputs: Inputs  # where there is no query, the weights are in its place
+    key_mask: Array | None = None
+    token_mask: Array | None = None
+
+    def at(self, offsets: Array) -> Present:
+        """What is present, where the region begins there."""
+        return Present(offsets, self.key_mask, self.token_mask)
 
 
 def whole_grid(n: Neighborhood, arrays: Arrays) -> Shape:
@@ -74,12 +82,30 @@ def request(
     n.axes(length)  # raises an error if windows do not fit
     arguments.require_features(arrays)
     rpb = arguments.rpb(extras.rpb, n, queries.shape[-2])
-    tokens = arguments.tokens(extras[1:], n, queries, last)
+    tokens = arguments.tokens(extras[1:3], n, queries, last)
+    masks = _masks(extras, arrays, queries.shape[: queries.ndim - n.rank - 2])
     scale = arguments.scale(options.scale, queries.shape[-1])
     op = Op(n, length, scale, options.implementation, precisions.resolve(options.precision))
     limits = {"query": queries, "value": last} if len(arrays) == 3 else {"y": last}
     require_implementation(options.implementation, contract.problem(op.continued, limits), len(arrays) < 3)
-    return Request(op, Inputs(queries, arrays.get("key"), arrays.get("value"), tokens[0], tokens[1], rpb))
+    inputs = Inputs(queries, arrays.get("key"), arrays.get("value"), tokens[0], tokens[1], rpb)
+    return Request(op, inputs, *masks)
+
+
+def _masks(extras: Extras, arrays: Arrays, batch: Shape) -> tuple[Array | None, Array | None]:
+    """Which keys and which additional tokens exist; None where all of them do."""
+    key_mask = extras.key_mask
+    if key_mask is not None:
+        legal = arrays["key"].shape[:-2]
+        key_mask = arguments.mask("key_mask", key_mask, legal, "[batch..., *spatial] of the key")
+    if extras.additional_mask is None:
+        return key_mask, None
+    if extras.additional_keys is None:
+        raise ValueError("additional_mask without additional_keys; it says which of them exist")
+    count = extras.additional_keys.shape[-3]
+    legal = (*batch, count)
+    mask = arguments.mask("additional_mask", extras.additional_mask, legal, "[batch..., tokens]")
+    return key_mask, mask if count else None
 
 
 def require_implementation(name: str | None, problem: Problem, unfused: bool) -> None:

@@ -19,7 +19,7 @@ from jax_na.avals import align
 from jax_na.mesh import halo, roles, shards
 from jax_na.mesh.halo import Names
 from jax_na.neighborhood import Neighborhood, Shape
-from jax_na.op import Inputs, Op, Results
+from jax_na.op import Inputs, Op, Present, Results
 from jax_na.rules import compose, fused
 
 AxisNames = str | Sequence[str | Sequence[str] | None]
@@ -41,6 +41,8 @@ def sharded_neighborhood_attention(
     rpb: Array | None = None,
     additional_keys: Array | None = None,
     additional_values: Array | None = None,
+    key_mask: Array | None = None,
+    additional_mask: Array | None = None,
     return_lse: bool = False,
     implementation: str | None = None,
     precision: Precision = None,
@@ -58,7 +60,8 @@ def sharded_neighborhood_attention(
         length: the length of every axis of the whole grid, by default the blocks' lengths together. If it is
             less, the last blocks end in padding, which is never attended to; there out and lse are 0. A
             periodic axis has none.
-        rpb, additional_keys, additional_values: those of the heads and batch entries of this device.
+        rpb, additional_keys, additional_values, additional_mask: those of the heads and batch entries of this
+            device; key_mask: of its block.
         The rest as in `neighborhood_attention`; kernel_size * dilation <= length, windows may be wider than a
         block.
 
@@ -84,18 +87,19 @@ def sharded_neighborhood_attention(
     """
     arrays = arguments.arrays({"query": query, "key": key, "value": value})
     window = Window(kernel_size, stride, dilation, is_causal, is_periodic)
-    extras = Extras(rpb, additional_keys, additional_values)
+    extras = Extras(rpb, additional_keys, additional_values, key_mask, additional_mask)
     grid = functools.partial(_grid_of_blocks, axis_names, length)
-    op, inputs = request(arrays, window, Options(scale, implementation, precision), extras, grid)
+    call = request(arrays, window, Options(scale, implementation, precision), extras, grid)
+    op, inputs = call.op, call.inputs
     cut = _names(axis_names, op.rank)
     axes = {f"x{a}": names for a, names in enumerate(cut) if names}
     block = inputs.query.shape[-op.rank - 2 : -2]
     split = shards.Split(op, inputs.query.ndim - op.rank - 2, _sizes(cut), axes, block)
-    results = _attend(split, inputs)
+    results = _attend(split, inputs, call.at(compose.whole_grid(op.rank)))
     return tuple(results) if return_lse else results.out
 
 
-def _attend(split: shards.Split, inputs: Inputs) -> Results:
+def _attend(split: shards.Split, inputs: Inputs, present: Present) -> Results:
     """Attention of a block. Queries move behind the padding of their block, results back."""
     names = tuple(name for group in split.axes.values() for name in group)
     device = [jax.lax.axis_index(names)] if names else []
@@ -104,7 +108,7 @@ def _attend(split: shards.Split, inputs: Inputs) -> Results:
     for dim, exchange in spatial:
         query = halo.align_queries(exchange, query, dim)
     inputs = inputs._replace(query=query, key=key, value=value)
-    leaves, tree = jax.tree.flatten(fused.Attention(inputs, compose.whole_grid(split.rank)))
+    leaves, tree = jax.tree.flatten(fused.Attention(inputs, present))
 
     def function(*operands: Array, op: Op) -> Sequence[Array]:
         results: Sequence[Array] = compose.attention(op, *jax.tree.unflatten(tree, operands))

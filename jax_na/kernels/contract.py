@@ -19,7 +19,7 @@ from jax_na.op import Op
 
 AT_QUERIES = ("query", "x", "weights", "scores")  # operands with the axes of queries
 AT_KEYS = ("key", "value", "y")  # with those of keys
-OPTIONAL = ("rpb", "token_key", "token_value")
+OPTIONAL = ("rpb", "token_key", "token_value", "key_mask")
 
 
 class Sizes(NamedTuple):

@@ -111,6 +111,8 @@ def extend(halo: Halo, arrays: Sequence[Array], dim: int) -> list[Array]:
     """
     if not arrays:
         return []
+    if dim == arrays[0].ndim - 1:  # a mask
+        return [x[..., 0] for x in extend(halo, [x[..., None] for x in arrays], dim)]
     sizes = np.cumsum([x.shape[-1] for x in arrays])[:-1].tolist()
 
     def together(start: int, stop: int) -> Array:

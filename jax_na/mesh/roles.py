@@ -20,6 +20,8 @@ KEYS: Role = (
     "heads",
 )  # extended by a halo where the grid is split; one head may serve all
 TOKENS: Role = ("batch", "whole", "heads")
+KEY_MASK: Role = ("batch", "keys")
+TOKEN_MASK: Role = ("batch", "whole")
 BIAS: Role = ("heads",)
 OFFSETS: Role = ("offsets",)  # no axis; each device needs the position of its own region
 
@@ -29,6 +31,8 @@ ROLES: dict[str, Role] = {
     "value": KEYS,
     "token_key": TOKENS,
     "token_value": TOKENS,
+    "key_mask": KEY_MASK,
+    "token_mask": TOKEN_MASK,
     "rpb": BIAS,
     "offsets": OFFSETS,
     "out": QUERIES,

@@ -230,9 +230,10 @@ def on_shards(function: Function, split: Split, roles: Roles, shapes: Sequence[S
 def _with_halos(split: Split, roles: Sequence[Role], shards: Sequence[Array]) -> list[Array]:
     """The operands for a device's region: keys with their halos, its own offsets."""
     operands = [split.regions(x) if role == OFFSETS else x for role, x in zip(roles, shards, strict=True)]
-    keys = [i for i, role in enumerate(roles) if "keys" in role]
-    for i, x in zip(keys, split.extend([operands[i] for i in keys]), strict=True):
-        operands[i] = x
+    for role in {role: None for role in roles if "keys" in role}:  # those of a role travel together
+        keys = [i for i, other in enumerate(roles) if other == role]
+        for i, x in zip(keys, split.extend([operands[i] for i in keys]), strict=True):
+            operands[i] = x
     return operands
 
 

@@ -13,7 +13,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from jax_na.kernels.table import row
 from jax_na.mesh import partition
-from jax_na.op import Inputs, Op, Results
+from jax_na.op import Inputs, Op, Present, Results
 from jax_na.rules import fused, slots, tokens, trilinear
 from jax_na.rules.softmax import softmax
 from jax_na.rules.trilinear import AtQueries, AvOperands, Weights
@@ -26,47 +26,49 @@ def whole_grid(rank: int) -> Array:
 
 
 @functools.partial(jax.jit, static_argnums=0, inline=True)
-def attention(op: Op, inputs: Inputs, offsets: Array) -> Results:
-    """(O, LSE) with the implementation of `op`; `offsets` [rank, 2]: first query and first key per axis."""
+def attention(op: Op, inputs: Inputs, present: Present) -> Results:
+    """(O, LSE) with the implementation of `op`."""
     if inputs.rpb is not None:
         inputs = inputs._replace(rpb=inputs.rpb.astype(accumulator(inputs.query.dtype)))
 
     def local(op: Op, operands: fused.Attention) -> Results:
         return _attention(op, *operands)
 
-    results: Results = partition.explicit(local, op, fused.Attention(inputs, offsets), Results)
+    results: Results = partition.explicit(local, op, fused.Attention(inputs, present), Results)
     return results
 
 
-def _attention(op: Op, inputs: Inputs, offsets: Array) -> Results:
+def _attention(op: Op, inputs: Inputs, present: Present) -> Results:
     if op.implementation is None or not row(op.implementation).composed:
-        return fused.attention(op, inputs, offsets)
-    return tokens.include(op, _composed(op, inputs, offsets), inputs)
+        return fused.attention(op, inputs, present)
+    return tokens.include(op, _composed(op, inputs, present), inputs, present)
 
 
-def _composed(op: Op, inputs: Inputs, offsets: Array) -> Results:
-    if inputs.rpb is None and not any(op.neighborhood.is_causal):
-        weights, lse = softmax(op, trilinear.qk(op, inputs.query, inputs.key, offsets))
+def _composed(op: Op, inputs: Inputs, present: Present) -> Results:
+    if inputs.rpb is None and present.key_mask is None and not any(op.neighborhood.is_causal):
+        weights, lse = softmax(op, trilinear.qk(op, inputs.query, inputs.key, present.offsets))
     else:
-        weights, lse = softmax(dataclasses.replace(op, scale=1.0), _scores(op, inputs, offsets))
-    out = trilinear.av(op, weights, inputs.value, offsets)
+        weights, lse = softmax(dataclasses.replace(op, scale=1.0), _scores(op, inputs, present))
+    out = trilinear.av(op, weights, inputs.value, present.offsets)
     return Results(checkpoint_name(out, "jax_na_out"), checkpoint_name(lse, "jax_na_lse"))
 
 
 @functools.partial(jax.jit, static_argnums=0, inline=True)
-def scores(op: Op, inputs: Inputs, offsets: Array) -> Array:
+def scores(op: Op, inputs: Inputs, present: Present) -> Array:
     """scale * <q, k> + rpb [*batch, *queries, heads, prod(kernel_size)]; -inf in slots without a key."""
 
     def local(op: Op, operands: fused.Attention) -> Weights:
         return Weights(_scores(op, *operands)[..., : op.neighborhood.size])
 
-    found: Array = partition.explicit(local, op, fused.Attention(inputs, offsets), Weights).weights
+    found: Array = partition.explicit(local, op, fused.Attention(inputs, present), Weights).weights
     return found
 
 
-def _scores(op: Op, inputs: Inputs, offsets: Array) -> Array:
+def _scores(op: Op, inputs: Inputs, present: Present) -> Array:
+    offsets = present.offsets
     products = trilinear.qk(op, inputs.query, inputs.key, offsets)
-    return slots.scores(op.continued, products, inputs.rpb, op.first_queries(offsets))
+    found = slots.scores(op.continued, products, inputs.rpb, op.first_queries(offsets))
+    return slots.masked(op, found, present, functools.partial(trilinear.qk, op))
 
 
 @functools.partial(jax.jit, static_argnums=0, inline=True)

@@ -6,7 +6,7 @@
     backward    x, (O, LSE), (dO, dLSE) -> dx
 
 where x, the `Inputs`, are query, key, value, and if there are any additional tokens and rpb; dx is one of
-each. All take `offsets`, the position of the region, besides.
+each. All take besides what is `Present`: the position of the region, and which keys exist.
 
 tangent and backward are linear in what begins with d and transpose into each other, so first derivatives in
 reverse mode are kernel calls. Their derivatives by x, which second order needs, are those of the pure JAX
@@ -22,13 +22,12 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
 from jax_na.avals import like
 from jax_na.kernels.table import ATTENTION, choose
 from jax_na.mesh.shards import undivided
-from jax_na.op import Inputs, Op, Results
+from jax_na.op import Inputs, Op, Present, Results, Saved
 from jax_na.rules import fused_calls, stored, tokens
 from jax_na.rules.primitive import Primitive, all_zero, instantiate
 from jax_na.xla import attention as xla
@@ -39,7 +38,7 @@ class Attention(NamedTuple):
     """The operands of attention."""
 
     inputs: Inputs
-    offsets: Array  # int32 [rank, 2]: the first query and the first key, per axis
+    present: Present
 
 
 class Tangent(NamedTuple):
@@ -48,7 +47,7 @@ class Tangent(NamedTuple):
     inputs: Inputs
     results: Results
     along: Inputs
-    offsets: Array
+    present: Present
 
 
 class Backward(NamedTuple):
@@ -57,7 +56,7 @@ class Backward(NamedTuple):
     inputs: Inputs
     results: Results
     cotangents: Results
-    offsets: Array
+    present: Present
 
 
 def _attention_types(operands: Attention, *, op: Op) -> Results:
@@ -77,70 +76,71 @@ def _backward_types(operands: Backward, *, op: Op) -> Inputs:
 # The three maps in pure JAX. `ordinary` is what is known about the operands, see `either`.
 
 
-def _forward(op: Op, inputs: Inputs, offsets: Array, ordinary: bool | None = None) -> Results:
-    return tokens.include(op, xla.attention_forward(op, inputs, offsets, ordinary), inputs)
+def _forward(op: Op, inputs: Inputs, present: Present, ordinary: bool | None = None) -> Results:
+    return tokens.include(op, xla.attention_forward(op, inputs, present, ordinary), inputs, present)
 
 
-def _tangent(op: Op, inputs: Inputs, along: Inputs, offsets: Array, ordinary: bool | None = None) -> Results:
+def _tangent(
+    op: Op, inputs: Inputs, along: Inputs, present: Present, ordinary: bool | None = None
+) -> Results:
     def forward(inputs: Inputs) -> Results:
-        return _forward(op, inputs, offsets, ordinary)
+        return _forward(op, inputs, present, ordinary)
 
     dresults: Results = jax.jvp(forward, (inputs,), (along,))[1]
     return dresults
 
 
 def _backward(op: Op, operands: Backward, ordinary: bool | None = None) -> Inputs:
-    inputs, results, cotangents, _ = operands
+    inputs, results, cotangents, present = operands
     gradients = xla.attention_backward(op, operands, ordinary)
-    delta = fused_calls.delta(results, cotangents)
-    return tokens.include_gradients(op, gradients, inputs, results.lse, delta, cotangents.out)
+    saved = Saved(results.lse, fused_calls.delta(results, cotangents), cotangents.out)
+    return tokens.include_gradients(op, gradients, inputs, present, saved)
 
 
 # Lowering: to fused kernels, to the unfused ones, or to the above.
 
 
 def _lower_attention(platform: str, operands: Attention, *, op: Op) -> Results:
-    inputs, offsets = operands
-    implementation = _implementation(op, platform, inputs)
+    inputs, present = operands
+    implementation = _implementation(op, platform, inputs, present)
     if implementation == "xla":
-        compute = functools.partial(_forward, op, inputs, offsets)
+        compute = functools.partial(_forward, op, inputs, present)
         return Results(*either(platform, compute, [inputs.value]))
     if implementation != "fused":
         local = dataclasses.replace(op, implementation=implementation)
-        return tokens.include(op, stored.forward(platform, local, inputs, offsets), inputs)
-    inside = fused_calls.inside(platform, fused_calls.FORWARD, inputs)
-    results = fused_calls.forward(platform, op, inside, offsets)
-    return results if inside is inputs else tokens.include(op, results, inputs)
+        return tokens.include(op, stored.forward(platform, local, inputs, present), inputs, present)
+    inside = fused_calls.inside(platform, fused_calls.FORWARD, inputs, present)
+    results = fused_calls.forward(platform, op, inside, present)
+    return results if inside is inputs else tokens.include(op, results, inputs, present)
 
 
 def _lower_tangent(platform: str, operands: Tangent, *, op: Op) -> Results:
-    inputs, _, along, offsets = operands
-    compute = functools.partial(_tangent, op, inputs, along, offsets)
+    inputs, _, along, present = operands
+    compute = functools.partial(_tangent, op, inputs, along, present)
     return Results(*either(platform, compute, [inputs.value, along.value]))
 
 
 def _lower_backward(platform: str, operands: Backward, *, op: Op) -> Inputs:
-    inputs, results, cotangents, offsets = operands
-    implementation = _implementation(op, platform, inputs)
+    inputs, results, cotangents, present = operands
+    implementation = _implementation(op, platform, inputs, present)
     if implementation == "xla":
         factors = [inputs.query, inputs.key, cotangents.out]
         return Inputs(*either(platform, functools.partial(_backward, op, operands), factors, results.lse))
-    delta = fused_calls.delta(results, cotangents)
-    inside = fused_calls.inside(platform, fused_calls.BACKWARD, inputs)
+    saved = Saved(results.lse, fused_calls.delta(results, cotangents), cotangents.out)
+    inside = fused_calls.inside(platform, fused_calls.BACKWARD, inputs, present)
     if implementation == "fused":
-        gradients = fused_calls.backward(platform, op, inside, results, cotangents, offsets)
+        gradients = fused_calls.backward(platform, op, inside, results, cotangents, present)
     else:
         inside = inputs._replace(token_key=None, token_value=None)
         local = dataclasses.replace(op, implementation=implementation)
-        saved = stored.Saved(results.lse, delta, cotangents.out)
-        gradients = stored.backward(platform, local, inside, saved, offsets)
-    whole = tokens.include_gradients(op, gradients, inputs, results.lse, delta, cotangents.out)
+        gradients = stored.backward(platform, local, inside, saved, present)
+    whole = tokens.include_gradients(op, gradients, inputs, present, saved)
     return whole._replace(query=gradients.query) if inside is inputs else whole
 
 
-def _implementation(op: Op, platform: str, inputs: Inputs) -> str:
+def _implementation(op: Op, platform: str, inputs: Inputs, present: Present) -> str:
     """What is to be called: "fused", one that stores weights, or "xla" for no kernel."""
-    return choose(op, ATTENTION, platform, inputs._asdict())
+    return choose(op, ATTENTION, platform, inputs._asdict() | present._asdict())
 
 
 attention_p = Primitive("na_attention", _attention_types, _lower_attention)
@@ -148,9 +148,9 @@ tangent_p = Primitive("na_attention_tangent", _tangent_types, _lower_tangent)
 backward_p = Primitive("na_attention_backward", _backward_types, _lower_backward)
 
 
-def attention(op: Op, inputs: Inputs, offsets: Array) -> Results:
+def attention(op: Op, inputs: Inputs, present: Present) -> Results:
     """(O, LSE) by "fused" or "xla"; None takes the faster one that the platform has."""
-    results: Results = attention_p(Attention(inputs, offsets), op=op)
+    results: Results = attention_p(Attention(inputs, present), op=op)
     return results
 
 
@@ -164,25 +164,25 @@ def _attention_jvp(primals: Attention, tangents: Attention, *, op: Op) -> tuple[
     if all_zero(tangents.inputs):
         return results, None
     along = instantiate(tangents.inputs)
-    return results, tangent_p(Tangent(primals.inputs, results, along, primals.offsets), op=op)
+    return results, tangent_p(Tangent(primals.inputs, results, along, primals.present), op=op)
 
 
 def _tangent_transpose(ct: Results, operands: Tangent, *, op: Op) -> Tangent:
-    inputs, results, _, offsets = operands
-    return operands._replace(along=backward_p(Backward(inputs, results, ct, offsets), op=op))
+    inputs, results, _, present = operands
+    return operands._replace(along=backward_p(Backward(inputs, results, ct, present), op=op))
 
 
 def _backward_transpose(ct: Inputs, operands: Backward, *, op: Op) -> Backward:
-    inputs, results, _, offsets = operands
-    return operands._replace(cotangents=tangent_p(Tangent(inputs, results, ct, offsets), op=op))
+    inputs, results, _, present = operands
+    return operands._replace(cotangents=tangent_p(Tangent(inputs, results, ct, present), op=op))
 
 
 def _tangent_map(op: Op, operands: Tangent) -> Results:
-    return _tangent(op, operands.inputs, operands.along, operands.offsets)
+    return _tangent(op, operands.inputs, operands.along, operands.present)
 
 
 def _backward_map(op: Op, operands: Backward) -> Inputs:
-    results = _forward(op, operands.inputs, operands.offsets)
+    results = _forward(op, operands.inputs, operands.present)
     return _backward(op, operands._replace(results=results))
 
 

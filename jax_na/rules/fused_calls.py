@@ -19,7 +19,7 @@ from jax import Array
 
 from jax_na.kernels import call as kernels
 from jax_na.kernels import chunks, contract, variants
-from jax_na.op import Inputs, Op, Results
+from jax_na.op import Inputs, Op, Present, Results
 from jax_na.xla.products import accumulator
 
 FORWARD, BACKWARD = "na_fused_forward", "na_fused_backward"
@@ -33,34 +33,39 @@ def delta(results: Results, cotangents: Results) -> Array:
     return found
 
 
-def inside(platform: str, target: str, inputs: Inputs) -> Inputs:
-    """What the kernels take: without additional tokens if they leave these to be merged outside."""
-    if inputs.token_key is None or variants.takes(platform, target, "token_key"):
+def inside(platform: str, target: str, inputs: Inputs, present: Present) -> Inputs:
+    """What the kernels take: without additional tokens if they leave these to be merged outside.
+
+    No kernel knows a mask of them.
+    """
+    kernels_do = present.token_mask is None and variants.takes(platform, target, "token_key")
+    if inputs.token_key is None or kernels_do:
         return inputs
     return inputs._replace(token_key=None, token_value=None)
 
 
-def forward(platform: str, op: Op, inputs: Inputs, offsets: Array) -> Results:
+def forward(platform: str, op: Op, inputs: Inputs, present: Present) -> Results:
     """O and LSE of the inputs, which the kernels take."""
-    query = inputs.query
+    query, there = inputs.query, _there(present)
     parts = []
-    for columns in _chunks(platform, FORWARD, op, inputs):
+    for columns in _chunks(platform, FORWARD, op, inputs, there):
         part = _of_value(inputs, columns)
         types = {
             "out": ((*query.shape[:-1], part.value.shape[-1]), query.dtype),
             "lse": (query.shape[:-1], jnp.float32),
         }
-        parts.append(kernels.call(platform, FORWARD, op, {**part._asdict(), "offsets": offsets}, types))
+        parts.append(kernels.call(platform, FORWARD, op, part._asdict() | there, types))
     return Results(_joined([part["out"] for part in parts]), parts[0]["lse"])
 
 
 def backward(
-    platform: str, op: Op, inputs: Inputs, results: Results, cotangents: Results, offsets: Array
+    platform: str, op: Op, inputs: Inputs, results: Results, cotangents: Results, present: Present
 ) -> Inputs:
     """The gradients of the inputs, which the kernels take; they have none of additional tokens."""
-    saved = {"offsets": offsets, "lse": results.lse}
+    there = _there(present)
+    saved = there | {"lse": results.lse}
     parts = []
-    for number, columns in enumerate(_chunks(platform, BACKWARD, op, inputs)):
+    for number, columns in enumerate(_chunks(platform, BACKWARD, op, inputs, there)):
         out, dout = results.out[columns], cotangents.out[columns]
         dlse = cotangents.lse if number == 0 else jnp.zeros_like(cotangents.lse)
         saved |= {"delta": delta(Results(out, results.lse), Results(dout, dlse)), "dout": dout}
@@ -81,9 +86,16 @@ def _gradients(platform: str, op: Op, inputs: Inputs, saved: dict[str, Array]) -
     return Inputs(found["dquery"], found["dkey"], found["dvalue"], rpb=found.get("drpb"))
 
 
-def _chunks(platform: str, target: str, op: Op, inputs: Inputs) -> Sequence[tuple[Any, ...]]:
+def _there(present: Present) -> dict[str, Array]:
+    """What the kernels are told of the grid."""
+    return {name: x for name, x in present._asdict().items() if x is not None and name != "token_mask"}
+
+
+def _chunks(
+    platform: str, target: str, op: Op, inputs: Inputs, there: dict[str, Array]
+) -> Sequence[tuple[Any, ...]]:
     """The chunks of value features as indices of arrays."""
-    widths = chunks.widths(platform, target, contract.problem(op, inputs._asdict()))
+    widths = chunks.widths(platform, target, contract.problem(op, inputs._asdict() | there))
     if len(widths) == 1:
         return ((...,),)
     stops = list(itertools.accumulate(widths))

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax.numpy as jnp
 from jax import Array
 
 from jax_na.neighborhood import Axis, Shape, windows
-from jax_na.op import Op
+from jax_na.op import Op, Present
 
 
 def scores(op: Op, products: Array, rpb: Array | None, offsets: Array) -> Array:
@@ -17,6 +19,20 @@ def scores(op: Op, products: Array, rpb: Array | None, offsets: Array) -> Array:
     if rpb is not None:
         found = found + _batched(bias(op, rpb, queries, offsets), found)
     return jnp.where(_batched(visible(op, queries, offsets), found), found, -jnp.inf)
+
+
+def masked(op: Op, scores: Array, present: Present, qk: Callable[[Array, Array, Array], Array]) -> Array:
+    """The scores, with -inf in the slots of keys that are masked.
+
+    `qk` are the products of queries and keys. Those of ones with the mask have in every slot whether its key
+    exists: wherever keys come from, other devices or the far end of an axis, the mask comes with them.
+    """
+    mask = present.key_mask
+    if mask is None:
+        return scores
+    exists = mask.astype(jnp.float32)[..., None, None]
+    queries = jnp.ones((*scores.shape[:-2], 1, 1), jnp.float32)
+    return jnp.where(qk(queries, exists, present.offsets) > 0, scores, -jnp.inf)
 
 
 def _batched(x: Array, like: Array) -> Array:

@@ -13,38 +13,30 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jax_na.op import Inputs, Op, Results
+from jax_na.op import Inputs, Op, Present, Results, Saved
 from jax_na.rules import slots
 from jax_na.rules.softmax import Scores, softmax_p
 from jax_na.rules.trilinear import AvOperands, InverseOperands, QkOperands, av_p, inverse_p, qk_p
 from jax_na.xla.softmax import exp, is_seen
 
 
-class Saved(NamedTuple):
-    """What the backward map has besides the inputs."""
-
-    lse: Array  # [*batch, *queries, heads]
-    delta: Array  # the same; rowsum(dO * O) - dLSE
-    dout: Array  # [*batch, *queries, heads, value_dim]
-
-
-def forward(platform: str, op: Op, inputs: Inputs, offsets: Array) -> Results:
+def forward(platform: str, op: Op, inputs: Inputs, present: Present) -> Results:
     """O and LSE without additional tokens, by the implementation of `op`."""
-    scores = _scores(platform, op, inputs, offsets)
+    scores = _scores(platform, op, inputs, present)
     weights, lse = softmax_p.lower(platform, Scores(scores), op=dataclasses.replace(op, scale=1.0))
-    out = av_p.lower(platform, AvOperands(weights, inputs.value, offsets), op=op).x
+    out = av_p.lower(platform, AvOperands(weights, inputs.value, present.offsets), op=op).x
     return Results(out, lse)
 
 
-def backward(platform: str, op: Op, inputs: Inputs, saved: Saved, offsets: Array) -> Inputs:
+def backward(platform: str, op: Op, inputs: Inputs, saved: Saved, present: Present) -> Inputs:
     """The gradients of the inputs, without what additional tokens add."""
-    scores = _scores(platform, op, inputs, offsets)
+    offsets = present.offsets
+    scores = _scores(platform, op, inputs, present)
     weights = exp(scores, saved.lse)
     dweights = _qk(platform, op, QkOperands(saved.dout, inputs.value, offsets))
     dscores = jnp.where(is_seen(scores), weights * (dweights - saved.delta[..., None]), 0)
@@ -66,9 +58,11 @@ def _bias_gradient(op: Op, rpb: Array, dscores: Array, offsets: Array) -> Array:
     return gradient
 
 
-def _scores(platform: str, op: Op, inputs: Inputs, offsets: Array) -> Array:
-    products = _qk(platform, op, QkOperands(inputs.query, inputs.key, offsets))
-    return slots.scores(op, products, inputs.rpb, offsets)
+def _scores(platform: str, op: Op, inputs: Inputs, present: Present) -> Array:
+    qk = functools.partial(_qk, platform, op)
+    products = qk(QkOperands(inputs.query, inputs.key, present.offsets))
+    scores = slots.scores(op, products, inputs.rpb, present.offsets)
+    return slots.masked(op, scores, present, lambda *operands: qk(QkOperands(*operands)))
 
 
 def _qk(platform: str, op: Op, operands: QkOperands) -> Array:

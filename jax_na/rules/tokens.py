@@ -13,32 +13,36 @@ import jax.numpy as jnp
 from jax import Array
 
 from jax_na.neighborhood import Shape, known_size
-from jax_na.op import Inputs, Op, Results
+from jax_na.op import Inputs, Op, Present, Results, Saved
 from jax_na.xla import softmax
 from jax_na.xla.products import accumulator, dot
 
 MAX_SCORES = 1 << 20  # scores with additional tokens that exist at a time
 
 
-def include(op: Op, results: Results, inputs: Inputs) -> Results:
+def include(op: Op, results: Results, inputs: Inputs, present: Present) -> Results:
     """The attention of neighborhoods, joined with that of the additional tokens if there are any."""
     if inputs.token_key is None:
         return results
-    everywhere = attend_everywhere(op, inputs.query, inputs.token_key, inputs.token_value)
+    mask = present.token_mask
+    everywhere = attend_everywhere(
+        op, inputs.query, *_existing(mask, inputs.token_key, inputs.token_value), mask
+    )
     return Results(*merge((results.out, everywhere.out), (results.lse, everywhere.lse)))
 
 
-def include_gradients(
-    op: Op, gradients: Inputs, inputs: Inputs, lse: Array, delta: Array, dout: Array
-) -> Inputs:
+def include_gradients(op: Op, gradients: Inputs, inputs: Inputs, present: Present, saved: Saved) -> Inputs:
     """The gradients of neighborhoods, with what the additional tokens add if there are any.
 
-    LSE and delta = rowsum(dO * O) - dLSE are those of the whole attention.
+    What is saved is of the whole attention.
     """
     if inputs.token_key is None:
         return gradients
-    query, token_key, token_value = inputs.query, inputs.token_key, inputs.token_value
-    dquery, dkey, dvalue = backward(op, token_key, token_value, (query, lse, delta, dout))
+    query, mask = inputs.query, present.token_mask
+    dquery, *sums = backward(
+        op, *_existing(mask, inputs.token_key, inputs.token_value), mask, (query, *saved)
+    )
+    dkey, dvalue = _existing(mask, *sums)
     return gradients._replace(
         query=gradients.query + dquery,
         token_key=dkey.astype(query.dtype),
@@ -52,15 +56,18 @@ def _rows_at_a_time(k: Shape, heads: int) -> int:
 
 
 @functools.partial(jax.jit, static_argnums=0, inline=True)
-def attend_everywhere(op: Op, q: Array, k: Array, v: Array) -> Results:
-    """Attention of all queries [*batch, *Sq, H, D] to tokens: k [*batch, T, G, D], v [*batch, T, G, E]."""
+def attend_everywhere(op: Op, q: Array, k: Array, v: Array, mask: Array | None) -> Results:
+    """Attention of all queries [*batch, *Sq, H, D] to tokens: k [*batch, T, G, D], v [*batch, T, G, E].
+
+    `mask` [*batch, T] says which of them exist, None if all do.
+    """
     batch, groups, heads = k.ndim - 3, k.shape[-2], q.shape[-2]
     leading = k.shape[:batch]
 
     @jax.checkpoint
     def one(query: Array) -> tuple[Array, Array]:  # [*batch, H, D]
         query = query.reshape(*leading, groups, heads // groups, q.shape[-1])
-        s = op.scale * dot(op, "...grd,...tgd->...grt", query, k, q.dtype)
+        s = _masked(op.scale * dot(op, "...grd,...tgd->...grt", query, k, q.dtype), mask)
         p, total, lse = softmax.sums(s)
         out = dot(op, "...grt,...tge->...gre", p / total[..., None], v, q.dtype)
         return out.reshape(*leading, heads, v.shape[-1]).astype(q.dtype), lse.reshape(*leading, heads)
@@ -71,6 +78,18 @@ def attend_everywhere(op: Op, q: Array, k: Array, v: Array) -> Results:
     return Results(out.reshape(*q.shape[:-1], v.shape[-1]), lse.reshape(q.shape[:-1]))
 
 
+def _existing(mask: Array | None, *arrays: Array) -> Sequence[Array]:
+    """Of tokens [*batch, T, ...] those that exist, 0 for the others: they may hold anything."""
+    if mask is None:
+        return arrays
+    return [jnp.where(mask[..., None, None], x, 0) for x in arrays]
+
+
+def _masked(scores: Array, mask: Array | None) -> Array:
+    """Scores [..., *batch, G, R, T], -inf for tokens that are masked."""
+    return scores if mask is None else jnp.where(mask[..., None, None, :], scores, -jnp.inf)
+
+
 def _one_axis(x: Array, batch: int, rank: int) -> Array:
     """[*batch, *Sq, ...] with one axis for all queries."""
     queries = math.prod(x.shape[batch : batch + rank])
@@ -79,7 +98,7 @@ def _one_axis(x: Array, batch: int, rank: int) -> Array:
 
 @functools.partial(jax.jit, static_argnums=0, inline=True)
 def backward(
-    op: Op, k: Array, v: Array, of_queries: tuple[Array, Array, Array, Array]
+    op: Op, k: Array, v: Array, mask: Array | None, of_queries: tuple[Array, Array, Array, Array]
 ) -> tuple[Array, Array, Array]:
     """(dQ, dK, dV) of the additional tokens' part in an attention; dK and dV in the accumulator's dtype.
 
@@ -101,7 +120,7 @@ def backward(
     rows = (blocks(q), blocks(lse, jnp.inf), blocks(delta), blocks(dout))  # P = 0 in rows that fill a block
     acc = accumulator(q.dtype)
     zeros = (jnp.zeros_like(k, acc), jnp.zeros_like(v, acc))
-    (dk, dv), dq = jax.lax.scan(functools.partial(_backward_step, op, k, v), zeros, rows)
+    (dk, dv), dq = jax.lax.scan(functools.partial(_backward_step, op, k, v, mask), zeros, rows)
     dq = jnp.moveaxis(dq.reshape(-1, *dq.shape[2:])[:queries], 0, batch)
     return dq.reshape(q.shape), dk, dv
 
@@ -116,12 +135,17 @@ def _blocks(x: Array, batch: int, groups: int, size: int, fill: float) -> Array:
 
 
 def _backward_step(
-    op: Op, k: Array, v: Array, sums: tuple[Array, Array], rows: tuple[Array, ...]
+    op: Op,
+    k: Array,
+    v: Array,
+    mask: Array | None,
+    sums: tuple[Array, Array],
+    rows: tuple[Array, ...],
 ) -> tuple[tuple[Array, Array], Array]:
     """The formulas of `backward` for some queries n: adds to dK and dV, gives dQ."""
     (dk, dv), (query, lse, delta, dout) = sums, rows
     product = functools.partial(dot, op, dtype=query.dtype)
-    s = op.scale * product("n...grd,...tgd->n...grt", query, k)
+    s = _masked(op.scale * product("n...grd,...tgd->n...grt", query, k), mask)
     p = softmax.exp(s, lse)
     ds = p * (product("n...gre,...tge->n...grt", dout, v) - delta[..., None])
     dk += op.scale * product("n...grt,n...grd->...tgd", ds, query)

@@ -4,51 +4,69 @@
 Queries are visited tile by tile with `lax.scan`. A step is a batched matrix product of a tile with the slice
 of keys that its windows touch, masked outside them (see blocks.py). Nothing of size queries x keys exists.
 
-All functions take `offsets`, int32 [rank, 2]: the first query and the first key of the region on each axis.
+All functions take `offsets`, int32 [rank, 2]: the first query and the first key of the region on each axis,
+or those and which keys exist.
 All are differentiable.
 """
 
 from __future__ import annotations
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
 from jax_na.neighborhood import Shape
-from jax_na.op import Inputs, Op, Results
+from jax_na.op import Inputs, Op, Present, Results
 from jax_na.xla import softmax
 from jax_na.xla.blocks import Blocks, scan
 from jax_na.xla.lines import Span
 from jax_na.xla.products import Products, accumulator
 
 
-def _scores(
-    products: Products, blocks: Blocks, spans: tuple[Span, ...], rows: tuple[Array, Array], rpb: Array | None
-) -> Array:
-    """S = scale * q k + rpb for the queries and keys `rows` of a step, -inf outside the windows."""
-    s = products.op.scale * products.qk(*rows)
-    if rpb is not None:
-        s = s + blocks.bias(rpb, spans)
-    return jnp.where(blocks.mask(spans), s, -jnp.inf)
+class Step(NamedTuple):
+    """What the scores of a step depend on besides its queries and keys."""
+
+    products: Products
+    blocks: Blocks
+    spans: tuple[Span, ...]
+    rpb: Array | None
+    exists: Array | None  # the mask of all keys, split
+
+    def scores(self, query: Array, key: Array) -> Array:
+        """S = scale * q k + rpb, -inf outside the windows and for keys that are masked."""
+        s = self.products.op.scale * self.products.qk(query, key)
+        if self.rpb is not None:
+            s = s + self.blocks.bias(self.rpb, self.spans)
+        seen = self.blocks.mask(self.spans)
+        if self.exists is not None:
+            seen = seen & self.blocks.take_keys(self.exists, self.spans)[..., None, None, :, 0]
+        return jnp.where(seen, s, -jnp.inf)
 
 
-def attention_forward(op: Op, inputs: Inputs, offsets: Array, ordinary: bool | None = None) -> Results:
+def _split_mask(blocks: Blocks, present: Present) -> Array | None:
+    """The mask of the keys in the layout of keys, for one head and one feature."""
+    mask = present.key_mask
+    return None if mask is None else blocks.split_keys(mask[..., None, None])
+
+
+def attention_forward(op: Op, inputs: Inputs, present: Present, ordinary: bool | None = None) -> Results:
     """O = softmax(S) V and LSE = logsumexp(S), 0 and -inf for a query that sees no key.
 
     Additional tokens are left out. `ordinary`, see products.either: asks about the values.
     """
     query, key, value = inputs.query, inputs.key, inputs.value
-    blocks = Blocks.of(op, query.shape, key.shape, offsets)
-    keys, values = blocks.split_keys(key), blocks.split_keys(value)
+    blocks = Blocks.of(op, query.shape, key.shape, present.offsets)
+    keys, values, exists = blocks.split_keys(key), blocks.split_keys(value), _split_mask(blocks, present)
     products = Products(op, query.dtype, ordinary)
 
     def step(_: None, x: tuple[Array, Array]) -> tuple[None, tuple[Array, Array]]:
         tile, q_t = x
         spans = blocks.spans(tile)
         k_t, v_t = blocks.take_keys(keys, spans), blocks.take_keys(values, spans)
-        s = _scores(products, blocks, spans, (q_t, k_t), inputs.rpb)
+        s = Step(products, blocks, spans, inputs.rpb, exists).scores(q_t, k_t)
         p, total, lse = softmax.sums(s)
         return None, ((products.av(p, v_t) / total[..., None]).astype(query.dtype), lse)
 
@@ -60,39 +78,46 @@ def attention_forward(op: Op, inputs: Inputs, offsets: Array, ordinary: bool | N
 
 
 def attention_backward(
-    op: Op, operands: tuple[Inputs, Results, Results, Array], ordinary: bool | None = None
+    op: Op, operands: tuple[Inputs, Results, Results, Present], ordinary: bool | None = None
 ) -> Inputs:
     """The gradients of query, key, value and, if there is one, rpb; additional tokens are left out.
 
     delta = rowsum(dO * O) - dLSE;  P = exp(S - LSE);  dS = P * (dO V^T - delta)
     dQ = scale dS K;  dK = scale dS^T Q;  dV = P^T dO;  d_rpb = sum of dS
 
-    `operands` are inputs, results, cotangents of the results, and offsets. `ordinary`, see products.either,
-    asks about query, key, the cotangent of out, and LSE.
+    `operands` are inputs, results, cotangents of the results, and what is present. `ordinary`, see
+    products.either, asks about query, key, the cotangent of out, and LSE.
     """
-    inputs, results, cotangents, offsets = operands
+    inputs, results, cotangents, present = operands
     acc = accumulator(inputs.query.dtype)
-    blocks = Blocks.of(op, inputs.query.shape, inputs.key.shape, offsets)
+    blocks = Blocks.of(op, inputs.query.shape, inputs.key.shape, present.offsets)
     keys, values = blocks.split_keys(inputs.key), blocks.split_keys(inputs.value)
     delta = (cotangents.out.astype(acc) * results.out.astype(acc)).sum(-1) - cotangents.lse
     rows = tuple(map(blocks.split_queries, (inputs.query, cotangents.out, results.lse, delta)))
     split = Inputs(None, keys, values, rpb=inputs.rpb)
     zeros = jax.tree.map(lambda x: jnp.zeros_like(x, acc), split)
-    step = functools.partial(_backward_step, Products(op, inputs.query.dtype, ordinary), blocks, split)
+    products = Products(op, inputs.query.dtype, ordinary)
+    step = functools.partial(_backward_step, products, blocks, split, _split_mask(blocks, present))
     sums, dq = scan(step, zeros, len(rows[0]), rows)
     dk, dv = (blocks.join_keys(x).astype(inputs.query.dtype) for x in (sums.key, sums.value))
     return Inputs(blocks.join_queries(dq), dk, dv, rpb=sums.rpb)
 
 
 def _backward_step(
-    products: Products, blocks: Blocks, split: Inputs, sums: Inputs, rows: tuple[Array, ...]
+    products: Products,
+    blocks: Blocks,
+    split: Inputs,
+    exists: Array | None,
+    sums: Inputs,
+    rows: tuple[Array, ...],
 ) -> tuple[Inputs, Array]:
     """The formulas of `attention_backward` for a tile: adds to dK, dV and d_rpb, gives dQ."""
     tile, q, do, lse, delta = rows
     spans = blocks.spans(tile)
     k, v = blocks.take_keys(split.key, spans), blocks.take_keys(split.value, spans)
-    s = _scores(products, blocks, spans, (q, k), split.rpb)
-    p = softmax.exp(s, lse, *_rounding(products, blocks, spans, split.rpb, (q, k, lse)))
+    here = Step(products, blocks, spans, split.rpb, exists)
+    s = here.scores(q, k)
+    p = softmax.exp(s, lse, *_rounding(here, q, k, lse))
     ds = jnp.where(softmax.is_seen(s), p * (products.qk(do, v) - delta[..., None]), 0)
     scale = products.op.scale
     sums = sums._replace(
@@ -103,18 +128,16 @@ def _backward_step(
     return sums, (scale * products.av(ds, k)).astype(q.dtype)
 
 
-def _rounding(
-    products: Products, blocks: Blocks, spans: tuple[Span, ...], rpb: Array | None, rows: tuple[Array, ...]
-) -> list[Array]:
-    """What log-sum-exps lack, if any may be large; `rows` are queries, keys and LSE of a step.
+def _rounding(step: Step, query: Array, key: Array, lse: Array) -> list[Array]:
+    """What log-sum-exps lack, if any may be large.
 
     Scores are computed again: those of the step, if they were needed here, would have to be stored.
     """
-    if products.ordinary:
+    if step.products.ordinary:
         return []
-    q, k, lse = map(lax.stop_gradient, rows)
-    rpb = lax.stop_gradient(rpb)
-    return [softmax.rounding(lambda: _scores(products, blocks, spans, (q, k), rpb), lse)]
+    query, key, lse = map(lax.stop_gradient, (query, key, lse))
+    still = step._replace(rpb=lax.stop_gradient(step.rpb))
+    return [softmax.rounding(lambda: still.scores(query, key), lse)]
 
 
 def _bias_gradient(blocks: Blocks, spans: tuple[Span, ...], rpb: Array, dscores: Array) -> Array:
