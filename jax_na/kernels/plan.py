@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 import os
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ from jax_na.kernels.work import Work
 from jax_na.op import Op
 
 COSTS: dict[str, Any] = {CPU: cost_cpu, CUDA: cost_cuda}
+FEW_QUERIES = 4  # of a batch entry: there is a kernel for them
 
 
 class Priced(NamedTuple):
@@ -38,7 +40,9 @@ Ranked = tuple[tuple[Priced, ...], ...]  # the kernels of a pass, and their tili
 
 def plan(platform: str, target: str, op: Op, problem: Problem) -> str:
     """The attribute `kernels` of a call: as it was measured (`jax-na tune`), else the cheapest."""
-    problem = problem._replace(sizes=None)
+    problem = _of_any_size(problem)
+    if problem.sizes is not None:  # what was measured is about whole grids
+        return cheapest(platform, target, problem)
     measured = tuning.lookup(op, problem, platform).get("kernels", {}).get(target)
     if measured is None:
         return cheapest(platform, target, problem)
@@ -46,6 +50,13 @@ def plan(platform: str, target: str, op: Op, problem: Problem) -> str:
         tuning.ignore(target, measured, op)
         return cheapest(platform, target, problem)
     return measured
+
+
+def _of_any_size(problem: Problem) -> Problem:
+    """Without its sizes: they decide nothing, unless the queries are few."""
+    queries = problem.sizes.queries if problem.sizes is not None else ()
+    are_few = queries and math.prod(queries) <= FEW_QUERIES
+    return problem._replace(sizes=contract.Sizes(queries=queries) if are_few else None)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -101,7 +112,7 @@ def rankings(platform: str, target: str, problem: Problem) -> tuple[Ranked, ...]
         ValueError: if a pass has none.
     """
     every = variants.passes(platform, target).values()
-    problem = problem._replace(sizes=None)
+    problem = _of_any_size(problem)
     return tuple(_ranked(platform, tuple(kernels), problem) for kernels in every)
 
 
