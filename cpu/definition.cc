@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "cpu/definition.h"
 
+#include <math.h>
 #include <stdint.h>
+#include <string.h>
 
 #include "common/definition.h"
+#include "common/dtype.h"
 #include "common/problem.h"
 #include "common/walk.h"
 #include "cpu/simd/numeric.h"
@@ -76,9 +79,29 @@ void add_gradients(const BackwardArgs& args, int64_t row) {
   query_gradient_row(team, operands, row, static_cast<T*>(args.dquery));
 }
 
+// Whether a query sees none of the keys of the grid, because all of its window are masked.
+bool sees_nothing(const Problem& problem, const uint8_t* mask, const View& query) {
+  const AxisView(&keys)[kAxes] = query.axis;
+  for (int z = keys[0].seen.start; z < keys[0].seen.stop; ++z)
+    for (int y = keys[1].seen.start; y < keys[1].seen.stop; ++y) {
+      const uint8_t* exists = mask + row_at(query, {z, y, keys[2].seen.start}, problem.nk, 1, 0);
+      for (int x = keys[2].seen.start; x < keys[2].seen.stop; ++x, exists += keys[2].step)
+        if (*exists != 0) return false;
+    }
+  return true;
+}
+
 }  // namespace
 
 void define_attention(const ForwardArgs& args, int64_t query_row) {
+  // What is cheap to see is worth it where there are many such rows, as on land in a model of the ocean.
+  if (args.key_mask != nullptr && args.tokens.count == 0 &&
+      sees_nothing(args.problem, args.key_mask, view_of_query(args.problem, query_row))) {
+    const int64_t bytes = int64_t{args.problem.value_dim} * kDTypeBytes[static_cast<int>(args.dtype)];
+    memset(static_cast<char*>(args.out) + query_row * bytes, 0, static_cast<size_t>(bytes));
+    args.lse[query_row] = -INFINITY;
+    return;
+  }
   with_half_or_single(args.dtype, [&](auto element) {
     using T = decltype(element);
     attention_row(OneThread<T>{}, operands_of<T>(args), query_row, static_cast<T*>(args.out), args.lse[query_row]);

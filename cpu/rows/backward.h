@@ -34,9 +34,9 @@ inline namespace JAX_NA_ISA {
 
 constexpr int64_t kBackwardPanel = 190 << 10;  // floats, 760 KB
 
-// Keys and values transposed for the scores, keys as rows for dq.
+// Keys and values transposed for the scores, the mask, keys as rows for dq.
 inline RowFeatures backward_features(const Problem& problem) {
-  return {padded(problem.head_dim) + padded(problem.value_dim), padded(problem.head_dim), kBackwardPanel};
+  return {padded(problem.head_dim) + padded(problem.value_dim) + 1, padded(problem.head_dim), kBackwardPanel};
 }
 
 template <class Packed>
@@ -48,7 +48,7 @@ struct RowBackwardScratch {
   Packed* key_rows;                // ring, natural
   float *scores, *dscores;         // [row][key row][column][kWidth]
   float *lse, *delta;              // [row][kWidth]
-  float* hidden;                   // of a key row, for a mask
+  float* hidden;                   // ring for the mask
   LeftOut* left_out;               // of all threads
 };
 
@@ -68,7 +68,6 @@ inline RowBackwardScratch<Packed> make_row_backward_scratch(Arena& arena, const 
   scratch.dscores = arena.take<float>(row_scores(problem));
   scratch.lse = arena.take<float>(kLanesOfBlock);
   scratch.delta = arena.take<float>(kLanesOfBlock);
-  scratch.hidden = arena.take<float>(hidden_floats(problem));
   return scratch;
 }
 
@@ -78,8 +77,9 @@ inline int64_t row_backward_scratch(const Problem& problem) {
 
 // Packs the key rows of a block that are not there yet.
 template <class T>
-inline void fill_backward(const Problem& problem, const BackwardViews<T>& views, const RowUnit& unit,
-                          const RowBlock& block, KeyRing& ring, const RowBackwardScratch<PackedOf<T>>& scratch) {
+inline void fill_backward(const Problem& problem, const BackwardViews<T>& views, const uint8_t* mask,
+                          const RowUnit& unit, const RowBlock& block, KeyRing& ring,
+                          const RowBackwardScratch<PackedOf<T>>& scratch) {
   const int count = extent(ring.columns), pitch = transposed_pitch(count), dilation = problem.axis[2].dilation;
   fill_rows(problem, unit, block, ring, [&](int z, int y, int64_t token) {
     const TokenRun<const T> keys = token_run(views.key, token, dilation, count);
@@ -87,6 +87,7 @@ inline void fill_backward(const Problem& problem, const BackwardViews<T>& views,
     pack_transposed(keys, 1.0f, transposed_row(ring, scratch.keys, problem.head_dim, z, y), pitch);
     pack_transposed(values, 1.0f, transposed_row(ring, scratch.values, problem.value_dim, z, y), pitch);
     pack_natural(keys, 1.0f, natural_row(ring, scratch.key_rows, problem.head_dim, z, y));
+    pack_hidden(ring, mask, token, dilation, z, y, scratch.hidden);
   });
 }
 
@@ -157,7 +158,7 @@ inline void block_gradients(const BlockLanes& lanes, const BiasTable& bias, cons
   ProbabilityFinish<Packed> probability{tile, biased, score_factor(lanes.problem), {}, {}, {}, {}};
   GradientFinish gradient{tile, biased, {}, {}, {}, {}};
   for_each_key_row(block, tile, [&](int z, int y, const SeenBy& seen) {
-    probability.hidden = hidden_columns(lanes, mask, z, y, scratch.hidden);
+    probability.hidden = hidden_columns(ring, tile, mask, z, y, scratch.hidden);
     const Packed *queries[kBlockRows], *douts[kBlockRows];
     for (int i = 0; i < seen.count; ++i) {
       const int row = seen.row[i];
@@ -263,10 +264,13 @@ void backward_unit(const BackwardArgs& args, RowUnit& unit, float* drpb, RowBack
   const auto views = make_backward_views<T>(args, unit.tile.batch, first_head);
   KeyRing ring = make_ring(problem, unit);
   scratch.values = scratch.keys + ring_floats(ring, problem.head_dim);
-  scratch.key_rows = scratch.values + ring_floats(ring, problem.value_dim);
+  PackedOf<T>* behind = scratch.values + ring_floats(ring, problem.value_dim);
+  scratch.hidden = reinterpret_cast<float*>(behind);
+  scratch.key_rows = behind + hidden_floats(ring);
+  const uint8_t* mask = mask_of_batch(problem, args.key_mask, unit.tile.batch);
   for_each_lane_tile(
       problem, unit, args.rpb != nullptr,
-      [&](const RowBlock& block) { fill_backward(problem, views, unit, block, ring, scratch); },
+      [&](const RowBlock& block) { fill_backward(problem, views, mask, unit, block, ring, scratch); },
       [&](const BlockLanes& lanes) {
         backward_block<T>(args, lanes, ring, bias_table_of_head(problem, drpb, unit.tile.head), scratch);
       });

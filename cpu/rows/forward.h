@@ -34,7 +34,7 @@ inline namespace JAX_NA_ISA {
 constexpr int64_t kForwardPanel = 120 << 10;  // floats, 480 KB: about a common L2
 
 inline RowFeatures forward_features(const Problem& problem) {
-  return {padded(problem.head_dim), padded(problem.value_dim), kForwardPanel};
+  return {padded(problem.head_dim) + 1, padded(problem.value_dim), kForwardPanel};  // 1: the mask
 }
 
 template <class Packed>
@@ -42,11 +42,11 @@ struct RowForwardScratch {
   Packed* query;   // [row][dim][kWidth]
   float* out;      // [row][lane][dim]
   Packed* keys;    // ring of transposed rows
-  Packed* values;  // ring of natural rows, behind the keys
+  float* hidden;   // ring for the mask, behind the keys
+  Packed* values;  // ring of natural rows, behind that
   float* scores;   // [row][key row][column][kWidth]; their weights take their place
   float* maximum;  // [row][kWidth]
   float* sum;      // [row][kWidth], of exp(score - maximum)
-  float* hidden;   // of a key row, for a mask
 };
 
 template <class Packed>
@@ -59,7 +59,6 @@ inline RowForwardScratch<Packed> make_row_forward_scratch(Arena& arena, const Pr
   scratch.scores = arena.take<float>(row_scores(problem));
   scratch.maximum = arena.take<float>(kLanesOfBlock);
   scratch.sum = arena.take<float>(kLanesOfBlock);
-  scratch.hidden = arena.take<float>(hidden_floats(problem));
   return scratch;
 }
 
@@ -69,7 +68,7 @@ inline int64_t row_forward_scratch(const Problem& problem) {
 
 // Packs the key rows of a block that are not there yet.
 template <class T>
-inline void fill_forward(const Problem& problem, const ForwardViews<T>& views, const RowUnit& unit,
+inline void fill_forward(const Problem& problem, const ForwardViews<T>& views, const uint8_t* mask, const RowUnit& unit,
                          const RowBlock& block, KeyRing& ring, const RowForwardScratch<PackedOf<T>>& scratch) {
   const int count = extent(ring.columns), dilation = problem.axis[2].dilation;
   fill_rows(problem, unit, block, ring, [&](int z, int y, int64_t token) {
@@ -77,6 +76,7 @@ inline void fill_forward(const Problem& problem, const ForwardViews<T>& views, c
                     transposed_row(ring, scratch.keys, problem.head_dim, z, y), transposed_pitch(count));
     pack_natural(token_run(views.value, token, dilation, count), 1.0f,
                  natural_row(ring, scratch.values, problem.value_dim, z, y));
+    pack_hidden(ring, mask, token, dilation, z, y, scratch.hidden);
   });
 }
 
@@ -124,7 +124,7 @@ inline void block_scores(const BlockLanes& lanes, const BiasTable& bias, const u
   const int elements = row_elements<Packed>(Along::kFeatures, dim);
   ForwardFinish<Packed> finish{tile, bias.entries != nullptr, score_factor(lanes.problem), {}, {}, {}, {}};
   for_each_key_row(block, tile, [&](int z, int y, const SeenBy& seen) {
-    finish.hidden = hidden_columns(lanes, mask, z, y, scratch.hidden);
+    finish.hidden = hidden_columns(ring, tile, mask, z, y, scratch.hidden);
     const Packed* queries[kBlockRows];
     for (int i = 0; i < seen.count; ++i) {
       const int row = seen.row[i];
@@ -215,16 +215,20 @@ inline void forward_block(const ForwardArgs& args, const BlockLanes& lanes, cons
 
 template <class T>
 void forward_unit(const ForwardArgs& args, RowUnit& unit, char* memory) {
+  using Packed = PackedOf<T>;
   const Problem& problem = args.problem;
   Arena arena{memory};
-  auto scratch = make_row_forward_scratch<PackedOf<T>>(arena, problem);
+  auto scratch = make_row_forward_scratch<Packed>(arena, problem);
   const int first_head = unit.tile.head * query_heads_per_kv_head(problem);
   const auto views = make_forward_views<T>(args, unit.tile.batch, first_head);
   KeyRing ring = make_ring(problem, unit);
-  scratch.values = scratch.keys + ring_floats(ring, problem.head_dim);
+  const uint8_t* mask = mask_of_batch(problem, args.key_mask, unit.tile.batch);
+  Packed* behind = scratch.keys + ring_floats(ring, problem.head_dim);
+  scratch.hidden = reinterpret_cast<float*>(behind);
+  scratch.values = behind + hidden_floats(ring);
   for_each_lane_tile(
       problem, unit, args.rpb != nullptr,
-      [&](const RowBlock& block) { fill_forward(problem, views, unit, block, ring, scratch); },
+      [&](const RowBlock& block) { fill_forward(problem, views, mask, unit, block, ring, scratch); },
       [&](const BlockLanes& lanes) { forward_block<T>(args, lanes, ring, scratch); });
 }
 

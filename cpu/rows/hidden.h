@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Keys that are masked, for the row kernels: the columns of a key row that nobody sees.
+// Keys that are masked, for the row kernels: a ring of rows like those of the keys, 0 where there is a key and -inf
+// where there is none.
 #pragma once
 
 #include <math.h>
@@ -7,16 +8,15 @@
 
 #include "common/isa.h"
 #include "common/problem.h"
-#include "common/window.h"
 #include "cpu/rows/block.h"
+#include "cpu/rows/ring.h"
+#include "cpu/rows/scores.h"
 #include "cpu/simd/vec.h"
-#include "cpu/tiles/tile.h"
 
 namespace jax_na {
 inline namespace JAX_NA_ISA {
 
-// 0, or -inf for a key that is masked: the columns of the first lane, and if lanes are shifted as many as there are
-// lanes besides. Null without a mask.
+// The columns of a lane tile; null without a mask.
 struct HiddenColumns {
   const float* at;
   bool shifted;
@@ -29,24 +29,28 @@ struct HiddenColumns {
   }
 };
 
-// Floats for the columns of a key row, at most.
-inline int64_t hidden_floats(const Problem& problem) {
-  return int64_t{problem.axis[2].kernel_size} + 2 * kWidth + 3 * (problem.axis[2].stride - 1) + 2;
+// Floats of the rows of a ring: as of transposed ones of a single feature.
+inline int64_t hidden_floats(const KeyRing& ring) {
+  return int64_t{extent(ring.z)} * ring.slots * transposed_pitch(extent(ring.columns));
 }
 
-// Of the key row at (z, y), made in `room`. Columns beyond the keys present are outside every window.
-inline HiddenColumns hidden_columns(const BlockLanes& lanes, const uint8_t* mask, int z, int y, float* room) {
+// Address of column 0.
+inline float* hidden_row(const KeyRing& ring, float* base, int z, int y) {
+  return base + int64_t{slot(ring, z, y)} * transposed_pitch(extent(ring.columns)) + kWidth;
+}
+
+// Packs the row whose first token is `token` of those of the mask, if there is one.
+inline void pack_hidden(const KeyRing& ring, const uint8_t* mask, int64_t token, int dilation, int z, int y,
+                        float* base) {
+  if (mask == nullptr) return;
+  float* to = hidden_row(ring, base, z, y);
+  for (int c = 0; c < extent(ring.columns); ++c) to[c] = mask[token + int64_t{c} * dilation] == 0 ? -INFINITY : 0.0f;
+}
+
+inline HiddenColumns hidden_columns(const KeyRing& ring, const LaneTile& tile, const uint8_t* mask, int z, int y,
+                                    float* base) {
   if (mask == nullptr) return {nullptr, false};
-  const Problem& problem = lanes.problem;
-  const LaneTile& tile = lanes.tile;
-  const Range keys = lanes.unit.tile.group[2].keys;
-  const int first = lane_origin(tile, 0), count = tile.columns + (tile.shifted ? kWidth : 0);
-  const int64_t token = key_token(problem, lanes.unit.tile, {z, y, first});
-  for (int c = 0; c < count; ++c) {
-    const int64_t at = token + int64_t{c} * problem.axis[2].dilation;
-    room[c] = inside(first + c, keys) && mask[at] == 0 ? -INFINITY : 0.0f;
-  }
-  return {room, tile.shifted};
+  return {key_columns(ring, tile, hidden_row(ring, base, z, y)), tile.shifted};
 }
 
 }  // namespace JAX_NA_ISA
