@@ -80,7 +80,8 @@ def assert_right(case, implementation, inputs, masks, cotangents):
     helpers.assert_same(found[1], attention.gradients(*cotangents), gradient_tolerance)
 
 
-@pytest.mark.parametrize("implementation", EVERY)
+@pytest.mark.some(16)
+@pytest.mark.parametrize("implementation", helpers.IMPLEMENTATIONS)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_results_and_gradients(case, implementation, rng):
     """Whatever is masked may be NaN; with half of a grid, whole windows are masked."""
@@ -115,6 +116,7 @@ def test_all_and_nothing(share, implementation, rng):
         assert np.all(np.asarray(lse) == -np.inf)
 
 
+@pytest.mark.some(3)
 @pytest.mark.parametrize("implementation", EVERY)
 def test_a_padded_image(implementation, rng):
     """Attention of an image is that of a larger one in whose middle it lies, where windows do not slide."""
@@ -145,6 +147,7 @@ def test_unfused(implementation, rng):
     assert np.array_equal(np.asarray(scores) > -np.inf, seen.swapaxes(1, 2).reshape(scores.shape) > 0)
 
 
+@pytest.mark.some(3)
 @pytest.mark.parametrize("implementation", EVERY)
 def test_region(implementation, rng):
     """The mask lies on the keys that are given."""
@@ -166,6 +169,7 @@ def test_region(implementation, rng):
     helpers.assert_alike(part, whole[:, 10:20])
 
 
+@pytest.mark.some(3)
 @pytest.mark.parametrize("implementation", EVERY)
 def test_vmap(implementation, rng):
     """Over the mask alone, with a bias each, and over everything."""
@@ -182,6 +186,7 @@ def test_vmap(implementation, rng):
         helpers.assert_alike(jax.jit(jax.vmap(one, axes))(*given), np.stack(every))
 
 
+@pytest.mark.some(3)
 @pytest.mark.parametrize("implementation", EVERY)
 def test_second_order(implementation, rng):
     """The derivative of a gradient is that of attention with a bias for every pair."""
@@ -233,10 +238,10 @@ def gradients(attend):
 
 
 @pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
+@pytest.mark.some(4)
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=lambda kind: kind.name)
 @pytest.mark.parametrize("spec", SPECS, ids=str)
-@pytest.mark.parametrize("is_periodic", [False, True])
-@pytest.mark.parametrize("implementation", [None, "gemm"])
+@pytest.mark.parametrize(("is_periodic", "implementation"), [(False, None), (True, "gemm")])
 def test_sharded(implementation, is_periodic, spec, kind, rng):
     """The mask of halos travels with them, and nothing is gathered."""
     n = Neighborhood((5, 7), is_periodic=is_periodic)
@@ -253,6 +258,7 @@ def test_sharded(implementation, is_periodic, spec, kind, rng):
     helpers.assert_alike(program(*placed), jax.jit(both)(*map(np.asarray, placed)))
 
 
+@pytest.mark.some(2)
 @pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
 @pytest.mark.parametrize("spec", SPECS, ids=str)
 def test_sharded_function(spec, rng):
