@@ -48,7 +48,8 @@ struct RowBackwardScratch {
   Packed* key_rows;                // ring, natural
   float *scores, *dscores;         // [row][key row][column][kWidth]
   float *lse, *delta;              // [row][kWidth]
-  float* hidden;                   // ring for the mask
+  const uint8_t* mask;             // of the batch entry, or null
+  float* hidden;                   // ring for it
   LeftOut* left_out;               // of all threads
 };
 
@@ -77,9 +78,8 @@ inline int64_t row_backward_scratch(const Problem& problem) {
 
 // Packs the key rows of a block that are not there yet.
 template <class T>
-inline void fill_backward(const Problem& problem, const BackwardViews<T>& views, const uint8_t* mask,
-                          const RowUnit& unit, const RowBlock& block, KeyRing& ring,
-                          const RowBackwardScratch<PackedOf<T>>& scratch) {
+inline void fill_backward(const Problem& problem, const BackwardViews<T>& views, const RowUnit& unit,
+                          const RowBlock& block, KeyRing& ring, const RowBackwardScratch<PackedOf<T>>& scratch) {
   const int count = extent(ring.columns), pitch = transposed_pitch(count), dilation = problem.axis[2].dilation;
   fill_rows(problem, unit, block, ring, [&](int z, int y, int64_t token) {
     const TokenRun<const T> keys = token_run(views.key, token, dilation, count);
@@ -87,7 +87,7 @@ inline void fill_backward(const Problem& problem, const BackwardViews<T>& views,
     pack_transposed(keys, 1.0f, transposed_row(ring, scratch.keys, problem.head_dim, z, y), pitch);
     pack_transposed(values, 1.0f, transposed_row(ring, scratch.values, problem.value_dim, z, y), pitch);
     pack_natural(keys, 1.0f, natural_row(ring, scratch.key_rows, problem.head_dim, z, y));
-    pack_hidden(ring, mask, token, dilation, z, y, scratch.hidden);
+    pack_hidden(ring, scratch.mask, token, dilation, hidden_row(ring, scratch.hidden, z, y));
   });
 }
 
@@ -146,8 +146,8 @@ struct GradientFinish {
 
 // P and dS of a block and a lane tile.
 template <class Packed>
-inline void block_gradients(const BlockLanes& lanes, const BiasTable& bias, const uint8_t* mask, float* drpb,
-                            const KeyRing& ring, const RowBackwardScratch<Packed>& scratch) {
+inline void block_gradients(const BlockLanes& lanes, const BiasTable& bias, float* drpb, const KeyRing& ring,
+                            const RowBackwardScratch<Packed>& scratch) {
   const RowBlock& block = lanes.block;
   const LaneTile& tile = lanes.tile;
   const int dim = lanes.problem.head_dim, value_dim = lanes.problem.value_dim;
@@ -158,7 +158,7 @@ inline void block_gradients(const BlockLanes& lanes, const BiasTable& bias, cons
   ProbabilityFinish<Packed> probability{tile, biased, score_factor(lanes.problem), {}, {}, {}, {}};
   GradientFinish gradient{tile, biased, {}, {}, {}, {}};
   for_each_key_row(block, tile, [&](int z, int y, const SeenBy& seen) {
-    probability.hidden = hidden_columns(ring, tile, mask, z, y, scratch.hidden);
+    probability.hidden = hidden_columns(ring, tile, scratch.mask, z, y, scratch.hidden);
     const Packed *queries[kBlockRows], *douts[kBlockRows];
     for (int i = 0; i < seen.count; ++i) {
       const int row = seen.row[i];
@@ -241,8 +241,7 @@ inline void backward_block(const BackwardArgs& args, const BlockLanes& lanes, co
   const Tile& tile = lanes.unit.tile;
   const BackwardViews<T> views = make_backward_views<T>(args, tile.batch, tile.head);
   load_block_queries(lanes, views, scratch);
-  const uint8_t* mask = mask_of_batch(problem, args.key_mask, tile.batch);
-  block_gradients(lanes, make_bias_table(problem, args.rpb, tile.head), mask, drpb, ring, scratch);
+  block_gradients(lanes, make_bias_table(problem, args.rpb, tile.head), drpb, ring, scratch);
   block_sums(lanes, ring, views, scratch);
   const float factor = kTerms<PackedOf<T>> == 1 ? static_cast<float>(problem.scale) : 1.0f;
   for (int r = 0; r < lanes.block.count; ++r) {
@@ -267,10 +266,10 @@ void backward_unit(const BackwardArgs& args, RowUnit& unit, float* drpb, RowBack
   PackedOf<T>* behind = scratch.values + ring_floats(ring, problem.value_dim);
   scratch.hidden = reinterpret_cast<float*>(behind);
   scratch.key_rows = behind + hidden_floats(ring);
-  const uint8_t* mask = mask_of_batch(problem, args.key_mask, unit.tile.batch);
+  scratch.mask = mask_of_batch(problem, args.key_mask, unit.tile.batch);
   for_each_lane_tile(
       problem, unit, args.rpb != nullptr,
-      [&](const RowBlock& block) { fill_backward(problem, views, mask, unit, block, ring, scratch); },
+      [&](const RowBlock& block) { fill_backward(problem, views, unit, block, ring, scratch); },
       [&](const BlockLanes& lanes) {
         backward_block<T>(args, lanes, ring, bias_table_of_head(problem, drpb, unit.tile.head), scratch);
       });

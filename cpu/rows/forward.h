@@ -39,14 +39,15 @@ inline RowFeatures forward_features(const Problem& problem) {
 
 template <class Packed>
 struct RowForwardScratch {
-  Packed* query;   // [row][dim][kWidth]
-  float* out;      // [row][lane][dim]
-  Packed* keys;    // ring of transposed rows
-  float* hidden;   // ring for the mask, behind the keys
-  Packed* values;  // ring of natural rows, behind that
-  float* scores;   // [row][key row][column][kWidth]; their weights take their place
-  float* maximum;  // [row][kWidth]
-  float* sum;      // [row][kWidth], of exp(score - maximum)
+  Packed* query;        // [row][dim][kWidth]
+  float* out;           // [row][lane][dim]
+  Packed* keys;         // ring of transposed rows
+  const uint8_t* mask;  // of the batch entry, or null
+  float* hidden;        // ring for it, behind the keys
+  Packed* values;       // ring of natural rows, behind that
+  float* scores;        // [row][key row][column][kWidth]; their weights take their place
+  float* maximum;       // [row][kWidth]
+  float* sum;           // [row][kWidth], of exp(score - maximum)
 };
 
 template <class Packed>
@@ -68,7 +69,7 @@ inline int64_t row_forward_scratch(const Problem& problem) {
 
 // Packs the key rows of a block that are not there yet.
 template <class T>
-inline void fill_forward(const Problem& problem, const ForwardViews<T>& views, const uint8_t* mask, const RowUnit& unit,
+inline void fill_forward(const Problem& problem, const ForwardViews<T>& views, const RowUnit& unit,
                          const RowBlock& block, KeyRing& ring, const RowForwardScratch<PackedOf<T>>& scratch) {
   const int count = extent(ring.columns), dilation = problem.axis[2].dilation;
   fill_rows(problem, unit, block, ring, [&](int z, int y, int64_t token) {
@@ -76,7 +77,7 @@ inline void fill_forward(const Problem& problem, const ForwardViews<T>& views, c
                     transposed_row(ring, scratch.keys, problem.head_dim, z, y), transposed_pitch(count));
     pack_natural(token_run(views.value, token, dilation, count), 1.0f,
                  natural_row(ring, scratch.values, problem.value_dim, z, y));
-    pack_hidden(ring, mask, token, dilation, z, y, scratch.hidden);
+    pack_hidden(ring, scratch.mask, token, dilation, hidden_row(ring, scratch.hidden, z, y));
   });
 }
 
@@ -114,7 +115,7 @@ struct ForwardFinish {
 
 // Scores of a block and a lane tile, masked, and the maximum of every lane.
 template <class Packed>
-inline void block_scores(const BlockLanes& lanes, const BiasTable& bias, const uint8_t* mask, const KeyRing& ring,
+inline void block_scores(const BlockLanes& lanes, const BiasTable& bias, const KeyRing& ring,
                          const RowForwardScratch<Packed>& scratch) {
   const RowBlock& block = lanes.block;
   const LaneTile& tile = lanes.tile;
@@ -124,7 +125,7 @@ inline void block_scores(const BlockLanes& lanes, const BiasTable& bias, const u
   const int elements = row_elements<Packed>(Along::kFeatures, dim);
   ForwardFinish<Packed> finish{tile, bias.entries != nullptr, score_factor(lanes.problem), {}, {}, {}, {}};
   for_each_key_row(block, tile, [&](int z, int y, const SeenBy& seen) {
-    finish.hidden = hidden_columns(ring, tile, mask, z, y, scratch.hidden);
+    finish.hidden = hidden_columns(ring, tile, scratch.mask, z, y, scratch.hidden);
     const Packed* queries[kBlockRows];
     for (int i = 0; i < seen.count; ++i) {
       const int row = seen.row[i];
@@ -205,8 +206,7 @@ inline void forward_block(const ForwardArgs& args, const BlockLanes& lanes, cons
     pack_transposed(token_run(views.query, first, problem.axis[2].dilation, lanes.tile.count), score_factor(problem),
                     block_row(scratch.query, r, problem.head_dim), kWidth);
   }
-  block_scores(lanes, make_bias_table(problem, args.rpb, tile.head), mask_of_batch(problem, args.key_mask, tile.batch),
-               ring, scratch);
+  block_scores(lanes, make_bias_table(problem, args.rpb, tile.head), ring, scratch);
   block_softmax(lanes.block, lanes.tile, scratch);
   row_products<Packed>(
       lanes, {ring, reinterpret_cast<const Packed*>(scratch.scores), scratch.values, scratch.out, problem.value_dim});
@@ -222,13 +222,13 @@ void forward_unit(const ForwardArgs& args, RowUnit& unit, char* memory) {
   const int first_head = unit.tile.head * query_heads_per_kv_head(problem);
   const auto views = make_forward_views<T>(args, unit.tile.batch, first_head);
   KeyRing ring = make_ring(problem, unit);
-  const uint8_t* mask = mask_of_batch(problem, args.key_mask, unit.tile.batch);
+  scratch.mask = mask_of_batch(problem, args.key_mask, unit.tile.batch);
   Packed* behind = scratch.keys + ring_floats(ring, problem.head_dim);
   scratch.hidden = reinterpret_cast<float*>(behind);
   scratch.values = behind + hidden_floats(ring);
   for_each_lane_tile(
       problem, unit, args.rpb != nullptr,
-      [&](const RowBlock& block) { fill_forward(problem, views, mask, unit, block, ring, scratch); },
+      [&](const RowBlock& block) { fill_forward(problem, views, unit, block, ring, scratch); },
       [&](const BlockLanes& lanes) { forward_block<T>(args, lanes, ring, scratch); });
 }
 

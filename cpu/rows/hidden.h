@@ -39,11 +39,9 @@ inline float* hidden_row(const KeyRing& ring, float* base, int z, int y) {
   return base + int64_t{slot(ring, z, y)} * transposed_pitch(extent(ring.columns)) + kWidth;
 }
 
-// Packs the row whose first token is `token` of those of the mask, if there is one.
-inline void pack_hidden(const KeyRing& ring, const uint8_t* mask, int64_t token, int dilation, int z, int y,
-                        float* base) {
+// Packs a row of the mask, if there is one; `token` is the first of it.
+inline void pack_hidden(const KeyRing& ring, const uint8_t* mask, int64_t token, int dilation, float* to) {
   if (mask == nullptr) return;
-  float* to = hidden_row(ring, base, z, y);
   for (int c = 0; c < extent(ring.columns); ++c) to[c] = mask[token + int64_t{c} * dilation] == 0 ? -INFINITY : 0.0f;
 }
 
