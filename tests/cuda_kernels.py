@@ -35,9 +35,10 @@ ARITHMETIC = {
 }
 GUARD, GUARD_BYTE = 256, 0xA5
 ADDITIONAL = ("additional_keys", "additional_values")
+OPTIONAL = ("rpb", *ADDITIONAL, "key_mask")  # of fused attention
 NAN, NO_NAN = 0xFF, 0x40  # bytes to poison results with; the others are between 2 and 4
 OPERANDS = ("query", "key", "value", "weights", "x", "y", "scores", "offsets", "out", "lse", "delta", "dout")
-OPERANDS += ("rpb", *ADDITIONAL, "dquery", "dkey", "dvalue", "drpb", "scratch")  # Operand
+OPERANDS += ("rpb", *ADDITIONAL, "key_mask", "dquery", "dkey", "dvalue", "drpb", "scratch")  # Operand
 
 
 class Kernel(enum.IntEnum):
@@ -107,10 +108,11 @@ def native(problem: Problem) -> NativeProblem:
 
 
 def native_call(kernel: Kernel, problem: Problem, mode: Mode, operands: Sequence[str], **more: Any) -> _Call:
-    """A call with these operands, in a mode."""
-    mask = sum(1 << OPERANDS.index(name) for name in operands)
+    """A call with these operands, and with a mask of keys if the problem has one, in a mode."""
+    present = {*operands, *(["key_mask"] if problem.key_mask else [])}
+    bits = sum(1 << OPERANDS.index(name) for name in present)
     numbers = {"dtype": DTYPES[mode[0]], "is_exact": mode[1] == "exact", "tokens": problem.additional}
-    return _Call(problem=native(problem), target=kernel, operands=mask, **numbers, **more)
+    return _Call(problem=native(problem), target=kernel, operands=bits, **numbers, **more)
 
 
 def built() -> list[str]:
@@ -226,7 +228,7 @@ def forward(
         "out": poisoned(shapes["out"], dtype_of(dtype), poison),
         "lse": poisoned(shapes["lse"], np.float32, poison),
     }
-    operands = {name: inputs.get(name) for name in ("query", "key", "value", "rpb", *ADDITIONAL)}
+    operands = {name: inputs.get(name) for name in ("query", "key", "value", *OPTIONAL)}
     return run(Kernel.FORWARD, problem, dtype, operands, results, **how)
 
 
@@ -244,7 +246,7 @@ def backward(
     operands = {name: inputs[name] for name in names} | {
         name: given[name] for name in ("lse", "delta", "dout")
     }
-    operands |= {name: inputs.get(name) for name in ("rpb", *ADDITIONAL)}
+    operands |= {name: inputs.get(name) for name in OPTIONAL}
     results: dict[str, Array | None] = {
         f"d{name}": poisoned(inputs[name].shape, dtype_of(dtype), poison) for name in names
     }

@@ -37,6 +37,7 @@ class Problem:
     rpb: bool = False
     scale: float | None = None
     additional: int = 0
+    key_mask: bool = False
 
     @classmethod
     def of(cls, case: Case, axes: Sequence[oracle.Axis] | None = None) -> Problem:
@@ -83,13 +84,20 @@ class Problem:
                 "additional_keys": (*tokens, self.head_dim),
                 "additional_values": (*tokens, self.value_dim),
             }
+        if self.key_mask:
+            shapes["key_mask"] = keys[:-1]
         return shapes | ({"rpb": table} if self.rpb else {})
 
     def inputs(self, rng: np.random.Generator, dtype: str) -> dict[str, Array]:
-        """Standard normal numbers; the bias is float32."""
-        shapes = {name: shape for name, shape in self.shapes().items() if name not in ("out", "lse")}
-        types = {name: np.float32 if name == "rpb" else dtype_of(dtype) for name in shapes}
-        return {name: rng.standard_normal(shape).astype(types[name]) for name, shape in shapes.items()}
+        """Standard normal numbers; the bias is float32. Two thirds of the keys exist."""
+        shapes = self.shapes()
+        mask = shapes.pop("key_mask", None)
+        drawn = {name: shape for name, shape in shapes.items() if name not in ("out", "lse")}
+        types = {name: np.float32 if name == "rpb" else dtype_of(dtype) for name in drawn}
+        inputs = {name: rng.standard_normal(shape).astype(types[name]) for name, shape in drawn.items()}
+        if mask is not None:
+            inputs["key_mask"] = (rng.random(mask) < 2 / 3).astype(np.uint8)
+        return inputs
 
 
 def region(case: Case, queries: Sequence[range], keys: Sequence[range]) -> tuple[oracle.Axis, ...]:

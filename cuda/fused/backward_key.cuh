@@ -18,6 +18,7 @@
 #include "cuda/block/store.cuh"
 #include "cuda/block/tokens.cuh"
 #include "cuda/block/warp.cuh"
+#include "cuda/fused/key_mask.cuh"
 #include "cuda/fused/params.cuh"
 #include "cuda/fused/rows.cuh"
 #include "cuda/geometry/tile.cuh"
@@ -158,6 +159,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 8 / Shape::kWarps)
   // Only of wide rows the sums leave no register for what the loop does not need of the block.
   if constexpr (Shape::kRowBytes >= 256 && Shape::kWarps > 1)
     find_block<Side::kKeys>(geometry, renewed(blockIdx.x) / kParts, params.key.heads, block);
+  clear_masked(warp, params.key_mask, dkey, dvalue);
   const int first_feature = part * kFeatureTiles * 8;
   Suspects suspects =
       store_rows(warp, {params.dkey, params.key.heads, params.key.features, first_feature}, dkey, params.scale);
@@ -167,7 +169,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 8 / Shape::kWarps)
   char* room = shared + Shared::kKey + warp.first_row * Shape::kRowBytes;
   if (block.complete && suspects.some())
     for_each_suspect(geometry, block, params.key.heads, suspects, [&](int64_t row) {
-      find_key_gradients<typename Shape::Element>(params, room, row, part_features);
+      find_key_gradients<typename Shape::Element, true>(params, room, row, part_features);
     });
 }
 

@@ -22,6 +22,7 @@ BackwardParams backward_params(const BackwardArgs& a) {
   params.dvalue = a.dvalue;
   params.drpb = a.drpb;
   params.drpb_parts = a.drpb_parts;
+  params.key_mask = a.key_mask;
   params.scale = static_cast<float>(p.scale);
   return params;
 }

@@ -6,7 +6,7 @@
 
 namespace jax_na::cuda {
 
-template <class S, bool kHasTokens>
+template <class S, bool kIsExtended>
 const char* launch_with_bias(const BackwardArgs& a, BackwardParams params, Stream stream) {
   using Shape = KernelShape<typename S::Math, S::kFeatures, S::kWarps, S::kRowTiles, S::kColumns,
                             bias_stages(S::kRowBytes, S::kRows)>;
@@ -21,31 +21,31 @@ const char* launch_with_bias(const BackwardArgs& a, BackwardParams params, Strea
   params.tables_in_shared =
       !Shared::kBorrows && table_bytes <= kMostTableBytes && bytes + Shape::kWarps * table_bytes <= kSharedLimit;
   if (params.tables_in_shared) bytes += Shape::kWarps * table_bytes;
-  return launch(fused_backward_query_bias_kernel<Shape, kHasTokens>, int64_t{params.drpb_blocks} * a.problem.heads,
+  return launch(fused_backward_query_bias_kernel<Shape, kIsExtended>, int64_t{params.drpb_blocks} * a.problem.heads,
                 Shape::kThreads, bytes, stream, params);
 }
 
-template <class S, bool kHasTokens>
+template <class S, bool kIsExtended>
 const char* launch_backward_query(const BackwardArgs& a, BackwardParams params, Stream stream) {
   static_assert(BackwardQueryShared<S>::kBytes <= kSharedLimit);
   const Problem& p = a.problem;
   if (tokens_of(a.tiles.key) != S::kColumns) return kNoKernel;
   params.geometry = make_geometry<Side::kQueries>(p, a.tiles.query, a.tiles.key, a.offsets, a.rpb);
-  if (a.drpb != nullptr) return launch_with_bias<S, kHasTokens>(a, params, stream);
-  return launch(fused_backward_query_kernel<S, kHasTokens>, p.batch * p.heads * params.geometry.tiles, S::kThreads,
+  if (a.drpb != nullptr) return launch_with_bias<S, kIsExtended>(a, params, stream);
+  return launch(fused_backward_query_kernel<S, kIsExtended>, p.batch * p.heads * params.geometry.tiles, S::kThreads,
                 BackwardQueryShared<S>::kBytes, stream, params);
 }
 
 template <class Math>
 const char* run_backward_query(const BackwardArgs& a, Stream stream) {
   const BackwardParams params = backward_params<Math>(a);
-  const auto run = [&](auto has_tokens) {
-    constexpr bool kHasTokens = decltype(has_tokens)::value;
-    return with_shape<Math, Pass::kBackwardQuery, kHasTokens>(a.problem, a.tiles.query, [&](auto shape) {
-      return launch_backward_query<decltype(shape), kHasTokens>(a, params, stream);
+  const auto run = [&](auto extended) {
+    constexpr bool kIsExtended = decltype(extended)::value;
+    return with_shape<Math, Pass::kBackwardQuery, kIsExtended>(a.problem, a.tiles.query, [&](auto shape) {
+      return launch_backward_query<decltype(shape), kIsExtended>(a, params, stream);
     });
   };
-  return a.tokens.count > 0 ? run(std::true_type{}) : run(std::false_type{});
+  return is_extended(a) ? run(std::true_type{}) : run(std::false_type{});
 }
 
 template const char* run_backward_query<JAX_NA_MATH>(const BackwardArgs&, Stream);

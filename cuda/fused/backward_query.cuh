@@ -43,7 +43,7 @@ __device__ __forceinline__ Warp<Shape> backward_query_warp(const BackwardParams&
 // What a query does not see may turn all of its dS into NaN: its own gradient then is a suspect. But the bias' gradient
 // is a sum over queries (kForBias): there dS is 0 where nothing is seen, and of queries whose LSE is not exact.
 // Returns which of the thread's own rows are such queries, bit Own.
-template <class Shape, bool kHasTokens, bool kForBias, class Body>
+template <class Shape, bool kIsExtended, bool kForBias, class Body>
 __device__ __forceinline__ uint32_t for_each_score_gradient(const BackwardParams& params, const Warp<Shape>& warp,
                                                             const Body& body) {
   using Shared = BackwardQueryShared<Shape>;
@@ -58,7 +58,7 @@ __device__ __forceinline__ uint32_t for_each_score_gradient(const BackwardParams
   warp.windows.template store<Side::kQueries>(geometry, block, seen_by_missing(geometry));
   block_sync();
   warp.store_inner();
-  KeyStream<Shape, kHasTokens> keys(warp, params.key, params.value, params.tokens, tiles);
+  KeyStream<Shape, kIsExtended> keys(warp, params, tiles);
   const int total = keys.total();
   if (Shape::kStages > 1) keys.load(0);
 
@@ -66,7 +66,8 @@ __device__ __forceinline__ uint32_t for_each_score_gradient(const BackwardParams
   uint32_t inexact = 0;
   for_each_row(warp, params.query.heads, [&](Own number, int64_t row) {
     lse[number] = exponent_of(params.lse[row]);
-    if (kForBias && !has_exact_lse(params.lse[row])) {
+    const bool is_empty = kIsExtended && params.lse[row] == -INFINITY;  // by a mask: there may be many such rows
+    if (kForBias && !is_empty && !has_exact_lse(params.lse[row])) {
       lse[number] = INFINITY;
       inexact |= 1u << number;
     }
@@ -83,6 +84,7 @@ __device__ __forceinline__ uint32_t for_each_score_gradient(const BackwardParams
     const int stage = step % Shape::kStages;
     const Box box = keys.next_box();
     if (Shape::kStages > 1 && step + 1 < total) keys.load((step + 1) % Shape::kStages);
+    if (keys.is_empty()) continue;
 
     typename Shape::Scores scores, dweights;
     const Tile key = tiles.at(0, stage), value = tiles.at(1, stage);
@@ -94,21 +96,21 @@ __device__ __forceinline__ uint32_t for_each_score_gradient(const BackwardParams
       const float dscore = exp2_approx(score * geometry.factor - lse[row]) * (at(dweights, row, column) - delta[row]);
       score = counts ? dscore : 0;
     });
-    body(scores, key, box, !kHasTokens || step < keys.boxes);
+    body(scores, key, box, !kIsExtended || step < keys.boxes);
   }
   cp_async_wait<0>();  // copies of a block without columns
   return inexact;
 }
 
-template <class Shape, bool kHasTokens>
-__global__ void __launch_bounds__(Shape::kThreads, Shape::min_blocks(kHasTokens))
+template <class Shape, bool kIsExtended>
+__global__ void __launch_bounds__(Shape::kThreads, Shape::min_blocks(kIsExtended))
     fused_backward_query_kernel(const __grid_constant__ BackwardParams params) {
   const Geometry& geometry = params.geometry;
   Block block;
   if (!find_block<Side::kQueries>(geometry, blockIdx.x, params.query.heads, block)) return;
   const Warp<Shape> warp = backward_query_warp<Shape>(params, block);
   float dquery[Shape::kRowTiles][Shape::kFeatures / 8][4] = {};
-  for_each_score_gradient<Shape, kHasTokens, false>(
+  for_each_score_gradient<Shape, kIsExtended, false>(
       params, warp, [&](const typename Shape::Scores& dscores, typename Shape::Tile key, const Box&, bool) {
         warp.add_weighted(dquery, dscores, key);
       });
@@ -119,8 +121,9 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::min_blocks(kHasTokens)
                                        block.complete ? params.scale : NAN);
   char* room = dynamic_shared() + BackwardQueryShared<Shape>::kQuery + warp.first_row * Shape::kRowBytes;
   if (block.complete && suspects.some())
-    for_each_suspect(geometry, block, params.query.heads, suspects,
-                     [&](int64_t row) { find_query_gradient<typename Shape::Element>(params, room, row); });
+    for_each_suspect(geometry, block, params.query.heads, suspects, [&](int64_t row) {
+      find_query_gradient<typename Shape::Element, kIsExtended>(params, room, row);
+    });
 }
 
 }  // namespace jax_na::cuda

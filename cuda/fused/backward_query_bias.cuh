@@ -122,11 +122,13 @@ struct BiasSums {
 
   // By all threads of the warp, which have used the sums for the last time: adds the queries whose LSE is not exact, if
   // there are some, and completes drpb.
+  template <bool kIsExtended>
   __device__ __forceinline__ void end(bool some_inexact) const {
     const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
     char* room = dynamic_shared() + Shared::Query::kQuery + 16 * warp * Shape::kRowBytes;
     warp_sync();
-    if (warp_any(some_inexact)) add_inexact_rows<typename Shape::Element>(params, room, 16 * warp, table());
+    if (warp_any(some_inexact))
+      add_inexact_rows<typename Shape::Element, kIsExtended>(params, room, 16 * warp, table());
     warp_sync();
     const int count = bias_entries(params.geometry.problem), unused = params.drpb_blocks * Shape::kWarps + warp;
     const BiasPart mine(params, blockIdx.x);
@@ -207,7 +209,7 @@ struct BiasSums {
 };
 
 // Stores the rows of dquery of a warp; those that are not finite, and those whose LSE is not exact, are suspects.
-template <class Shape>
+template <bool kIsExtended, class Shape>
 __device__ __forceinline__ void store_query_gradient(const BackwardParams& params, const Warp<Shape>& warp,
                                                      uint32_t inexact,
                                                      const float (&dquery)[Shape::kRowTiles][Shape::kFeatures / 8][4]) {
@@ -218,8 +220,9 @@ __device__ __forceinline__ void store_query_gradient(const BackwardParams& param
   const Suspects suspects = store_rows(warp, {params.dquery, params.query.heads, params.query.features}, dquery, scale);
   char* room = dynamic_shared() + BackwardQueryShared<Shape>::kQuery + warp.first_row * Shape::kRowBytes;
   if (block.complete && suspects.some())
-    for_each_suspect(params.geometry, block, params.query.heads, suspects,
-                     [&](int64_t row) { find_query_gradient<typename Shape::Element>(params, room, row); });
+    for_each_suspect(params.geometry, block, params.query.heads, suspects, [&](int64_t row) {
+      find_query_gradient<typename Shape::Element, kIsExtended>(params, room, row);
+    });
 }
 
 // Called, so that the compiler keeps nothing of it for the next tile.
@@ -244,8 +247,8 @@ __device__ __forceinline__ bool find_tile(const BackwardParams& params, uint32_t
   return exists;
 }
 
-template <class Shape, bool kHasTokens>
-__global__ void __launch_bounds__(Shape::kThreads, Shape::min_blocks(kHasTokens))
+template <class Shape, bool kIsExtended>
+__global__ void __launch_bounds__(Shape::kThreads, Shape::min_blocks(kIsExtended))
     fused_backward_query_bias_kernel(const __grid_constant__ BackwardParams params) {
   BiasSums<Shape>(params, threadIdx.x, blockIdx.x).begin();
   bool some_inexact = false;
@@ -258,17 +261,17 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::min_blocks(kHasTokens)
     const Warp<Shape> warp = backward_query_warp<Shape>(params, block);
     float dquery[Shape::kRowTiles][Shape::kFeatures / 8][4] = {};
     const BiasSums<Shape> sums(params, threadIdx.x, blockIdx.x);
-    const uint32_t inexact = for_each_score_gradient<Shape, kHasTokens, true>(
+    const uint32_t inexact = for_each_score_gradient<Shape, kIsExtended, true>(
         params, warp,
         [&](const typename Shape::Scores& dscores, typename Shape::Tile key, const Box& box, bool of_grid) {
           warp.add_weighted(dquery, dscores, key);
           if (of_grid) sums.add(warp, box, dscores);
         });
     some_inexact = some_inexact || inexact != 0;
-    store_query_gradient(params, warp, inexact, dquery);
+    store_query_gradient<kIsExtended>(params, warp, inexact, dquery);
     if (!block.complete && threadIdx.x == 0) BiasSums<Shape>(params, threadIdx.x, renewed(blockIdx.x)).table()[0] = NAN;
   }
-  BiasSums<Shape>(params, threadIdx.x, renewed(blockIdx.x)).end(some_inexact);
+  BiasSums<Shape>(params, threadIdx.x, renewed(blockIdx.x)).template end<kIsExtended>(some_inexact);
 }
 
 }  // namespace jax_na::cuda

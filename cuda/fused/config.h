@@ -28,10 +28,10 @@ constexpr int kSharedLimit = 99 << 10, kSharedLimitHopper = 227 << 10;  // of an
 // Four-byte rows of 256 features leave room for half of the rows only.
 constexpr int medium_rows(int row_bytes) { return row_bytes <= 512 ? 64 : 32; }
 
-// Additional tokens have medium kernels of their own: a second source of keys costs the small ones a tenth of their
-// time.
-constexpr bool has_shape(Pass pass, int row_bytes, int element_bytes, int rows, bool has_tokens) {
-  if (has_tokens && pass != Pass::kBackwardKey) return rows == medium_rows(row_bytes);
+// Calls with additional tokens or a mask of keys (extended) have medium kernels of their own: a second source of keys
+// costs the small ones a tenth of their time.
+constexpr bool has_shape(Pass pass, int row_bytes, int element_bytes, int rows, bool is_extended) {
+  if (is_extended && pass != Pass::kBackwardKey) return rows == medium_rows(row_bytes);
   if (rows == kSmallRows || rows == medium_rows(row_bytes)) return true;
   return rows == kLargeRows && pass == Pass::kForward && element_bytes == 2 && row_bytes <= 256;
 }

@@ -5,7 +5,7 @@
 
 namespace jax_na::cuda {
 
-template <class S, bool kHasTokens>
+template <class S, bool kIsExtended>
 const char* launch_forward(const ForwardArgs& a, Stream stream) {
   const Problem& p = a.problem;
   static_assert(ForwardShared<S>::kBytes <= kSharedLimit);
@@ -18,18 +18,19 @@ const char* launch_forward(const ForwardArgs& a, Stream stream) {
   params.tokens = make_additional<typename S::Math>(a.tokens, p);
   params.out = a.out;
   params.lse = a.lse;
-  return launch(fused_forward_kernel<S, kHasTokens>, p.batch * p.heads * params.geometry.tiles, S::kThreads,
+  params.key_mask = a.key_mask;
+  return launch(fused_forward_kernel<S, kIsExtended>, p.batch * p.heads * params.geometry.tiles, S::kThreads,
                 ForwardShared<S>::kBytes, stream, params);
 }
 
 template <class Math>
 const char* run_forward(const ForwardArgs& a, Stream stream) {
-  const auto run = [&](auto has_tokens) {
-    constexpr bool kHasTokens = decltype(has_tokens)::value;
-    return with_shape<Math, Pass::kForward, kHasTokens>(
-        a.problem, a.tiles.query, [&](auto shape) { return launch_forward<decltype(shape), kHasTokens>(a, stream); });
+  const auto run = [&](auto extended) {
+    constexpr bool kIsExtended = decltype(extended)::value;
+    return with_shape<Math, Pass::kForward, kIsExtended>(
+        a.problem, a.tiles.query, [&](auto shape) { return launch_forward<decltype(shape), kIsExtended>(a, stream); });
   };
-  return a.tokens.count > 0 ? run(std::true_type{}) : run(std::false_type{});
+  return is_extended(a) ? run(std::true_type{}) : run(std::false_type{});
 }
 
 template const char* run_forward<JAX_NA_MATH>(const ForwardArgs&, Stream);

@@ -16,6 +16,7 @@
 #include "cuda/block/store.cuh"
 #include "cuda/block/tokens.cuh"
 #include "cuda/block/warp.cuh"
+#include "cuda/fused/key_mask.cuh"
 #include "cuda/fused/keys.cuh"
 #include "cuda/fused/params.cuh"
 #include "cuda/fused/rows.cuh"
@@ -33,8 +34,22 @@ struct ForwardShared {
                        kBytes = kWindows + Shape::kWindowBytes + Shape::kInnerBytes;
 };
 
-template <class Shape, bool kHasTokens>
-__global__ void __launch_bounds__(Shape::kThreads, Shape::min_blocks(kHasTokens))
+// The scale of rows that a mask leaves no key: their output is 0.
+template <class Shape>
+__device__ __forceinline__ void scale_empty_rows(const Warp<Shape>& warp, const ForwardParams& params,
+                                                 const OnlineSoftmax<Shape::kThreadRows>& softmax, float valid,
+                                                 float (&scale)[Shape::kThreadRows]) {
+  bool some = false;
+  for_each_own<Shape::kThreadRows>([&](Own row) { some = some || softmax.sum[row] == 0; });
+  if (params.key_mask == nullptr || params.tokens.count > 0 || !warp_any(some)) return;
+  const uint32_t rows = rows_with_keys(warp, params.key_mask);
+  for_each_own<Shape::kThreadRows>([&](Own row) {
+    if ((rows >> row & 1) == 0) scale[row] = 0 * valid;
+  });
+}
+
+template <class Shape, bool kIsExtended>
+__global__ void __launch_bounds__(Shape::kThreads, Shape::min_blocks(kIsExtended))
     fused_forward_kernel(const __grid_constant__ ForwardParams params) {
   using Shared = ForwardShared<Shape>;
   using Tile = typename Shape::Tile;
@@ -51,7 +66,7 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::min_blocks(kHasTokens)
   warp.windows.template store<Side::kQueries>(geometry, block, seen_by_missing(geometry));
   block_sync();
   warp.store_inner();
-  KeyStream<Shape, kHasTokens> keys(warp, params.key, params.value, params.tokens, tiles);
+  KeyStream<Shape, kIsExtended> keys(warp, params, tiles);
   const int total = keys.total();
   if (Shape::kStages > 1) keys.load(0);
 
@@ -68,6 +83,7 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::min_blocks(kHasTokens)
     const int stage = step % Shape::kStages;
     const Box box = keys.next_box();
     if (Shape::kStages > 1 && step + 1 < total) keys.load((step + 1) % Shape::kStages);
+    if (keys.is_empty()) continue;
 
     typename Shape::Scores scores;
     const Tile key = tiles.at(0, stage), value = tiles.at(1, stage);
@@ -86,6 +102,7 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::min_blocks(kHasTokens)
     softmax.sum[row] = row_sum(softmax.sum[row]);
     scale[row] = softmax.sum[row] < INFINITY ? valid / softmax.sum[row] : NAN;
   });
+  if constexpr (kIsExtended) scale_empty_rows(warp, params, softmax, valid, scale);
   const Suspects suspects = store_rows(warp, {params.out, params.query.heads, params.value.features}, out, scale);
   if (warp.lane % 4 == 0)  // one of the four threads of a row
     for_each_row(warp, params.query.heads, [&](Own number, int64_t row) {
@@ -94,7 +111,7 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::min_blocks(kHasTokens)
   char* room = shared + Shared::kQuery + warp.first_row * Shape::kRowBytes;  // of the warp's own queries
   if (block.complete && suspects.some())
     for_each_suspect(geometry, block, params.query.heads, suspects,
-                     [&](int64_t row) { attend_again<typename Shape::Element>(params, room, row); });
+                     [&](int64_t row) { attend_again<typename Shape::Element, kIsExtended>(params, room, row); });
 }
 
 }  // namespace jax_na::cuda

@@ -11,15 +11,16 @@
 #include "cuda/block/shape.cuh"
 #include "cuda/block/tokens.cuh"
 #include "cuda/block/warp.cuh"
+#include "cuda/fused/key_mask.cuh"
 #include "cuda/fused/params.cuh"
 #include "cuda/geometry/tile.cuh"
 #include "cuda/ptx/sm80.cuh"
 
 namespace jax_na::cuda {
 
-// Without additional tokens (kHasTokens) nothing of them is left in the kernel: a second source of keys costs
-// registers.
-template <class Shape, bool kHasTokens>
+// Calls without additional tokens and without a mask have kernels of their own (kIsExtended), in which nothing of both
+// is left: a second source of keys costs registers.
+template <class Shape, bool kIsExtended>
 struct KeyStream {
   const Geometry& geometry;
   const Block& block;
@@ -29,20 +30,22 @@ struct KeyStream {
   Walk walk;       // over the boxes of the grid
   int boxes;       // of the grid
   int loaded = 0;  // boxes, of the grid and of additional tokens
+  ExistingKeys<Shape> existing;
 
-  __device__ __forceinline__ KeyStream(const Warp<Shape>& warp, const Operand& key_, const Operand& value_,
-                                       const AdditionalTokens& tokens_, ColumnTiles<Shape> tiles_)
+  template <class Params>
+  __device__ __forceinline__ KeyStream(const Warp<Shape>& warp, const Params& params, ColumnTiles<Shape> tiles_)
       : geometry(warp.geometry),
         block(warp.block),
-        key(key_),
-        value(value_),
-        tokens(tokens_),
+        key(params.key),
+        value(params.value),
+        tokens(params.tokens),
         tiles(tiles_),
         walk(make_walk(geometry.tiling, block.axis)),
-        boxes(walk.total()) {}
+        boxes(walk.total()),
+        existing{params.key_mask} {}
 
   __device__ __forceinline__ int total() const {
-    return kHasTokens ? boxes + (tokens.count + Shape::kColumns - 1) / Shape::kColumns : boxes;
+    return kIsExtended ? boxes + (tokens.count + Shape::kColumns - 1) / Shape::kColumns : boxes;
   }
 
   __device__ __forceinline__ Box box() const { return column_box(geometry.tiling, block, walk); }
@@ -51,6 +54,7 @@ struct KeyStream {
   __device__ __forceinline__ Box next_box() {
     const Box last = box();
     walk.step();
+    if constexpr (kIsExtended) existing.land();
     return last;
   }
 
@@ -58,21 +62,27 @@ struct KeyStream {
   __device__ __forceinline__ void load(int stage) {
     const int head = block.head / query_heads_per_kv_head(geometry.problem);
     const typename Shape::Tile to[2] = {tiles.at(0, stage), tiles.at(1, stage)};
-    if (!kHasTokens || loaded < boxes) {
+    if (!kIsExtended || loaded < boxes) {
       load_box<Shape>(geometry, block, box(), {key, value}, head, to);
+      if constexpr (kIsExtended) existing.load(geometry, block, box());
     } else {
       load_tokens<Shape, Shape::kColumns>(BoxTokens(block, tokens.count, (loaded - boxes) * Shape::kColumns),
                                           {0, 0, log2_of(Shape::kColumns)}, {tokens.key, tokens.value}, head, to);
       cp_async_commit();
+      existing.load_all();
     }
     ++loaded;
   }
 
+  // Whether all keys of the box that next_box() has returned are masked.
+  __device__ __forceinline__ bool is_empty() const { return kIsExtended && existing.bits == 0; }
+
   // Scores of box number `step`, of which `place` is the place if it is of the grid, as finish_scores.
   __device__ __forceinline__ void finish(const Warp<Shape>& warp, int step, const Box& place,
                                          typename Shape::Scores& scores) const {
-    if (!kHasTokens || step < boxes) {
+    if (!kIsExtended || step < boxes) {
       finish_scores<Side::kQueries>(warp, place.start, block.head, scores);
+      if constexpr (kIsExtended) existing.hide_others(warp.lane, scores);
       return;
     }
     scale_scores(geometry, scores);

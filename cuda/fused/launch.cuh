@@ -26,15 +26,21 @@ AdditionalTokens make_additional(const TokenArrays& a, const Problem& p) {
           a.count};
 }
 
+// Whether a call has more than queries, keys, values and a bias: kernels of such calls are instantiations of their own.
+template <class Args>
+bool is_extended(const Args& a) {
+  return a.tokens.count > 0 || a.key_mask != nullptr;
+}
+
 // Calls body(Shape) for the kernel with these features and rows; its result, or that there is none.
-template <class Math, Pass pass, bool kHasTokens, class Body>
+template <class Math, Pass pass, bool kIsExtended, class Body>
 const char* with_shape(const Problem& p, const int (&row_tile)[kAxes], const Body& body) {
   const char* result = kNoKernel;
   match<32, 64, 128, 256>(feature_bucket(p.head_dim, p.value_dim), [&](auto features) {
     constexpr int kFeatures = decltype(features)::value, kBytes = sizeof(typename Math::Element);
     match<kSmallRows, 32, 64, kLargeRows>(tokens_of(row_tile), [&](auto rows) {
       constexpr int kRows = decltype(rows)::value;
-      if constexpr (has_shape(pass, kFeatures * kBytes, kBytes, kRows, kHasTokens))
+      if constexpr (has_shape(pass, kFeatures * kBytes, kBytes, kRows, kIsExtended))
         result = body(typename ShapeFor<Math, kFeatures, kRows, pass>::type{});
     });
   });

@@ -2,6 +2,8 @@
 // Parameters of the fused kernels: what the host hands over with a launch.
 #pragma once
 
+#include <stdint.h>
+
 #include "cuda/block/block.cuh"
 #include "cuda/block/tokens.cuh"
 #include "cuda/geometry/strip.cuh"
@@ -18,8 +20,9 @@ struct ForwardParams {
   Geometry geometry;
   Operand query, key, value;
   AdditionalTokens tokens;
-  void* out;   // [batch, queries, heads, value_dim]
-  float* lse;  // [batch, queries, heads]
+  void* out;                // [batch, queries, heads, value_dim]
+  float* lse;               // [batch, queries, heads]
+  const uint8_t* key_mask;  // [batch, keys], 0 for keys that do not exist, or null
 };
 
 // Of both backward kernels, that of the queries and that of the keys.
@@ -34,8 +37,9 @@ struct BackwardParams {
   float* drpb;                  // [drpb_parts, heads, entries]
   int drpb_parts, drpb_blocks;  // blocks of one head
   Strip strip;
-  int entries_of_strip;   // of the bias table, from a warp's first strip to its second
-  bool tables_in_shared;  // what the warps add to until they store it
+  int entries_of_strip;     // of the bias table, from a warp's first strip to its second
+  bool tables_in_shared;    // what the warps add to until they store it
+  const uint8_t* key_mask;  // as above
 };
 
 }  // namespace jax_na::cuda

@@ -42,7 +42,8 @@ __device__ __forceinline__ float exponent_of(float lse) {
   return has_exact_lse(lse) ? lse * kLog2E : NAN;
 }
 
-template <class Element, class Params>
+// Where a call has no mask (kHasMask), nothing of it is left: it would cost registers that the kernels have not.
+template <class Element, bool kHasMask, class Params>
 __device__ __forceinline__ AttentionOperands<Element> operands_of(const Params& params, const Problem& problem) {
   const auto features = [](const Operand& operand) { return static_cast<const Element*>(operand.data); };
   const AdditionalTokens& tokens = params.tokens;
@@ -53,12 +54,13 @@ __device__ __forceinline__ AttentionOperands<Element> operands_of(const Params& 
           params.geometry.rpb,
           features(tokens.key),
           features(tokens.value),
-          tokens.count};
+          tokens.count,
+          kHasMask ? params.key_mask : nullptr};
 }
-template <class Element>
+template <class Element, bool kHasMask>
 __device__ __forceinline__ AttentionOperands<Element> gradient_operands_of(const BackwardParams& params,
                                                                            const Problem& problem) {
-  AttentionOperands<Element> operands = operands_of<Element>(params, problem);
+  AttentionOperands<Element> operands = operands_of<Element, kHasMask>(params, problem);
   operands.lse = params.lse;
   operands.delta = params.delta;
   operands.dout = static_cast<const Element*>(params.dout.data);
@@ -76,17 +78,17 @@ __device__ __forceinline__ void store_attention(const AttentionOperands<Element>
 }
 
 // out and lse of a row.
-template <class Element>
+template <class Element, bool kHasMask>
 __device__ __noinline__ void attend_again(const ForwardParams& params, char* room, int64_t row) {
   const Problem& problem = placed(params.geometry, room);
-  store_attention(operands_of<Element>(params, problem), row, params.out, params.lse);
+  store_attention(operands_of<Element, kHasMask>(params, problem), row, params.out, params.lse);
 }
 
 // dquery of a row.
-template <class Element>
+template <class Element, bool kHasMask>
 __device__ __noinline__ void find_query_gradient(const BackwardParams& params, char* room, int64_t row) {
   const Problem& problem = placed(params.geometry, room);
-  query_gradient_row(WarpTeam<Element>{}, gradient_operands_of<Element>(params, problem), row,
+  query_gradient_row(WarpTeam<Element>{}, gradient_operands_of<Element, kHasMask>(params, problem), row,
                      static_cast<Element*>(params.dquery));
 }
 
@@ -119,7 +121,7 @@ struct BiasPart {
 
 // Adds the dS of the queries whose LSE is not exact to a warp's table, in its 16 rows, from `first_row` on, of every
 // tile.
-template <class Element>
+template <class Element, bool kHasMask>
 __device__ __noinline__ void add_inexact_rows(const BackwardParams& params, char* room, int first_row, float* table) {
   const Geometry& geometry = params.geometry;
   const BiasPart mine(params, blockIdx.x);
@@ -132,18 +134,19 @@ __device__ __noinline__ void add_inexact_rows(const BackwardParams& params, char
     for (int i = 0; i < 16; ++i) {
       const int64_t row = row_index(geometry, block, heads, first_row + i);
       if (row < 0 || has_exact_lse(params.lse[row])) continue;
-      const AttentionOperands<Element> operands = gradient_operands_of<Element>(params, placed(geometry, room));
+      const AttentionOperands<Element> operands =
+          gradient_operands_of<Element, kHasMask>(params, placed(geometry, room));
       bias_gradient_row(WarpTeam<Element>{}, operands, row, table);
     }
   }
 }
 
 // dkey and dvalue of a row, the features in `range`.
-template <class Element>
+template <class Element, bool kHasMask>
 __device__ __noinline__ void find_key_gradients(const BackwardParams& params, char* room, int64_t row,
                                                 FeatureRange range) {
   const Problem& problem = placed(params.geometry, room);
-  const AttentionOperands<Element> operands = gradient_operands_of<Element>(params, problem);
+  const AttentionOperands<Element> operands = gradient_operands_of<Element, kHasMask>(params, problem);
 #pragma unroll 1  // the same code for both
   for (int which = 0; which < 2; ++which)
     key_side_row(WarpTeam<Element>{}, operands, row, which == 0 ? OfKey::kKey : OfKey::kValue,

@@ -24,10 +24,10 @@ int row_bytes_of(const Query& query) {
 KernelSizes shapes_of(Pass pass, const Query& query) {
   const int element_bytes = kDTypeBytes[static_cast<int>(query.dtype)];
   const int row_bytes = row_bytes_of(query);
-  const bool has_tokens = has(query.operands, Operand::kTokenKey);
+  const bool is_extended = has(query.operands, Operand::kTokenKey) || has(query.operands, Operand::kKeyMask);
   KernelSizes shapes{};
   for (int rows = kSmallRows; row_bytes > 0 && rows <= kLargeRows; rows *= 2)
-    if (has_shape(pass, row_bytes, element_bytes, rows, has_tokens))
+    if (has_shape(pass, row_bytes, element_bytes, rows, is_extended))
       shapes.at[shapes.count++] = {rows, rows == kLargeRows ? 32 : 16, streamed_tokens(pass, row_bytes, rows)};
   return shapes;
 }
@@ -90,7 +90,8 @@ const char* run_key_pass(const void* args, Stream stream) {
 
 template <Pass pass>
 constexpr CudaVariant portable(Target target, const char* (*run)(const void*, Stream)) {
-  constexpr Operands kTakes = bit(Operand::kRpb) | bit(Operand::kTokenKey) | bit(Operand::kTokenValue);
+  constexpr Operands kTakes =
+      bit(Operand::kRpb) | bit(Operand::kTokenKey) | bit(Operand::kTokenValue) | bit(Operand::kKeyMask);
   return {
       {target, pass, "portable", Form::kTilePair, kTakes, kHalfOrSingle, obstacle, tile_obstacle<pass>, tilings<pass>},
       run,

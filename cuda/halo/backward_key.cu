@@ -15,15 +15,17 @@ const char* launch_halo_key(const BackwardArgs& a, const HaloSizes& sizes, Strea
                          params.layout.bytes, stream, params);
 }
 
-template <class Math, bool kHasBias>
+template <class Math, bool kHasBias, bool kHasMask>
 const char* run_halo_key(const BackwardArgs& a, Stream stream) {
-  return with_backward_shape<Pass::kBackwardKey, Math, kHasBias>(
+  return with_backward_shape<Pass::kBackwardKey, Math, kHasBias, kHasMask>(
       a, [&](auto shape, const HaloSizes& sizes) { return launch_halo_key<decltype(shape)>(a, sizes, stream); });
 }
 
 template <class Math>
 const char* run_halo_key(const BackwardArgs& a, Stream stream) {
-  return a.rpb != nullptr ? run_halo_key<Math, true>(a, stream) : run_halo_key<Math, false>(a, stream);
+  return with_operands(a, [&](auto has_bias, auto has_mask) {
+    return run_halo_key<Math, decltype(has_bias)::value, decltype(has_mask)::value>(a, stream);
+  });
 }
 
 template const char* run_halo_key<JAX_NA_MATH>(const BackwardArgs&, Stream);

@@ -45,11 +45,25 @@ struct HaloKeySums {
     clear(dvalue);
   }
 
-  __device__ __forceinline__ void store(const HaloTables<Shape>& tables, int lane, uint32_t batch, int head) const {
+  __device__ __forceinline__ void store(const HaloTables<Shape>& tables, int lane, uint32_t batch, int head) {
     const BackwardParams& call = tables.p.call;
     const int64_t row = first_row(tables.problem(), batch, head);
+    if constexpr (Shape::kHasMask) clear_masked(tables, batch);
     store_halo_rows(tables, lane, {call.dkey, call.key.heads, call.key.features}, row, dkey, call.scale);
     store_halo_rows(tables, lane, {call.dvalue, call.key.heads, call.value.features}, row, dvalue, 1);
+  }
+
+  // Zeros for the sums of the thread's own keys that do not exist, whatever these sums are.
+  __device__ __forceinline__ void clear_masked(const HaloTables<Shape>& tables, uint32_t batch) {
+    const Problem& problem = tables.problem();
+    const uint8_t* mask = tables.p.call.key_mask + renewed(batch) * key_tokens(problem);
+    for_each_own<2>([&](Own half) {
+      const int within = tables.row_place(first_own_row() + 8 * half);
+      if (within < 0 || mask[within / problem.kv_heads] != 0) return;
+      const auto clear_pair = [](float& first, float& second, Own) { first = second = 0; };
+      for_each_pair(dkey, half, clear_pair);
+      for_each_pair(dvalue, half, clear_pair);
+    });
   }
 };
 

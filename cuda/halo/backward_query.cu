@@ -24,15 +24,17 @@ const char* launch_halo_query(const BackwardArgs& a, const HaloSizes& sizes, Str
   return launch(kernel, int64_t{blocks} * groups, S::kThreads, params.layout.bytes, stream, params);
 }
 
-template <class Math, bool kHasBias>
+template <class Math, bool kHasBias, bool kHasMask>
 const char* run_halo_query(const BackwardArgs& a, Stream stream) {
-  return with_backward_shape<Pass::kBackwardQuery, Math, kHasBias>(
+  return with_backward_shape<Pass::kBackwardQuery, Math, kHasBias, kHasMask>(
       a, [&](auto shape, const HaloSizes& sizes) { return launch_halo_query<decltype(shape)>(a, sizes, stream); });
 }
 
 template <class Math>
 const char* run_halo_query(const BackwardArgs& a, Stream stream) {
-  return a.rpb != nullptr ? run_halo_query<Math, true>(a, stream) : run_halo_query<Math, false>(a, stream);
+  return with_operands(a, [&](auto has_bias, auto has_mask) {
+    return run_halo_query<Math, decltype(has_bias)::value, decltype(has_mask)::value>(a, stream);
+  });
 }
 
 template const char* run_halo_query<JAX_NA_MATH>(const BackwardArgs&, Stream);

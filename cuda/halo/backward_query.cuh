@@ -14,6 +14,7 @@
 #include "cuda/fused/rows.cuh"
 #include "cuda/halo/bias.cuh"
 #include "cuda/halo/copies.cuh"
+#include "cuda/halo/key_mask.cuh"
 #include "cuda/halo/make.cuh"
 #include "cuda/halo/scores.cuh"
 #include "cuda/halo/store.cuh"
@@ -108,6 +109,7 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kMinBlocks)
     const uint32_t batch = unit / tiles, tile = unit - batch * tiles;
     maker.open(tile, opened);
     if (!tables.has_rows()) continue;
+    if constexpr (Shape::kHasMask) find_existing<Shape>(params, dynamic_shared(), batch);
 #pragma unroll 1
     for (int first_head = work.first_head; first_head < work.stop_head; first_head += Shape::kHeads) {
       load_halo(tables, batch, first_head);

@@ -26,23 +26,31 @@ constexpr int halo_row_bytes(int features) { return 2 * features * halo_heads(fe
 // Columns that a warp scores at a time: its whole box where the registers have room for all scores, else a part of it.
 constexpr int kMostWholeColumns = 104, kPartColumns = 96, kLongPartColumns = 128;
 constexpr bool is_whole_box(int columns) { return columns != kPartColumns && columns != kLongPartColumns; }
-constexpr bool has_long_parts(int features) { return features <= 64; }
-constexpr int halo_columns(int box_columns, int features) {
+
+// A mask has kernels of its own, because it costs registers, and few, because each takes its time to compile.
+constexpr bool has_forward_shape(int features, int columns, bool has_mask) {
+  if (has_mask) return columns == kMostWholeColumns || columns == kPartColumns;
+  return columns != kLongPartColumns || features <= 64;
+}
+constexpr int halo_columns(int box_columns, int features, bool has_mask) {
   for (const int whole : {32, 64, kMostWholeColumns})
-    if (box_columns <= whole) return whole;
+    if (box_columns <= whole && has_forward_shape(features, whole, has_mask)) return whole;
   const int in_parts = ceil_div(box_columns, kPartColumns) * kPartColumns;
   const int in_long_parts = ceil_div(box_columns, kLongPartColumns) * kLongPartColumns;
-  return has_long_parts(features) && in_long_parts <= in_parts ? kLongPartColumns : kPartColumns;
+  const bool has_long_parts = has_forward_shape(features, kLongPartColumns, has_mask);
+  return has_long_parts && in_long_parts <= in_parts ? kLongPartColumns : kPartColumns;
 }
 
 // Backward there are two scores of a pair, and no maximum that parts would have to correct. More columns at a time need
 // more registers than there are beside the sums of wide rows or the bias.
 constexpr int kFewColumns = 32, kMiddleColumns = 56, kManyColumns = 64;
 
-// The pass of a kernel, and whether the call has a bias, whose gradient is part of the queries' pass.
+// The pass of a kernel, whether the call has a bias, whose gradient is part of the queries' pass, and whether it has a
+// mask of keys.
 struct HaloUse {
   Pass pass;
   bool has_bias;
+  bool has_mask = false;
 };
 
 constexpr bool adds_bias(const HaloUse& use) { return use.has_bias && use.pass == Pass::kBackwardQuery; }
@@ -52,7 +60,7 @@ constexpr int most_halo_features(Pass pass) { return pass == Pass::kBackwardKey 
 
 constexpr bool has_backward_shape(const HaloUse& use, int features, int columns) {
   if (features > most_halo_features(use.pass)) return false;
-  if (columns == kFewColumns) return true;
+  if (columns == kFewColumns || use.has_mask) return columns == kFewColumns;
   if (use.pass == Pass::kBackwardKey) return columns == kMiddleColumns || features == 32;
   return columns == kMiddleColumns ? features <= 64 : features == 32 || (features == 64 && !use.has_bias);
 }
@@ -169,7 +177,7 @@ constexpr HaloSizes halo_sizes(const Problem& problem, const HaloUse& use, const
   }
   const int features = feature_bucket(problem.head_dim, problem.value_dim);
   const double bytes = 2. * sizes.halo_tokens * halo_row_bytes(features);
-  sizes.columns = use.pass == Pass::kForward ? halo_columns(sizes.inside, features)
+  sizes.columns = use.pass == Pass::kForward ? halo_columns(sizes.inside, features, use.has_mask)
                                              : halo_backward_columns(use, sizes.inside, bytes, features);
   sizes.parts = ceil_div(sizes.box_tokens, sizes.columns);
   return sizes;
@@ -201,6 +209,7 @@ struct HaloLayout {
   int bias_columns;  // int [parts * columns]: what a column of the box adds to the entry of a pair
   int bias_parts;    // int [positions]: what an axis of the row adds
   int bias_rows;     // int [kHaloRows]: what a row adds
+  int existing;      // uint32 [kHaloWarps][parts][4]: columns that exist, if they have a mask
   int bytes;
 };
 
@@ -256,6 +265,8 @@ constexpr HaloLayout halo_layout(const Problem& problem, const HaloSizes& sizes,
   at.bias = at.bias_rows + (use.has_bias ? kHaloRows * kWord : 0);
   at.drpb = at.bias + (use.has_bias ? heads * bias_entries(problem) * kWord : 0);
   at.bytes = at.drpb + (adds_bias(use) ? kHaloWarps * table * kWord : 0);
+  at.existing = at.bytes;
+  at.bytes += use.has_mask && use.pass != Pass::kBackwardKey ? kHaloWarps * sizes.parts * kWords : 0;
   return at;
 }
 

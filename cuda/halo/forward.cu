@@ -17,23 +17,23 @@ const char* launch_halo_forward(const ForwardArgs& a, const HaloSizes& sizes, St
   call.value = make_operand<typename S::Math>(a.value, p.kv_heads, p.value_dim);
   call.out = a.out;
   call.lse = a.lse;
+  call.key_mask = a.key_mask;
   const auto params = halo_params<S>(a, call, a.tiles.query, sizes);
   return launch_resident(fused_halo_forward_kernel<S>, {params.units, params.call.geometry.tiles}, S::kThreads,
                          params.layout.bytes, stream, params);
 }
 
 // The kernel for so many features and columns; its result, or that there is none.
-template <class Math, bool kHasBias>
+template <class Math, bool kHasBias, bool kHasMask>
 const char* run_halo_forward(const ForwardArgs& a, Stream stream) {
-  const HaloSizes sizes = halo_sizes(a.problem, {Pass::kForward, kHasBias}, a.tiles.query);
+  const HaloSizes sizes = halo_sizes(a.problem, {Pass::kForward, kHasBias, kHasMask}, a.tiles.query);
   const char* result = kNoKernel;
   match<32, 64, 128>(feature_bucket(a.problem.head_dim, a.problem.value_dim), [&](auto features) {
     match<32, 64, kMostWholeColumns, kPartColumns, kLongPartColumns>(sizes.columns, [&](auto columns) {
       constexpr int kFeatures = decltype(features)::value, kColumns = decltype(columns)::value;
-      if constexpr (kColumns != kLongPartColumns || has_long_parts(kFeatures))
-        result =
-            launch_halo_forward<HaloShape<Pass::kForward, Math, kFeatures, kColumns, kHasBias, is_whole_box(kColumns)>>(
-                a, sizes, stream);
+      using Shape = HaloShape<Pass::kForward, Math, kFeatures, kColumns, kHasBias, kHasMask, is_whole_box(kColumns)>;
+      if constexpr (has_forward_shape(kFeatures, kColumns, kHasMask))
+        result = launch_halo_forward<Shape>(a, sizes, stream);
     });
   });
   return result;
@@ -41,7 +41,9 @@ const char* run_halo_forward(const ForwardArgs& a, Stream stream) {
 
 template <class Math>
 const char* run_halo_forward(const ForwardArgs& a, Stream stream) {
-  return a.rpb != nullptr ? run_halo_forward<Math, true>(a, stream) : run_halo_forward<Math, false>(a, stream);
+  return with_operands(a, [&](auto has_bias, auto has_mask) {
+    return run_halo_forward<Math, decltype(has_bias)::value, decltype(has_mask)::value>(a, stream);
+  });
 }
 
 template const char* run_halo_forward<JAX_NA_MATH>(const ForwardArgs&, Stream);

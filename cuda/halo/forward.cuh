@@ -17,6 +17,7 @@
 #include "cuda/block/store.cuh"
 #include "cuda/block/suspects.cuh"
 #include "cuda/halo/copies.cuh"
+#include "cuda/halo/key_mask.cuh"
 #include "cuda/halo/make.cuh"
 #include "cuda/halo/scores.cuh"
 #include "cuda/halo/store.cuh"
@@ -65,13 +66,14 @@ struct HaloAttention : HaloScores<Shape> {
     const int64_t first_row = renewed(batch) * query_tokens(tables.problem()) * call.query.heads + head;
     const int features = call.value.features;
     const float valid = tables.is_complete() ? 1.f : NAN;  // a window reaches beyond the keys present: say so
-    bool all_finite = true;
+    bool all_finite = true, sees_some[2] = {true, true};
+    if constexpr (Shape::kHasMask) this->find_seen(sees_some);
     for_each_own<2>([&](Own half) {
       const float sum = row_sum(softmax.sum[half]);
       const int within = tables.row_place(first_own_row() + 8 * half);
       if (within < 0) return;
       const int64_t row = first_row + within;
-      const float scale = sum < INFINITY ? valid / sum : NAN;
+      const float scale = !sees_some[half] ? 0 * valid : sum < INFINITY ? valid / sum : NAN;
       auto* to = static_cast<typename Shape::Element*>(call.out) + row * features;
       all_finite = store_halo_row(to, features, lane(), out, half, scale) && all_finite;
       if (lane() % 4 == 0)  // one of the four threads of a row
@@ -105,6 +107,7 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kMinBlocks)
     const uint32_t batch = unit / tiles, tile = unit - batch * tiles;
     maker.open(tile, opened);
     if (!tables.has_rows()) continue;
+    if constexpr (Shape::kHasMask) find_existing<Shape>(params, dynamic_shared(), batch);
 #pragma unroll 1
     for (int first_head = 0; first_head < heads; first_head += Shape::kHeads) {
       load_halo(tables, batch, first_head);

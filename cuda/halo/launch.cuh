@@ -2,6 +2,8 @@
 // What the launchers of the halo kernels share.
 #pragma once
 
+#include <type_traits>
+
 #include "common/dispatch.h"
 #include "cuda/halo/config.h"
 #include "cuda/halo/shape.cuh"
@@ -20,15 +22,24 @@ HaloParams<typename Shape::Call> halo_params(const Args& a, const typename Shape
   return params;
 }
 
+// Calls run(whether the call has a bias, whether it has a mask), constants.
+template <class Args, class Run>
+const char* with_operands(const Args& a, const Run& run) {
+  const auto with_bias = [&](auto has_mask) {
+    return a.rpb != nullptr ? run(std::true_type{}, has_mask) : run(std::false_type{}, has_mask);
+  };
+  return a.key_mask != nullptr ? with_bias(std::true_type{}) : with_bias(std::false_type{});
+}
+
 // Calls launch(shape, sizes) with the shape of a backward kernel for so many features and columns; its result, or that
 // there is none.
-template <Pass kPass, class Math, bool kHasBias, class Launch>
+template <Pass kPass, class Math, bool kHasBias, bool kHasMask, class Launch>
 const char* with_backward_shape(const BackwardArgs& a, const Launch& launch) {
-  const HaloSizes sizes = halo_sizes(a.problem, {kPass, kHasBias}, a.tiles.query);
+  const HaloSizes sizes = halo_sizes(a.problem, {kPass, kHasBias, kHasMask}, a.tiles.query);
   const char* result = kNoKernel;
   match<32, 64, 128>(feature_bucket(a.problem.head_dim, a.problem.value_dim), [&](auto features) {
     match<kFewColumns, kMiddleColumns, kManyColumns>(sizes.columns, [&](auto columns) {
-      using Shape = HaloShape<kPass, Math, decltype(features)::value, decltype(columns)::value, kHasBias>;
+      using Shape = HaloShape<kPass, Math, decltype(features)::value, decltype(columns)::value, kHasBias, kHasMask>;
       if constexpr (has_backward_shape(Shape::kUse, Shape::kFeatures, Shape::kColumns)) result = launch(Shape{}, sizes);
     });
   });

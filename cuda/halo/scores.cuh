@@ -80,6 +80,28 @@ struct HaloScores {
         visible[half] = tables.seen(part, position, lane() % 4);
       }
     }
+    if constexpr (!Shape::kHasMask || !HaloTables<Shape>::kOfQueries) return;
+    const uint32_t existing = tables.existing(part, lane() % 4);
+    visible[0] &= existing;
+    visible[1] &= existing;
+  }
+
+  // Whether the thread's own rows see a key. A row that sees none because of a mask has a result that is known: it is
+  // no suspect, as one would be whose scores have all become -inf.
+  __device__ __forceinline__ void find_seen(bool (&some)[2]) const {
+    uint32_t seen[2] = {};
+#pragma unroll 1
+    for (int part = 0; part < tables.parts(); ++part) {
+      uint32_t visible[2];
+      find_visible(visible, part);
+      seen[0] |= visible[0];
+      seen[1] |= visible[1];
+    }
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      seen[half] |= shuffle_xor(seen[half], 1);
+      some[half] = (seen[half] | shuffle_xor(seen[half], 2)) != 0;  // of the four lanes that share the row
+    }
   }
 
   // Products -> scores: scaled, with bias, -inf where a pair does not see each other.

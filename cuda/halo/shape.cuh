@@ -14,14 +14,15 @@
 namespace jax_na::cuda {
 
 // kColumns columns of a box are scored at a time, of tokens with room for kFeatures; kIsWhole: they are all.
-template <Pass kPass, class Math_, int kFeatures_, int kColumns_, bool kHasBias_, bool kIsWhole_ = false>
+template <Pass kPass, class Math_, int kFeatures_, int kColumns_, bool kHasBias_, bool kHasMask_,
+          bool kIsWhole_ = false>
 struct HaloShape {
   using Call = std::conditional_t<kPass == Pass::kForward, ForwardParams, BackwardParams>;
   using Math = Math_;
   using Element = typename Math::Element;
   static constexpr int kFeatures = kFeatures_, kColumns = kColumns_;
-  static constexpr bool kIsWhole = kIsWhole_, kHasBias = kHasBias_;
-  static constexpr HaloUse kUse{kPass, kHasBias};
+  static constexpr bool kIsWhole = kIsWhole_, kHasBias = kHasBias_, kHasMask = kHasMask_;
+  static constexpr HaloUse kUse{kPass, kHasBias, kHasMask};
   static constexpr bool kAddsBias = adds_bias(kUse);
   static constexpr Side kRowSide = kPass == Pass::kBackwardKey ? Side::kKeys : Side::kQueries;
   static constexpr int kThreads = 32 * kHaloWarps, kHeads = halo_heads(kFeatures);

@@ -55,7 +55,8 @@ __device__ __noinline__ void compute_suspects(const HaloParams<ForwardParams>& p
   const HaloTables<Shape> tables{params, shared};
   const ForwardParams& call = params.call;
   for_each_stored_row(tables, call.query.heads, [&](int64_t row, int) {
-    if (is_suspect<Element>(call.out, row, call.value.features)) attend_again<Element>(call, tables.room(), row);
+    if (is_suspect<Element>(call.out, row, call.value.features))
+      attend_again<Element, Shape::kHasMask>(call, tables.room(), row);
   });
 }
 
@@ -67,10 +68,10 @@ __device__ __noinline__ void compute_query_suspects(const HaloParams<BackwardPar
   const BackwardParams& call = params.call;
   for_each_stored_row(tables, call.query.heads, [&](int64_t row, int head) {
     if (is_suspect<Element>(call.dquery, row, call.query.features))
-      find_query_gradient<Element>(call, tables.room(), row);
+      find_query_gradient<Element, Shape::kHasMask>(call, tables.room(), row);
     if (!Shape::kAddsBias || has_exact_lse(call.lse[row])) return;
     const AttentionOperands<Element> operands =
-        gradient_operands_of<Element>(call, placed(call.geometry, tables.room()));
+        gradient_operands_of<Element, Shape::kHasMask>(call, placed(call.geometry, tables.room()));
     bias_gradient_row(WarpTeam<Element>{}, operands, row, halo_slot(call, own_halo_part(call), head));
   });
 }
@@ -83,7 +84,7 @@ __device__ __noinline__ void compute_key_suspects(const HaloParams<BackwardParam
   for_each_stored_row(tables, call.key.heads, [&](int64_t row, int) {
     if (is_suspect<Element>(call.dkey, row, call.key.features) ||
         is_suspect<Element>(call.dvalue, row, call.value.features))
-      find_key_gradients<Element>(call, tables.room(), row, {0, Shape::kFeatures});
+      find_key_gradients<Element, Shape::kHasMask>(call, tables.room(), row, {0, Shape::kFeatures});
   });
 }
 

@@ -84,6 +84,14 @@ struct HaloTables {
   __device__ __forceinline__ uint32_t seen(int part, const int (&position)[kAxes], int column) const {
     return seen(part, 0, position[0], column) & seen(part, 1, position[1], column) & seen(part, 2, position[2], column);
   }
+
+  // With a mask, which keys of a part of the warp's box exist. The other tables are kept from batch entry to batch
+  // entry, this one is not.
+  __device__ __forceinline__ uint32_t& existing(int part, int column) const {
+    const int warp = static_cast<int>(threadIdx.x) / 32;
+    return at<uint32_t>(p.layout.existing)[(warp * p.sizes.parts + part) * 4 + column];
+  }
+
   __device__ __forceinline__ int state(int axis) const { return at<int>(p.layout.state)[axis]; }
   __device__ __forceinline__ bool has_rows() const {
     return state(0) != kNoRows && state(1) != kNoRows && state(2) != kNoRows;

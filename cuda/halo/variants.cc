@@ -16,7 +16,9 @@ const char* run_halo_key(const BackwardArgs&, Stream);
 
 namespace {
 
-HaloUse use_of(const Query& query, Pass pass) { return {pass, has(query.operands, Operand::kRpb)}; }
+HaloUse use_of(const Query& query, Pass pass) {
+  return {pass, has(query.operands, Operand::kRpb), has(query.operands, Operand::kKeyMask)};
+}
 
 template <Pass pass>
 void obstacle(const Query& query, Text& text) {
@@ -123,9 +125,9 @@ const char* run_key(const void* args, Stream stream) {
 template <Pass pass, int kRoom>
 constexpr CudaVariant halo(const char* name, const char* capability) {
   constexpr bool kIsForward = pass == Pass::kForward;
-  return {{kIsForward ? Target::kFusedForward : Target::kFusedBackward, pass, name, Form::kTile, bit(Operand::kRpb),
-           type_bit(DType::kBFloat16) | type_bit(DType::kFloat16), obstacle<pass>, tile_obstacle<pass, kRoom>,
-           tilings<pass, kRoom>, capability},
+  return {{kIsForward ? Target::kFusedForward : Target::kFusedBackward, pass, name, Form::kTile,
+           bit(Operand::kRpb) | bit(Operand::kKeyMask), type_bit(DType::kBFloat16) | type_bit(DType::kFloat16),
+           obstacle<pass>, tile_obstacle<pass, kRoom>, tilings<pass, kRoom>, capability},
           kIsForward        ? run_forward
           : keys_stay(pass) ? run_key
                             : run_query,

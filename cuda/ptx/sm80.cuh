@@ -60,6 +60,7 @@ __device__ __forceinline__ Value shuffle_xor(Value value, int mask) {
 }
 __device__ __forceinline__ bool warp_all(bool value) { return __all_sync(~0u, value); }
 __device__ __forceinline__ bool warp_any(bool value) { return __any_sync(~0u, value); }
+__device__ __forceinline__ uint32_t warp_ballot(bool value) { return __ballot_sync(~0u, value); }  // bit i of lane i
 __device__ __forceinline__ int warp_min(int value) { return __reduce_min_sync(~0u, value); }
 __device__ __forceinline__ int warp_max(int value) { return __reduce_max_sync(~0u, value); }
 

@@ -27,7 +27,8 @@ __global__ void numbers(const __grid_constant__ Words params) {
   out[6] = float_bits(exp2_approx(input));
 }
 
-// in: value, lane, mask per thread of one block; out: 8 words per thread.
+// in: value, lane, mask per thread of one block; out: 8 words per thread. The last has no bit set: shared memory is
+// aligned, and a vote has the bits that shuffles collect.
 __global__ void warps(const __grid_constant__ Words params) {
   const uint32_t* in = params.in + 3 * threadIdx.x;
   uint32_t* out = params.out + 8 * threadIdx.x;
@@ -40,7 +41,10 @@ __global__ void warps(const __grid_constant__ Words params) {
   out[4] = warp_all(value > -2000000000);
   out[5] = warp_any(value > 2000000000);
   out[6] = float_bits(read_only(reinterpret_cast<const float*>(in)));
-  out[7] = shared_address(dynamic_shared()) % 1024;
+  const bool vote = in[0] % 2 == 1;
+  uint32_t votes = 0;
+  for (int i = 0; i < 32; ++i) votes |= shuffle(uint32_t{vote}, i) << i;
+  out[7] = shared_address(dynamic_shared()) % 1024 | (warp_ballot(vote) ^ votes);
 }
 
 // in: 512 chunks of 16 bytes, then per thread of one block: which chunk is copied to chunk (thread + 128 j), j < 4,

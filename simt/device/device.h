@@ -58,6 +58,7 @@ __forceinline__ Value shuffle_xor(Value value, int mask) {
 }
 __forceinline__ bool warp_all(bool value) { return simt::warp_all(value); }
 __forceinline__ bool warp_any(bool value) { return simt::warp_any(value); }
+__forceinline__ uint32_t warp_ballot(bool value) { return simt::warp_ballot(value); }
 __forceinline__ int warp_min(int value) { return simt::warp_min(value); }
 __forceinline__ int warp_max(int value) { return simt::warp_max(value); }
 

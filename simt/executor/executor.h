@@ -57,6 +57,7 @@ uint32_t shuffle(uint32_t value, int lane);
 uint32_t shuffle_xor(uint32_t value, int mask);
 bool warp_all(bool value);
 bool warp_any(bool value);
+uint32_t warp_ballot(bool value);
 int warp_min(int value);
 int warp_max(int value);
 

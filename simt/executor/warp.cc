@@ -118,6 +118,15 @@ bool warp_all(bool value) {
 bool warp_any(bool value) {
   return reduce("warp_any", __builtin_return_address(0), value, [](int left, int right) { return left | right; });
 }
+uint32_t warp_ballot(bool value) {
+  uint32_t mine = value;
+  collective<kWarp>("warp_ballot", __builtin_return_address(0), mine, [](uint32_t** all) {
+    uint32_t votes = 0;
+    for (int i = 0; i < kWarp; ++i) votes |= *all[i] << i;
+    for (int i = 0; i < kWarp; ++i) *all[i] = votes;
+  });
+  return mine;
+}
 int warp_min(int value) {
   return reduce("warp_min", __builtin_return_address(0), value,
                 [](int left, int right) { return std::min(left, right); });
