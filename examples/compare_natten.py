@@ -81,8 +81,20 @@ def main() -> int:
         "--tolerance", type=float, default=1e-4, help="largest relative difference, default 1e-4"
     )
     options = parser.parse_args()
+    try:
+        return compare(options)
+    except (ValueError, TypeError, OSError) as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        if not options.heads_first:
+            print("if the arrays have the heads before the tokens: --heads-first", file=sys.stderr)
+        return 2
+
+
+def compare(options: argparse.Namespace) -> int:
+    """Prints the differences; 0 if all are small."""
     arrays = read(options.file, options.heads_first)
     neighborhood = neighborhood_of(arrays)
+    neighborhood.axes(arrays["query"].shape[1:-2])  # raises an error if windows do not fit
     print(f"query {arrays['query'].shape}, {neighborhood}")
     worst = 0.0
     for row in jax_na.implementations(jnp.asarray(arrays["query"]), neighborhood):

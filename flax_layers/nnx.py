@@ -31,8 +31,17 @@ class NeighborhoodAttention(nnx.Module):
       qkv_features: features of all heads of the query; `in_features` if None.
       out_features: features of the output; `in_features` if None.
       num_kv_heads: heads of key and value; a divisor of `num_heads`, which is the default (grouped heads).
+      stride, dilation, is_causal, is_periodic: see `jax_na.neighborhood_attention`; one value or one per
+        axis.
       rank: number of spatial axes, needed if kernel_size, stride, dilation, is_causal and is_periodic are
         single values.
+      rel_pos_bias: learn a relative positional bias, `rpb [heads, 2 * kernel_size - 1, ...]`, in float32.
+      scale: factor of the logits; `head_dim ** -0.5` if None. cosine_scale: in its place, cosine attention
+        with a learned factor per head, which begins with this number.
+      position: a function of query and key, after the norm, that returns both with their positions in them.
+      head_groups: pairs of kernel_size and dilation, one for each group of neighbouring heads; if the heads
+        do not divide, the last groups have one more. Group i has a bias `rpb_i`.
+      implementation: see `jax_na.neighborhood_attention`.
       in_kv_features: features of `inputs_k` and `inputs_v`; `in_features` if None.
       dropout_rate, heads_dropout_rate: dropout of the output projection's result, and of what the heads
         return, before it; the attention probabilities have none.

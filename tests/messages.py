@@ -275,7 +275,7 @@ TYPE_ERRORS = {
     ),
     "traced scale": (
         lambda: jax.eval_shape(lambda scale: attend(scale=scale), np.float32(1)),
-        "scale is traced, but it must be known when compiling: multiply the query instead",
+        "scale is traced, but it must be known when compiling: multiply the query by it, and give scale=1.0",
     ),
     "rpb is no array": (lambda: attend(rpb=1.0), "rpb must be an array, got float"),
     "rpb of integers": (

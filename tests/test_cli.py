@@ -198,6 +198,15 @@ ERRORS = {
     "no problem": (["profile", "--heads", "2"], "give a grid like 56x56 or a problem's name"),
     "two problems": (["profile", "9", "--preset", "nat-s1-56"], "one of them"),
     "tuning is off": (["tune", *SMALL, "--json", "--tiles", "1"], "JAX_NA_TUNING=off"),
+    "heads of no group": (
+        ["profile", *SMALL, "--heads", "4", "--kv-heads", "3", "--dry-run"],
+        "number of those is 2",
+    ),
+    "no picture": (["profile", *SMALL, "--chart", "c.txt"], "c.txt must end with one of .png, .svg, .pdf"),
+    "no picture of a window": (["window", "9x9", "--output", "w"], "w must end with one of .png, .svg, .pdf"),
+    "a chart of nothing": (["profile", *SMALL, "--dry-run", "--chart", "c.png"], "there is nothing to draw"),
+    "another device": (["profile", *SMALL, "--device", "h100"], "--device is for --dry-run"),
+    "nothing to measure": (["tune", "9x9", "--merge", "f.json"], "leave the problem away"),
 }
 
 

@@ -61,6 +61,17 @@ def test_results_that_differ(script, saved, tmp_path, monkeypatch, capsys):
     assert "they differ by" in capsys.readouterr().out
 
 
+def test_heads_in_front(script, saved, tmp_path, monkeypatch, capsys):
+    """The most likely mistake is named."""
+    moved = {name: np.moveaxis(x, -2, 1) if x.ndim == 5 else x for name, x in saved.items()}
+    np.savez(tmp_path / "saved.npz", **moved)
+    monkeypatch.setattr("sys.argv", ["compare_natten.py", str(tmp_path / "saved.npz")])
+    assert script.main() == 2
+    printed = capsys.readouterr().err
+    assert "exceeds length" in printed
+    assert printed.endswith("if the arrays have the heads before the tokens: --heads-first\n")
+
+
 def test_a_file_without_results(script, saved, tmp_path):
     np.savez(tmp_path / "saved.npz", query=saved["query"])
     with pytest.raises(ValueError, match="has no kernel_size, key, out, value"):

@@ -97,21 +97,28 @@ def test_without_torch(rng, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     model = small_models.random(NAT, TINY, rng)
     message = re.escape("nat.pth needs PyTorch: pip install torch, or write the arrays as .safetensors")
+    (tmp_path / "nat.pth").touch()
     with pytest.raises(ImportError, match=message):
         pretrained.load(model, tmp_path / "nat.pth")
     with pytest.raises(ImportError, match=message):
         pretrained.save(model, tmp_path / "nat.pth")
 
 
-def test_without_safetensors(rng, monkeypatch):
+def test_without_safetensors(rng, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "safetensors.numpy", None)
+    file = tmp_path / "a.safetensors"
+    file.touch()
     with pytest.raises(ImportError, match=r"a\.safetensors needs safetensors: pip install safetensors"):
-        pretrained.load(small_models.random(NAT, TINY, rng), "a.safetensors")
+        pretrained.load(small_models.random(NAT, TINY, rng), file)
 
 
 def test_files_of_torch(rng, tmp_path, monkeypatch):
     """Through what PyTorch has for it; only arrays are read, also where they are one level down."""
     kept, asked = {}, []
+
+    def save(arrays, path):
+        kept[path] = arrays
+        path.touch()
 
     def load(path, **options):
         asked.append(options)
@@ -119,7 +126,7 @@ def test_files_of_torch(rng, tmp_path, monkeypatch):
 
     torch = types.ModuleType("torch")
     torch.from_numpy, torch.load = np.asarray, load
-    torch.save = lambda arrays, path: kept.update({path: arrays})
+    torch.save = save
     monkeypatch.setitem(sys.modules, "torch", torch)
     model, other = small_models.random(NAT, TINY, rng), small_models.abstract(NAT, TINY)
     pretrained.save(model, tmp_path / "nat.pth")
@@ -163,6 +170,14 @@ def test_another_number_of_classes(rng):
     pretrained.load(model, arrays, skip=("head.*",))
     helpers.assert_identical(model.classifier.head.kernel[...], head)
     helpers.assert_identical(model.classifier.norm.scale[...], jnp.asarray(arrays["norm.weight"]))
+    with pytest.raises(ValueError, match=r"'haed\.\*' of skip matches no name"):
+        pretrained.load(model, arrays, skip=("head.*", "haed.*"))
+
+
+@pytest.mark.parametrize("name", ["weights.pth", "weights.safetensors"])
+def test_a_file_that_is_not_there(name, rng, tmp_path):
+    with pytest.raises(FileNotFoundError, match=f"there is no file .*{name}"):
+        pretrained.load(small_models.random(NAT, TINY, rng), tmp_path / name)
 
 
 def test_relative_positions_must_be_those_of_the_model(rng):

@@ -66,6 +66,8 @@ def test_tuning_files_are_merged(capsys, tuning_file, tmp_path):
     assert run(capsys, "tune", "--merge", *map(str, files)) == f"merged into {tuning_file}\n"
     assert {*json.loads(tuning_file.read_text())["choices"]} == {key, "other 0", "other 1"}
     assert tuning.lookup(OP, PROBLEM, platform) == {"attention": "xla"}
+    files[1].write_bytes(b"\x89PNG" * 1000)
+    assert run(capsys, "tune", "--merge", str(files[1]), status=2).endswith("jax-na: it is not JSON\n")
     files[0].write_text("{}")
     assert "0.json is not a tuning file of jax-na" in run(capsys, "tune", "--merge", str(files[0]), status=2)
 

@@ -62,6 +62,7 @@ def load(model: nnx.Module, source: files.Source, *, skip: Iterable[str] = ()) -
 
     Raises:
       ValueError: one, that lists all names and shapes in which file and model differ.
+      FileNotFoundError: if there is no such file.
       ImportError: if the package for this kind of file is missing.
 
     Example:

@@ -23,13 +23,15 @@ def read(source: Source, nested: Iterable[Sequence[str]] = ()) -> dict[str, Arra
     if isinstance(source, Mapping):
         return {name: _numpy(x) for name, x in _inside(source, nested).items()}
     path = pathlib.Path(source)
+    if path.suffix not in (".safetensors", *TORCH):
+        raise ValueError(f"{path} must end with .safetensors or with one of {', '.join(TORCH)}")
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
     if path.suffix == ".safetensors":
         loaded: dict[str, Array] = _safetensors(path).load_file(path)
         return loaded
-    if path.suffix in TORCH:
-        # Only arrays are read, so that no file can run code.
-        return read(_torch(path).load(path, map_location="cpu", weights_only=True), nested)
-    raise ValueError(f"{path} must end with .safetensors or with one of {', '.join(TORCH)}")
+    # Only arrays are read, so that no file can run code.
+    return read(_torch(path).load(path, map_location="cpu", weights_only=True), nested)
 
 
 def write(path: str | os.PathLike[str], arrays: Arrays) -> None:

@@ -177,6 +177,9 @@ def to_flax(
         if name in left and not _equal(np.asarray(left[name]), value):
             wrong.append(f"{name} has other values than this model computes")
     wrong += [f"{name} {tuple(x.shape)} is not expected" for name, x in left.items() if name not in used]
+    names = used.union(published)
+    unused = (pattern for pattern in skip if not any(_matches(name, (pattern,)) for name in names))
+    wrong += [f"{pattern!r} of skip matches no name" for pattern in unused]
     if wrong:
         raise ValueError("published arrays do not fit the model:\n  " + "\n  ".join(dict.fromkeys(wrong)))
     return found

@@ -39,7 +39,8 @@ def arrays(named: Mapping[str, Any]) -> dict[str, Array]:
 
 def _array(name: str, x: Any) -> Array:
     if not isinstance(x, (jax.Array, np.ndarray)):
-        raise TypeError(f"{name} must be an array, got {type(x).__name__}")
+        hint = "; give its array, x[...]" if type(x).__module__.startswith("flax.") else ""
+        raise TypeError(f"{name} must be an array, got {type(x).__name__}{hint}")
     array = jnp.asarray(x)
     if array.dtype.name not in DTYPES:
         raise TypeError(f"{name} has dtype {array.dtype.name}; legal are {', '.join(DTYPES)}")
@@ -170,10 +171,11 @@ def require_features(named: Mapping[str, Array]) -> None:
         raise ValueError(f"key has head_dim {key.shape[-1]}, query {query.shape[-1]}; they must be equal")
     if key is not None and value is not None and key.shape[-2] != value.shape[-2]:
         raise ValueError(f"value has {value.shape[-2]} heads, key {key.shape[-2]}; they must be equal")
-    _require_groups(query.shape[-2], others[0].shape[-2])
+    require_groups(query.shape[-2], others[0].shape[-2])
 
 
-def _require_groups(heads: int, kv_heads: int) -> None:
+def require_groups(heads: int, kv_heads: int) -> None:
+    """There are as many query heads for every kv head."""
     if heads % kv_heads:
         legal = [n for n in range(1, heads + 1) if heads % n == 0]
         nearest = min(legal, key=lambda n: abs(n - kv_heads))
@@ -189,7 +191,10 @@ def scale(scale: Any, head_dim: int) -> float:
     if scale is None:
         return default
     if isinstance(scale, jax.core.Tracer):
-        raise TypeError("scale is traced, but it must be known when compiling: multiply the query instead")
+        raise TypeError(
+            "scale is traced, but it must be known when compiling: multiply the query by it, and give "
+            "scale=1.0"
+        )
     is_array = isinstance(scale, (jax.Array, np.ndarray, np.generic))
     number: Any = scale.item() if is_array and scale.size == 1 else scale
     if not isinstance(number, numbers.Real) or isinstance(number, bool):

@@ -64,9 +64,10 @@ def neighborhood_attention(
         is_causal: whether the window ends at the query.
         is_periodic: whether the axis wraps around, so that windows do instead of sliding inward; its length
             is a multiple of stride * dilation.
-        scale: factor of the products, head_dim ** -0.5 by default; a number known when compiling.
+        scale: factor of the products, head_dim ** -0.5 by default; a number known when compiling. One that
+            is not multiplies the query, with scale=1.0.
         rpb: relative positional bias [heads, 2 * kernel_size - 1 per axis], indexed by the distance in
-            positions (coordinates divided by dilation).
+            positions (coordinates divided by dilation); where a window goes around, keys are counted on.
         additional_keys: [batch..., tokens, kv_heads, head_dim], seen by every query (no bias); with
         additional_values: [batch..., tokens, kv_heads, value_dim].
         key_mask: bool [batch..., *spatial] or without the batch axes, True where the key exists. Nobody sees

@@ -45,6 +45,8 @@ def attention_fn(
     Args:
         kernel_size, stride, dilation, is_causal, is_periodic, scale, rpb, key_mask, implementation: as in
             `neighborhood_attention`; one of the first five must be a tuple, or kernel_size a `Neighborhood`.
+            rpb and key_mask are the same in all calls: for a mask of every batch, the layers of
+            `flax_layers` take it when they are called.
 
     Returns:
         A function of query, key and value that takes what Flax's layers pass on besides.

@@ -205,6 +205,8 @@ def read(file: pathlib.Path) -> Choices:
         if document["version"] != VERSION:
             raise ValueError(f"its version is {document['version']}, not {VERSION}")
         choices: Choices = dict(document["choices"])
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{file} is not a tuning file of jax-na: it is not JSON") from error
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{file} is not a tuning file of jax-na: {error!r}") from error
     return choices

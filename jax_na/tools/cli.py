@@ -18,6 +18,7 @@ from typing import Any
 import jax
 
 import jax_na
+from jax_na.api import arguments
 from jax_na.api.availability import Availability
 from jax_na.kernels import devices, tuning
 from jax_na.kernels.platforms import CUDA
@@ -31,6 +32,7 @@ from jax_na.tools.roofline import DEVICES
 
 DIRECTIONS = {"forward": FORWARD, "backward": BACKWARD, "both": BOTH}
 SIZES = r"\d+([x,]\d+)*"  # like 56x56
+PICTURES = (".png", ".svg", ".pdf")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -51,6 +53,7 @@ def window(options: argparse.Namespace) -> None:
     """The window of one query, as text or as a picture."""
     neighborhood = _neighborhood(options)
     query = options.query or tuple(n // 2 for n in options.shape)
+    _require_picture(options.output)
     if options.output:
         figure: Any = plot.plot_window(neighborhood, options.shape, query).figure
         figure.savefig(options.output, dpi=150)
@@ -95,6 +98,8 @@ def _notes(rows: Iterable[Availability]) -> list[str]:
 def tune(options: argparse.Namespace) -> None:
     """Finds and stores the fastest implementation and tiles; with --merge, takes what others have found."""
     if options.merge:
+        if options.shape is not None or options.preset is not None:
+            raise ValueError("--merge takes what is in files, and measures nothing: leave the problem away")
         print(f"merged into {tuning.merge(options.merge)}")
         return
     problem = _problem(options)
@@ -111,6 +116,7 @@ def tune(options: argparse.Namespace) -> None:
 def _problem(options: argparse.Namespace) -> Problem:
     """The problem of that grid or name; what was not given is a default, or the problem's own."""
     require_platform()
+    _require_used(options)
     if not options.json and not options.dry_run:
         report.rich("rich.table")  # to miss it now, not after the measurement
         if getattr(options, "chart", None):
@@ -133,7 +139,23 @@ def _problem(options: argparse.Namespace) -> Problem:
         given["is_causal"] = tuple(map(bool, given["is_causal"]))
     problem = dataclasses.replace(base, **given, direction=DIRECTIONS[options.direction])
     profiler.neighborhood(problem).axes(problem.spatial)
+    arguments.require_groups(problem.heads, problem.kv_heads)
     return problem
+
+
+def _require_used(options: argparse.Namespace) -> None:
+    """Options that would do nothing are errors, and so are charts that cannot be written, before the work."""
+    chart, device = getattr(options, "chart", None), getattr(options, "device", None)
+    if device and not options.dry_run:
+        raise ValueError("--device is for --dry-run; without it, the machine here is measured")
+    if chart and options.dry_run:
+        raise ValueError("--chart draws what was measured; with --dry-run there is nothing to draw")
+    _require_picture(chart)
+
+
+def _require_picture(file: str | None) -> None:
+    if file and not file.endswith(PICTURES):
+        raise ValueError(f"{file} must end with one of {', '.join(PICTURES)}")
 
 
 def _neighborhood(options: argparse.Namespace) -> Neighborhood:
