@@ -48,9 +48,8 @@ def torch() -> Any:
     importlib.import_module("torch.nn.attention.flex_attention")
     module._dynamo.config.recompile_limit = 1000
     functorch: Any = importlib.import_module("torch._functorch.config")
-    functorch.donated_buffer = (
-        False  # a backward pass is timed over one forward pass, whose results must stay
-    )
+    # A backward pass is timed many times over one forward pass, whose results must stay.
+    functorch.donated_buffer = False
     return module
 
 
