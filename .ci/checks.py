@@ -31,9 +31,14 @@ EXECUTOR = (
     "test_tile_schedule.py",
     *(f"test_cuda_{n}.py" for n in ("kernels", "naive", "gemm", "hopper")),
 )
-EXECUTOR += ("test_cuda_gemm_faults.py",)
-# Its combinations take up to a minute each: some of them are enough where no CUDA kernel has changed.
-LONG = "tests/test_cuda_non_finite.py"
+EXECUTOR += (
+    "test_cuda_gemm_faults.py",
+    "test_cuda_halo.py",
+    "test_cuda_non_finite.py",
+    "test_cuda_key_mask.py",
+)
+# Their combinations take up to a minute each: some of them are enough where no CUDA kernel has changed.
+LONG = ("tests/test_cuda_key_mask.py", "tests/test_cuda_non_finite.py")
 # What a set of instructions computes: these run with each of them.
 NUMERICAL = ("test_attention.py", "test_unfused.py", "test_random.py", "test_regions.py", "test_package.py")
 CLANG_SOURCES = ("cpu/isa/kernels.cc", "cpu/naive.cc", "cpu/host/instruction_set.cc", "cpu/host/handlers.cc")
@@ -126,9 +131,10 @@ def test_steps(
 
     def all_combinations(run) -> None:
         variables = {"JAX_NA_WHEEL": str(wheel(newest))}
-        pytest(run, newest, "--exhaustive", *([] if every else [f"--ignore={LONG}"]), **variables)
+        later = [] if every else [f"--ignore={name}" for name in LONG]
+        pytest(run, newest, "--exhaustive", *later, **variables)
         if not every:
-            pytest(run, newest, LONG, **variables)
+            pytest(run, newest, *LONG, **variables)
 
     def other_levels(run) -> None:
         """The best one runs everything already, and the oldest JAX the baseline."""
