@@ -76,7 +76,7 @@ def attend(few, inputs, **options):
     return jax_na.region_attention(kernel_size=few.window, return_lse=True, implementation="fused", **given)
 
 
-def kernels(few, inputs, value_dim=None):
+def kernels(few, inputs):
     op = Op(few.window, few.grid)
     return plan.plan(CPU, "na_fused_forward", op, contract.problem(op, inputs))
 
